@@ -1,0 +1,23 @@
+"""Views, samplers, packers and the batch type. Knows no other folder."""
+
+from packvit.packing.batch import BatchStats, PackedBatch, PackedImage
+from packvit.packing.policy import PackingConfig, Packer, make_packer, pack_lengths
+from packvit.packing.samplers import DropConfig, ResolutionConfig, ViewsConfig, draw_view, full_view
+from packvit.packing.view import View, derive_seed
+
+__all__ = [
+    "BatchStats",
+    "DropConfig",
+    "PackedBatch",
+    "PackedImage",
+    "Packer",
+    "PackingConfig",
+    "ResolutionConfig",
+    "View",
+    "ViewsConfig",
+    "derive_seed",
+    "draw_view",
+    "full_view",
+    "make_packer",
+    "pack_lengths",
+]

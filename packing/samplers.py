@@ -1,0 +1,173 @@
+"""Draw a view: resolution, patch size and drop rate of one image.
+
+Resolution follows NaViT 3.2 and A.1, patch size FlexiViT 3.2, dropping NaViT A.4. Every function takes
+its randomness as an argument; the caller derives it from (seed, epoch, sample key), so that a view is
+the same however often, and in whichever process, it is drawn.
+"""
+
+import math
+from dataclasses import dataclass, field
+from random import Random
+from typing import Literal
+
+from packvit.packing.view import View, fit_grid, shrink_grid
+
+
+@dataclass(frozen=True)
+class ResolutionConfig:
+    """Side of the square with the view's area, in pixels (NaViT 3.2, A.1).
+
+    Args:
+        low, high: the range in pixels.
+        distribution: of u in [-1, 1], which is mapped linearly to the range: uniform, or a normal
+            truncated to [-1, 1].
+        mean, std: of the normal before truncation; the paper's best is N(-0.5, 1).
+        measure: whether u is mapped to the side or to the area.
+        upscale: False never shows an image larger than it is stored.
+    """
+
+    low: int = 64
+    high: int = 256
+    distribution: Literal["uniform", "normal"] = "normal"
+    mean: float = -0.5
+    std: float = 1.0
+    measure: Literal["side", "area"] = "side"
+    upscale: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.low <= self.high:
+            raise ValueError(
+                f"views.resolution: needs 1 <= low <= high, got low={self.low}, high={self.high}"
+            )
+        if self.std <= 0:
+            raise ValueError(f"views.resolution.std={self.std} must be positive")
+
+
+@dataclass(frozen=True)
+class DropConfig:
+    """Fraction of an image's tokens removed in training (NaViT A.4).
+
+    Args:
+        kind: none; constant: always `mean`; beta: `maximum` * u, u ~ Beta with mean m = mean / maximum and
+            variance 0.3 m (1 - m).
+        mean: expected drop rate.
+        maximum: upper end of the beta's range.
+    """
+
+    kind: Literal["none", "constant", "beta"] = "none"
+    mean: float = 0.5
+    maximum: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mean < 1:
+            raise ValueError(f"views.drop.mean={self.mean} must lie in [0, 1)")
+        if self.kind == "beta" and not 0 < self.mean < self.maximum <= 1:
+            raise ValueError(
+                f"views.drop: beta needs 0 < mean < maximum <= 1, got mean={self.mean}, maximum={self.maximum}"
+            )
+
+
+@dataclass(frozen=True)
+class ViewsConfig:
+    """How views are drawn in training.
+
+    Args:
+        patch_sizes: sides in pixels, drawn for every image (FlexiViT 3.2).
+        patch_weights: relative weight of each patch size; empty means equal.
+        resolution, drop: see their classes.
+        crop: smallest share of the image's area that a random crop keeps; 1 shows the whole image.
+        flip: probability of mirroring left and right.
+    """
+
+    patch_sizes: tuple[int, ...] = (16,)
+    patch_weights: tuple[float, ...] = ()
+    resolution: ResolutionConfig = field(default_factory=ResolutionConfig)
+    drop: DropConfig = field(default_factory=DropConfig)
+    crop: float = 1.0
+    flip: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.patch_sizes or min(self.patch_sizes) < 1:
+            raise ValueError(f"views.patch_sizes={self.patch_sizes} needs at least one size, all positive")
+        if len(set(self.patch_sizes)) != len(self.patch_sizes):
+            raise ValueError(f"views.patch_sizes={self.patch_sizes} names a size twice")
+        if self.patch_weights and len(self.patch_weights) != len(self.patch_sizes):
+            raise ValueError("views.patch_weights needs one weight for each of views.patch_sizes")
+        if self.patch_weights and (min(self.patch_weights) < 0 or sum(self.patch_weights) <= 0):
+            raise ValueError(f"views.patch_weights={self.patch_weights} must be >= 0 with a positive sum")
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"views.crop={self.crop} must lie in (0, 1]")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"views.flip={self.flip} must lie in [0, 1]")
+
+
+def draw_view(
+    rng: Random,
+    native: tuple[int, int],
+    config: ViewsConfig,
+    max_tokens: int | None = None,
+) -> View:
+    """A training view of an image of `native` (height, width) pixels.
+
+    A view longer than `max_tokens` is shown at a lower resolution instead; None leaves it as drawn.
+    """
+    box = draw_box(rng, native, config.crop)
+    flip = rng.random() < config.flip
+    resolution = draw_resolution(rng, config.resolution)
+    if not config.resolution.upscale:
+        resolution = min(resolution, math.sqrt(box[2] * box[3]))
+    patch_size = rng.choices(config.patch_sizes, config.patch_weights or None)[0]
+    rate = draw_rate(rng, config.drop)
+    rows, cols = fit_grid(box[2], box[3], resolution, patch_size)
+    num_tokens = kept_tokens(rows * cols, rate)
+    if max_tokens is not None and num_tokens > max_tokens:
+        rows, cols = shrink_grid(rows, cols, max(max_tokens, int(max_tokens / (1 - rate))))
+        num_tokens = min(max_tokens, kept_tokens(rows * cols, rate))
+    return View(rows, cols, patch_size, num_tokens, box, flip)
+
+
+def full_view(native: tuple[int, int], patch_size: int, resolution: float | None = None) -> View:
+    """The evaluation view: whole image, nothing dropped; `resolution` None keeps the native area."""
+    height, width = native
+    rows, cols = fit_grid(height, width, resolution or math.sqrt(height * width), patch_size)
+    return View(rows, cols, patch_size, rows * cols, (0, 0, height, width))
+
+
+def draw_resolution(rng: Random, config: ResolutionConfig) -> float:
+    """Side in pixels. NaViT 3.2, A.1."""
+    if config.distribution == "uniform":
+        u = rng.uniform(-1, 1)
+    else:
+        u = rng.gauss(config.mean, config.std)
+        while not -1 <= u <= 1:
+            u = rng.gauss(config.mean, config.std)
+    share = (u + 1) / 2
+    if config.measure == "side":
+        return config.low + share * (config.high - config.low)
+    return math.sqrt(config.low**2 + share * (config.high**2 - config.low**2))
+
+
+def draw_rate(rng: Random, config: DropConfig) -> float:
+    """Drop rate in [0, 1]. NaViT A.4."""
+    if config.kind == "none":
+        return 0.0
+    if config.kind == "constant":
+        return config.mean
+    m = config.mean / config.maximum
+    # Variance 0.3 m (1 - m) means a + b = 1 / 0.3 - 1 = 7 / 3.
+    return config.maximum * rng.betavariate(m * 7 / 3, (1 - m) * 7 / 3)
+
+
+def draw_box(rng: Random, native: tuple[int, int], smallest: float) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a crop with the image's aspect ratio and at least `smallest` of its area."""
+    height, width = native
+    if smallest >= 1:
+        return 0, 0, height, width
+    side = math.sqrt(rng.uniform(smallest, 1))
+    h, w = max(1, round(height * side)), max(1, round(width * side))
+    return rng.randint(0, height - h), rng.randint(0, width - w), h, w
+
+
+def kept_tokens(num_patches: int, rate: float) -> int:
+    """Tokens left of `num_patches` at drop rate `rate`; at least one (NaViT A.4)."""
+    return max(1, round(num_patches * (1 - rate)))
