@@ -105,9 +105,13 @@ class PackedBatch:
         """T = B * S."""
         return self.image_index.shape[0]
 
+    def image_lengths(self) -> Tensor:
+        """int64 [N], tokens of each image; on a GPU it waits for the device."""
+        return torch.bincount(self.image_index[self.image_index >= 0].long(), minlength=self.num_images)
+
     def stats(self) -> BatchStats:
         """Counts of this batch; waits for the device if the batch is on one."""
-        lengths = torch.bincount(self.image_index[self.image_index >= 0].long(), minlength=self.num_images)
+        lengths = self.image_lengths()
         return BatchStats(
             images=self.num_images,
             tokens=int(lengths.sum()),
@@ -139,7 +143,7 @@ class PackedBatch:
         """Lay images out in sequences of `seq_len` slots; what is left of a row becomes padding.
 
         Raises:
-            ValueError: the images of a sequence have more than `seq_len` tokens; names the first that is over.
+            ValueError: a sequence's images have more than `seq_len` tokens; names the first that is over.
         """
         total = len(sequences) * seq_len
         image_index = np.full(total, -1, np.int32)

@@ -63,7 +63,7 @@ class DropConfig:
             raise ValueError(f"views.drop.mean={self.mean} must lie in [0, 1)")
         if self.kind == "beta" and not 0 < self.mean < self.maximum <= 1:
             raise ValueError(
-                f"views.drop: beta needs 0 < mean < maximum <= 1, got mean={self.mean}, maximum={self.maximum}"
+                f"views.drop: beta needs 0 < mean < maximum <= 1, not {self.mean} and {self.maximum}"
             )
 
 
@@ -159,7 +159,7 @@ def draw_rate(rng: Random, config: DropConfig) -> float:
 
 
 def draw_box(rng: Random, native: tuple[int, int], smallest: float) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a crop with the image's aspect ratio and at least `smallest` of its area."""
+    """(top, left, height, width) of a crop of the image's aspect ratio, at least `smallest` of its area."""
     height, width = native
     if smallest >= 1:
         return 0, 0, height, width

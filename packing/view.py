@@ -47,19 +47,9 @@ class View:
         """Fraction of the grid's tokens that is removed."""
         return 1 - self.num_tokens / (self.rows * self.cols)
 
-    def to_state(self) -> list[int]:
-        """The view as nine integers, for a checkpoint."""
-        return [self.rows, self.cols, self.patch_size, self.num_tokens, *self.box, int(self.flip)]
-
-    @staticmethod
-    def from_state(state: list[int]) -> "View":
-        """The inverse of `to_state`."""
-        rows, cols, patch_size, num_tokens, top, left, height, width, flip = state
-        return View(rows, cols, patch_size, num_tokens, (top, left, height, width), bool(flip))
-
 
 def fit_grid(height: float, width: float, resolution: float, patch_size: int) -> tuple[int, int]:
-    """Rows and columns nearest to area `resolution`**2 at the aspect ratio of height x width; each at least 1."""
+    """Rows and columns, each at least 1, nearest to the area `resolution`**2 at the image's aspect ratio."""
     scale = resolution / math.sqrt(height * width)
     rows = max(1, round(height * scale / patch_size))
     cols = max(1, round(width * scale / patch_size))

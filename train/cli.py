@@ -1,0 +1,214 @@
+"""The `packvit` command: reads arguments, calls what does the work, and turns errors into one sentence."""
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from packvit.data import check_shards, write_digits, write_image_folder
+from packvit.packing import PackingConfig
+from packvit.train.config import Config
+from packvit.train.recipes import RECIPES, find_recipe
+from packvit.train.run import evaluate_folder, run
+
+USAGE = f"""usage: packvit COMMAND ...
+
+commands:
+  train RECIPE|CONFIG.yaml [--section.field VALUE ...]
+                    train, evaluate and draw; the same --run-dir resumes
+  eval CHECKPOINT --shards ... --resolutions ... --patch-sizes ...
+                    accuracy of one model at any resolution and patch size
+  shards write|demo|check
+                    make or verify webdataset shards
+  info              versions and devices, for bug reports
+
+recipes: {", ".join(RECIPES)}
+`packvit COMMAND --help` lists a command's options, `packvit train RECIPE --help` all of a run's."""
+
+Folder = Annotated[Path, tyro.conf.Positional]
+
+
+def main() -> None:
+    """Entry point of the command."""
+    sys.exit(dispatch(sys.argv[1:]))
+
+
+def dispatch(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit status: 0, or 2 after a sentence on standard error."""
+    commands: dict[str, Callable[[Sequence[str]], Any]] = {
+        "train": train_command,
+        "eval": lambda rest: tyro.cli(evaluate_command, prog="packvit eval", args=rest),
+        "shards": shards_command,
+        "info": lambda rest: tyro.cli(info_command, prog="packvit info", args=rest),
+    }
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if arguments[0] not in commands:
+        return fail(f"{arguments[0]!r} is no command: it is one of {', '.join(commands)}")
+    try:
+        commands[arguments[0]](arguments[1:])
+    except KeyboardInterrupt:
+        return fail("interrupted")
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        # Set it to see where an error comes from, and whether it is a bug.
+        if os.environ.get("PACKVIT_TRACEBACK"):
+            raise
+        return fail(str(error))
+    return 0
+
+
+def fail(message: str) -> int:
+    """Say on standard error what is wrong; returns exit status 2."""
+    print(f"packvit: error: {message}", file=sys.stderr)
+    return 2
+
+
+def train_command(arguments: Sequence[str]) -> None:
+    """`packvit train RECIPE|CONFIG.yaml ...`."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: packvit train RECIPE|CONFIG.yaml [--section.field VALUE ...]\n\nrecipes:")
+        for name, recipe in RECIPES.items():
+            print(f"  {name:<12}{(recipe.__doc__ or '').splitlines()[0]}")
+        print("\n`packvit train RECIPE --help` lists every field with the recipe's value.")
+        return
+    default = find_recipe(arguments[0])
+    run(tyro.cli(Config, default=default, prog=f"packvit train {arguments[0]}", args=arguments[1:]))
+
+
+def evaluate_command(
+    checkpoint: Folder,
+    /,
+    shards: tuple[str, ...],
+    resolutions: tuple[int, ...],
+    patch_sizes: tuple[int, ...],
+    out: Path | None = None,
+    seq_len: int = 1024,
+    sequences: int = 8,
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
+    workers: int = 1,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> None:
+    """Evaluate one model at every resolution and patch size asked for.
+
+    Args:
+        checkpoint: a run's folder, a checkpoint, or any file that load_model reads.
+        shards: webdataset shards: files, patterns or folders.
+        resolutions: sides in pixels of the square with a view's area.
+        patch_sizes: sides of a patch in pixels.
+        out: folder for results.json, accuracy.png and skipped.jsonl; by default CHECKPOINT/eval.
+        seq_len: slots in a sequence; raised to the longest view's tokens where it is shorter.
+        sequences: sequences in a batch.
+        precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU.
+        workers: processes that decode.
+        device: auto takes a GPU when there is one.
+    """
+    for name, values in (("resolutions", resolutions), ("patch-sizes", patch_sizes), ("shards", shards)):
+        if not values:
+            raise ValueError(f"--{name} needs at least one value")
+    packing = PackingConfig(seq_len=seq_len, sequences=sequences)
+    evaluate_folder(checkpoint, shards, resolutions, patch_sizes, out, packing, precision, workers, device)
+
+
+def shards_command(arguments: Sequence[str]) -> None:
+    """`packvit shards write|demo|check ...`."""
+    tyro.extras.subcommand_cli_from_dict(
+        {"write": write_command, "demo": demo_command, "check": check_command},
+        prog="packvit shards",
+        args=arguments,
+    )
+
+
+def write_command(
+    folder: Folder,
+    out: Folder,
+    /,
+    val_fraction: float = 0.0,
+    shard_size: int = 1000,
+    seed: int = 0,
+) -> None:
+    """Pack a folder of class folders into shards.
+
+    Args:
+        folder: holds one folder of images for each class.
+        out: gets the shards; with a val fraction, out/train and out/val.
+        val_fraction: share of the images kept for validation.
+        shard_size: images in a shard.
+        seed: of the shuffled order and of the split.
+    """
+    with progress_bar("writing") as report_progress:
+        report = write_image_folder(
+            folder, out, val_fraction=val_fraction, shard_size=shard_size, seed=seed, progress=report_progress
+        )
+    for target, images in report.images.items():
+        print(f"{target}: {images} images of {len(report.classes)} classes")
+    for name, lines in (
+        ("broken images left out", report.broken),
+        ("other files left out", report.not_images),
+    ):
+        if lines:
+            print(f"{len(lines)} {name}:")
+            print("\n".join(f"  {line}" for line in lines))
+
+
+def demo_command(
+    out: Folder, /, train_images: int = 20_000, test_images: int = 2_000, seed: int = 0, clutter: float = 0.5
+) -> None:
+    """Write the demo set: handwritten digits on canvases of every size and shape, over clutter.
+
+    Args:
+        out: gets out/train and out/val.
+        train_images: canvases for training.
+        test_images: canvases for validation, from scans that training never shows.
+        seed: of every canvas.
+        clutter: 0 = none, 1 = as strong as the digit.
+    """
+    with progress_bar("drawing") as report_progress:
+        write_digits(out, train_images, test_images, seed, clutter=clutter, progress=report_progress)
+    print(f"{out / 'train'}: {train_images} images\n{out / 'val'}: {test_images} images")
+
+
+def check_command(shards: Annotated[tuple[str, ...], tyro.conf.Positional], /) -> None:
+    """Read every sample of some shards and name what is wrong.
+
+    Args:
+        shards: files, patterns or folders.
+    """
+    report = check_shards(shards)
+    print(report)
+    if report.problems:
+        raise ValueError(f"{sum(map(len, report.problems.values()))} problems found")
+
+
+def info_command() -> None:
+    """Versions and devices, for bug reports."""
+    print(f"{'python':<14}{platform.python_version()} on {platform.platform()}")
+    for name in ("packvit", "torch", "xformers", "webdataset", "numpy", "pillow", "simplejpeg", "matplotlib"):
+        try:
+            print(f"{name:<14}{version(name)}")
+        except PackageNotFoundError:
+            print(f"{name:<14}not installed")
+    print(f"{'CPU threads':<14}{torch.get_num_threads()}")
+    for index in range(torch.cuda.device_count()):
+        print(f"{f'cuda:{index}':<14}{torch.cuda.get_device_name(index)}")
+    if not torch.cuda.is_available():
+        print(f"{'cuda':<14}none")
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar in a terminal, nothing elsewhere; gives a function of (done, total)."""
+    console = Console()
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,175 @@
+"""Bring the streams' batches to the trainer: processes, order, state.
+
+Rank r of R takes batches start + r, start + r + R, ... of the run. Batch k comes from stream k mod
+streams, so with R dividing the number of streams every stream belongs to one rank. Inside a rank each
+stream belongs to one worker. Each worker has a DataLoader of its own, which lets any number of workers
+serve any number of streams in the one fixed order.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count, cycle
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from packvit.data.shards import expand_shards
+from packvit.data.streams import STATE_VERSION, DataConfig, Stream
+from packvit.packing import PackedBatch, PackingConfig, ViewsConfig
+
+PREFETCH = 3  # batches ready in each worker
+
+
+@dataclass
+class LoadedBatch:
+    """A batch with what the trainer has to keep.
+
+    Args:
+        batch: the packed images.
+        stream, state: the stream it came from, and that stream's state after it.
+        skipped: {"shard", "key", "reason"} of every sample left out since the stream's last batch.
+        error: a sentence, instead of a batch, when the stream cannot go on.
+    """
+
+    batch: PackedBatch | None
+    stream: int = 0
+    state: dict = field(default_factory=dict)
+    skipped: list[dict] = field(default_factory=list)
+    error: str | None = None
+
+    def pin_memory(self) -> "LoadedBatch":
+        """Called by the DataLoader, in its pinning thread."""
+        self.batch = self.batch.pin_memory() if self.batch else None
+        return self
+
+
+class StreamDataset(IterableDataset):
+    """The streams of one worker, in turn, for ever."""
+
+    def __init__(
+        self, streams: Sequence[int], make_stream: Callable[[int], Stream], states: dict[int, dict]
+    ) -> None:
+        self.streams = streams
+        self.make_stream = make_stream
+        self.states = {index: states[index] for index in streams if index in states}
+
+    def __iter__(self) -> Iterator[LoadedBatch]:
+        try:
+            streams = [self.make_stream(index) for index in self.streams]
+            for stream in streams:
+                if stream.index in self.states:
+                    stream.load_state_dict(self.states[stream.index])
+            for stream in cycle(streams):
+                batch = stream.next_batch()
+                skipped, stream.skipped = stream.skipped, []
+                yield LoadedBatch(batch, stream.index, stream.state_dict(), skipped)
+        except ValueError as error:
+            # A DataLoader would wrap the exception in a traceback; the user gets the sentence.
+            yield LoadedBatch(None, error=str(error))
+
+
+class TrainLoader:
+    """Endless batches of one rank, in the run's order; its state follows what was taken, not what was read.
+
+    Raises:
+        ValueError: no shard matches, streams are not a multiple of the ranks, the state is of other shards.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        views: ViewsConfig,
+        packing: PackingConfig,
+        seed: int,
+        num_classes: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        if data.streams % world_size:
+            raise ValueError(f"data.streams={data.streams} must be a multiple of the {world_size} ranks")
+        paths = tuple(expand_shards(data.shards))
+        self.data, self.paths = data, paths
+        self.make_stream = partial(
+            Stream,
+            paths=paths,
+            data=data,
+            views=views,
+            packing=packing,
+            seed=seed,
+            num_classes=num_classes,
+        )
+        self.rank, self.world_size, self.pin_memory = rank, world_size, pin_memory
+        self.states: dict[int, dict] = {}
+        self.start = 0
+
+    def __iter__(self) -> Iterator[LoadedBatch]:
+        data = self.data
+        order = [
+            (self.start + self.rank + i * self.world_size) % data.streams
+            for i in range(data.streams // self.world_size)
+        ]
+        workers = max(1, min(data.workers, len(order)))
+        sources = [
+            iter(
+                DataLoader(
+                    StreamDataset(order[worker::workers], self.make_stream, self.states),
+                    batch_size=None,
+                    num_workers=min(1, data.workers),
+                    prefetch_factor=PREFETCH if data.workers else None,
+                    pin_memory=self.pin_memory,
+                    collate_fn=_keep,
+                    # Its own generator: the DataLoader would otherwise draw from, and shift, the global one.
+                    generator=torch.Generator(),
+                )
+            )
+            for worker in range(workers)
+        ]
+        for i in count():
+            loaded: LoadedBatch = next(sources[i % len(order) % workers])
+            if loaded.error is not None:
+                raise ValueError(loaded.error)
+            self.states[loaded.stream] = loaded.state
+            self.start += self.world_size
+            yield loaded
+
+    def counts(self) -> tuple[int, int]:
+        """(samples read, samples that could not be used) by this rank's streams, resumed runs included."""
+        states = self.states.values()
+        return sum(state["seen"] for state in states), sum(state["bad"] for state in states)
+
+    def state_dict(self) -> dict:
+        """The state of this rank's streams after the batches taken so far; JSON-serialisable."""
+        return {
+            "version": STATE_VERSION,
+            "shards": [path.rsplit("/", 1)[-1] for path in self.paths],
+            "num_streams": self.data.streams,
+            "start": self.start,
+            "streams": {str(index): state for index, state in self.states.items()},
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on after `state`, which may be the union of several ranks' (`merge_states`)."""
+        mine = self.state_dict()
+        if state["shards"] != mine["shards"]:
+            raise ValueError(
+                f"the run was started on {len(state['shards'])} shards ({state['shards'][0]}, ...), and "
+                f"data.shards now names {len(mine['shards'])} ({mine['shards'][0]}, ...): resume with the same"
+            )
+        if state["num_streams"] != mine["num_streams"]:
+            raise ValueError(
+                f"the run was started with data.streams={state['num_streams']}, not {mine['num_streams']}"
+            )
+        self.start = state["start"]
+        self.states = {int(index): stream for index, stream in state["streams"].items()}
+
+
+def merge_states(states: Sequence[dict]) -> dict:
+    """One state of all ranks' states."""
+    streams = {index: stream for state in states for index, stream in state["streams"].items()}
+    return states[0] | {"streams": streams}
+
+
+def _keep(loaded: LoadedBatch) -> LoadedBatch:
+    return loaded

@@ -1,0 +1,39 @@
+"""One sample of a shard, read, checked and cut as its view says."""
+
+from packvit.data.shards import BadSample, BadShard, Shard
+from packvit.data.transforms import present
+from packvit.packing import PackedImage, View
+
+
+def load_sample(
+    shard: Shard,
+    member: int,
+    view: View,
+    native_size: tuple[int, int],
+    seed: int,
+    num_classes: int | None,
+) -> PackedImage:
+    """Decode sample `member` of `shard`; `seed` decides which tokens are dropped.
+
+    Raises:
+        BadSample: it cannot be decoded; or, with `num_classes` given, has no label in 0..num_classes-1.
+    """
+    key = shard.key(member)
+    label = shard.label(member)
+    if num_classes is not None:
+        if label is None:
+            raise BadSample(shard.path, key, "it has no label")
+        if not 0 <= label < num_classes:
+            raise BadSample(shard.path, key, f"its label {label} is not in 0..{num_classes - 1}")
+    data = shard.image(member)
+    try:
+        return present(data, view, native_size, seed, label, key)
+    except ValueError as error:
+        raise BadSample(shard.path, key, str(error)) from error
+
+
+def describe_skipped(error: BadSample | BadShard) -> dict:
+    """A line of `skipped.jsonl`: shard, key (None for a whole shard) and reason."""
+    if isinstance(error, BadSample):
+        return {"shard": error.shard, "key": error.key, "reason": error.reason}
+    return {"shard": error.shard, "key": None, "reason": error.reason}

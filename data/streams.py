@@ -1,0 +1,239 @@
+"""Logical data streams: which sample comes when, whatever the number of processes.
+
+The run's data is cut into a fixed number of streams. Batch k of the run comes from stream k mod
+streams, so the order of batches depends neither on workers nor on ranks. A stream owns every
+`streams`-th unit of the epoch's permutation; a unit is a shard or, when there are fewer shards than
+streams, a fixed part of one. The samples of a few units are shuffled together and each gets a view
+drawn from (seed, epoch, key), which the stream's packer puts into sequences. Nothing is decoded before
+its sequence is full, so the whole state of a stream is where it reads and which samples wait.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from packvit.data.samples import describe_skipped, load_sample
+from packvit.data.shards import BadSample, BadShard, Shard
+from packvit.packing import (
+    PackedBatch,
+    PackedImage,
+    PackingConfig,
+    View,
+    ViewsConfig,
+    derive_seed,
+    draw_view,
+    make_packer,
+)
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where samples come from.
+
+    Args:
+        shards, val_shards: tar files, brace patterns, globs or folders, for training and validation.
+        workers: processes of each rank that read and decode; 0 does it in the trainer.
+        streams: logical streams; a multiple of the number of ranks. Part of the run's identity.
+        shuffle_shards: units (see above) whose samples are shuffled together.
+        max_bad_fraction: the run stops when more than this share of the samples had to be skipped.
+    """
+
+    shards: tuple[str, ...] = ()
+    val_shards: tuple[str, ...] = ()
+    workers: int = 2
+    streams: int = 64
+    shuffle_shards: int = 4
+    max_bad_fraction: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ValueError(f"data.workers={self.workers} must not be negative")
+        if self.streams < 1 or self.shuffle_shards < 1:
+            raise ValueError("data.streams and data.shuffle_shards must be at least 1")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"data.max_bad_fraction={self.max_bad_fraction} must lie in [0, 1]")
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A sample with its view: what a packer holds. `reference` is (epoch, shard, member)."""
+
+    reference: tuple[int, int, int]
+    key: str
+    native_size: tuple[int, int]
+    view: View
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Members `part`, `part + parts`, ... of a shard."""
+
+    shard: int
+    part: int
+    parts: int
+
+
+def epoch_units(num_shards: int, streams: int, stream: int, epoch: int, seed: int) -> list[Unit]:
+    """The units of one stream in one epoch, in order; over all streams they cover every sample once."""
+    parts = -(-streams // num_shards)
+    units = [Unit(shard, part, parts) for shard in range(num_shards) for part in range(parts)]
+    Random(derive_seed(seed, "units", epoch)).shuffle(units)
+    return units[stream::streams]
+
+
+class Stream:
+    """One stream: an endless sequence of batches with a small, exact state.
+
+    Args:
+        index: the stream's number, 0..data.streams-1.
+        paths: all shards of the run, in a fixed order.
+        seed: of the run.
+        num_classes: labels outside 0..num_classes-1 make a sample bad; None accepts any.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        paths: Sequence[str],
+        data: DataConfig,
+        views: ViewsConfig,
+        packing: PackingConfig,
+        seed: int,
+        num_classes: int | None = None,
+    ) -> None:
+        self.index = index
+        self.paths = paths
+        self.data = data
+        self.views = views
+        self.packing = packing
+        self.seed = seed
+        self.num_classes = num_classes
+        self.skipped: list[dict] = []
+        self.load_state_dict(
+            {"version": STATE_VERSION, "epoch": 0, "group": 0, "offset": 0, "seen": 0, "bad": 0}
+            | {"waiting": [], "ready": []}
+        )
+
+    def next_batch(self) -> PackedBatch:
+        """The next `packing.sequences` sequences, decoded. Slots of a sample that fails to decode stay empty.
+
+        Raises:
+            ValueError: a view is longer than `packing.seq_len` and `packing.oversize` is `error`; or a
+                whole epoch of this stream holds no usable sample.
+        """
+        while len(self._ready) < self.packing.sequences:
+            planned = next(self._samples)
+            self._ready += self._packer.add(planned, planned.view.num_tokens)
+        sequences = self._ready[: self.packing.sequences]
+        del self._ready[: self.packing.sequences]
+        decoded = [[i for i in map(self._decode, sequence) if i is not None] for sequence in sequences]
+        return PackedBatch.build(decoded, self.packing.seq_len)
+
+    def state_dict(self) -> dict:
+        """The state after the last batch: integers only, some bytes for each waiting sample."""
+        return {
+            "version": STATE_VERSION,
+            "epoch": self._epoch,
+            "group": self._group,
+            "offset": self._offset,
+            "seen": self.seen,
+            "bad": self.bad,
+            "waiting": [list(planned.reference) for _, planned in self._packer.waiting()],
+            "ready": [[list(planned.reference) for planned in sequence] for sequence in self._ready],
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue after the batch that `state` followed; views are drawn again from their references."""
+        if state["version"] != STATE_VERSION:
+            raise ValueError(f"data state has version {state['version']}, this packvit reads {STATE_VERSION}")
+        self._epoch, self._group, self._offset = state["epoch"], state["group"], state["offset"]
+        self.seen, self.bad = state["seen"], state["bad"]
+        waiting = [self._plan(tuple(reference)) for reference in state["waiting"]]
+        self._packer = make_packer(self.packing.seq_len, self.packing.algorithm, self.packing.lookahead)
+        self._packer.restore([(planned.view.num_tokens, planned) for planned in waiting])
+        self._ready = [[self._plan(tuple(reference)) for reference in row] for row in state["ready"]]
+        self._samples = self._read()
+
+    def _read(self) -> Iterator[Planned]:
+        """Every good sample from the stream's place on, for ever."""
+        while True:
+            units = epoch_units(len(self.paths), self.data.streams, self.index, self._epoch, self.seed)
+            found = self._group > 0 or self._offset > 0
+            for start in range(self._group * self.data.shuffle_shards, len(units), self.data.shuffle_shards):
+                for member in self._shuffled(units[start : start + self.data.shuffle_shards])[self._offset :]:
+                    self._offset += 1
+                    self.seen += 1
+                    try:
+                        planned = self._plan((self._epoch, *member))
+                    except (BadSample, BadShard) as error:
+                        self._skip(error)
+                        continue
+                    found = True
+                    yield planned
+                self._group += 1
+                self._offset = 0
+            if not found:
+                raise ValueError(
+                    f"data stream {self.index} has no usable sample in a whole epoch: "
+                    f"use more data or a smaller data.streams than {self.data.streams}"
+                )
+            self._epoch += 1
+            self._group = 0
+
+    def _shuffled(self, units: list[Unit]) -> list[tuple[int, int]]:
+        """(shard, member) of every sample of these units, in the epoch's order."""
+        members = []
+        for unit in units:
+            try:
+                shard = Shard.open(self.paths[unit.shard])
+            except BadShard as error:
+                self._report(describe_skipped(error))
+                continue
+            for problem in shard.problems if unit.part == 0 else ():
+                self._report({"shard": shard.path, "key": None, "reason": problem})
+            members += [(unit.shard, member) for member in range(unit.part, len(shard), unit.parts)]
+        first = units[0]
+        Random(derive_seed(self.seed, "members", self._epoch, first.shard, first.part)).shuffle(members)
+        return members
+
+    def _report(self, problem: dict) -> None:
+        """Name a shard's problem, but not again when a resumed stream comes back to the middle of a group."""
+        if self._offset == 0:
+            self.skipped.append(problem)
+
+    def _plan(self, reference: tuple[int, int, int]) -> Planned:
+        epoch, shard_index, member = reference
+        shard = Shard.open(self.paths[shard_index])
+        key = shard.key(member)
+        native_size = shard.native_size(member)
+        shrink = self.packing.oversize == "shrink"
+        rng = Random(derive_seed(self.seed, "view", epoch, key))
+        view = draw_view(rng, native_size, self.views, self.packing.seq_len if shrink else None)
+        if view.num_tokens > self.packing.seq_len:
+            raise ValueError(
+                f"packing.seq_len={self.packing.seq_len} is shorter than image {key!r} ({view.num_tokens} "
+                f"tokens at p={view.patch_size}): raise packing.seq_len or set packing.oversize=shrink"
+            )
+        return Planned(reference, key, native_size, view)
+
+    def _decode(self, planned: Planned) -> PackedImage | None:
+        epoch, shard_index, member = planned.reference
+        seed = derive_seed(self.seed, "drop", epoch, planned.key)
+        try:
+            return load_sample(
+                Shard.open(self.paths[shard_index]),
+                member,
+                planned.view,
+                planned.native_size,
+                seed,
+                self.num_classes,
+            )
+        except (BadSample, BadShard) as error:
+            self._skip(error)
+            return None
+
+    def _skip(self, error: BadSample | BadShard) -> None:
+        self.bad += 1
+        self.skipped.append(describe_skipped(error))

@@ -1,0 +1,8 @@
+"""`python -m packvit.train RECIPE ...`: what torchrun starts."""
+
+import sys
+
+from packvit.train.cli import dispatch
+
+if __name__ == "__main__":
+    sys.exit(dispatch(["train", *sys.argv[1:]]))

@@ -1,0 +1,153 @@
+"""The configuration of a run: composes what each folder owns, reads and writes it as YAML."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import dacite
+import yaml
+
+from packvit.data import DataConfig
+from packvit.models import ViTConfig
+from packvit.packing import PackingConfig, ViewsConfig
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its learning rate over time.
+
+    Args:
+        lr: peak learning rate.
+        betas, eps: of AdamW.
+        weight_decay, head_weight_decay: decoupled, times the learning rate (PyTorch's convention), on
+            weight matrices only; the classification head has its own (NaViT: 0.03 body, 3.0 head).
+        schedule: `cosine` to zero (FlexiViT) or `rsqrt`, 1 / sqrt(step), with a linear cooldown (NaViT).
+        warmup_steps: linear from 0 to `lr`.
+        rsqrt_timescale: steps after which `rsqrt` begins to fall; at least warmup_steps.
+        cooldown_steps: linear to 0 at the end of `rsqrt`.
+        clip: largest global gradient norm; 0 does not clip.
+    """
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    head_weight_decay: float = 0.05
+    schedule: Literal["cosine", "rsqrt"] = "cosine"
+    warmup_steps: int = 500
+    rsqrt_timescale: int = 10_000
+    cooldown_steps: int = 0
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"optim.lr={self.lr} must be positive")
+        for name in ("weight_decay", "head_weight_decay", "warmup_steps", "cooldown_steps", "clip"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"optim.{name}={getattr(self, name)} must not be negative")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop.
+
+    Args:
+        steps: optimizer steps of the whole run.
+        accumulate: batches of each rank in one step.
+        checkpoint_every: steps between checkpoints; the last step always saves one.
+        keep_checkpoints: newest checkpoints that stay.
+        log_every: steps between lines of metrics.jsonl.
+        loss: `softmax` or, per class, `sigmoid` cross-entropy (NaViT).
+        label_smoothing: share of the target spread evenly over the classes.
+        precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU.
+        ema: decay of the weights' moving average that is evaluated and saved as the model; 0 has none.
+        peak_tflops: the device's peak for MFU; None takes it from a table of GPUs where known.
+    """
+
+    steps: int = 1000
+    accumulate: int = 1
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 3
+    log_every: int = 20
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    label_smoothing: float = 0.0
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    ema: float = 0.0
+    peak_tflops: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"train.label_smoothing={self.label_smoothing} must lie in [0, 1)")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"train.ema={self.ema} must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What the trained model is evaluated at.
+
+    Args:
+        resolutions, patch_sizes: every pair is one row of eval/results.json; pixels.
+        sequences: sequences in a batch.
+    """
+
+    resolutions: tuple[int, ...] = ()
+    patch_sizes: tuple[int, ...] = ()
+    sequences: int = 8
+
+    def __post_init__(self) -> None:
+        if any(value < 1 for value in (*self.resolutions, *self.patch_sizes, self.sequences)):
+            raise ValueError("eval.resolutions, eval.patch_sizes and eval.sequences must be positive")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run.
+
+    Args:
+        run_dir: the run's folder; starting again with the same one resumes.
+        seed: of initialisation, data order, views and dropping.
+        device: auto takes a GPU when there is one.
+    """
+
+    run_dir: Path = Path("runs/train")
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    data: DataConfig = field(default_factory=DataConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    packing: PackingConfig = field(default_factory=PackingConfig)
+    model: ViTConfig = field(default_factory=ViTConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write YAML that `load_config` reads back equal."""
+    values = asdict(config) | {"run_dir": str(config.run_dir)}
+    path.write_text(yaml.safe_dump(_plain(values), sort_keys=False))
+
+
+def load_config(path: Path) -> Config:
+    """Read a saved config.yaml.
+
+    Raises:
+        ValueError: not YAML, an unknown field or a value of the wrong type; names the file and the field.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+        return dacite.from_dict(Config, values, dacite.Config(strict=True, cast=[tuple, Path]))
+    except (yaml.YAMLError, dacite.DaciteError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def _plain(value: object) -> object:
+    """Tuples as lists: YAML knows no tuples."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,72 @@
+"""One model, any budget: accuracy at every resolution and patch size asked for."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+
+from packvit.data import EvalSet
+from packvit.models import PackedViT
+from packvit.packing import PackingConfig
+from packvit.train.distributed import Ranks
+from packvit.train.losses import expected_calibration_error
+
+
+def evaluate(
+    model: PackedViT,
+    images: EvalSet,
+    resolutions: Sequence[int],
+    patch_sizes: Sequence[int],
+    packing: PackingConfig,
+    ranks: Ranks,
+    autocast: AbstractContextManager,
+    workers: int = 0,
+    skipped: list[dict] | None = None,
+) -> Iterator[dict]:
+    """One row of results.json for every pair of resolution and patch size, as soon as it is known.
+
+    Nothing is dropped and every image is whole. tokens_per_image is the mean over images, gflops_per_image
+    that of one forward pass (2 FLOPs a multiply-add), ece the expected calibration error over 15 bins.
+
+    Args:
+        model: in eval mode, on the ranks' device.
+        skipped: gets {"shard", "key", "reason"} of every image that could not be decoded, once.
+    """
+    named = skipped if skipped is not None else []
+    for patch_size in patch_sizes:
+        for resolution in resolutions:
+            confidence, correct, tokens, flops = [], [], 0, 0.0
+            for loaded in images.batches(
+                resolution, patch_size, packing, workers, ranks.rank, ranks.world_size
+            ):
+                named += [line for line in loaded.skipped if line not in named]
+                assert loaded.batch is not None
+                if loaded.batch.num_images == 0:
+                    continue
+                lengths = loaded.batch.image_lengths().tolist()
+                tokens += sum(lengths)
+                flops += sum(model.config.flops(length, patch_size) for length in lengths)
+                batch = loaded.batch.to(ranks.device)
+                with torch.inference_mode(), autocast:
+                    probabilities = model(batch).float().softmax(-1)
+                top, prediction = probabilities.cpu().max(-1)
+                assert loaded.batch.labels is not None
+                confidence.append(top)
+                correct.append(prediction == loaded.batch.labels)
+            parts = ranks.gather((confidence, correct, tokens, flops))
+            all_confidence = torch.cat([torch.zeros(0)] + [t for part in parts for t in part[0]])
+            all_correct = torch.cat(
+                [torch.zeros(0, dtype=torch.bool)] + [t for part in parts for t in part[1]]
+            )
+            count = len(all_correct)
+            if count == 0:
+                raise ValueError(f"no validation image could be decoded ({images.paths[0]}, ...)")
+            yield {
+                "resolution": resolution,
+                "patch_size": patch_size,
+                "tokens_per_image": sum(part[2] for part in parts) / count,
+                "gflops_per_image": sum(part[3] for part in parts) / count / 1e9,
+                "accuracy": float(all_correct.double().mean()),
+                "ece": expected_calibration_error(all_confidence, all_correct),
+                "images": count,
+            }

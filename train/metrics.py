@@ -1,0 +1,105 @@
+"""What a run reports: a window of steps summed up, written to metrics.jsonl."""
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from packvit.packing import BatchStats
+from packvit.train.distributed import Ranks
+
+# Dense bf16 peak in TFLOP/s by device name, from the vendor's data sheets.
+PEAK_TFLOPS = {
+    "A100": 312.0,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H100": 989.0,
+    "H200": 989.0,
+    "B200": 2250.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+}
+
+
+def peak_tflops(device: torch.device, stated: float | None) -> float | None:
+    """The device's peak in TFLOP/s: as stated, from the table, or None where it is unknown."""
+    if stated is not None or device.type != "cuda":
+        return stated
+    name = torch.cuda.get_device_name(device)
+    matches = [peak for part, peak in PEAK_TFLOPS.items() if part in name]
+    return matches[0] if matches else None
+
+
+@dataclass
+class Window:
+    """Sums over the steps since the last logged one, on this rank."""
+
+    batches: BatchStats = field(default_factory=lambda: BatchStats(0, 0, 0, 0, 0))
+    flops: float = 0.0
+    wait: float = 0.0
+    loss: Tensor | None = None
+    start: float = field(default_factory=time.perf_counter)
+
+    def add_batch(self, stats: BatchStats, flops: float, wait: float) -> None:
+        """Count a batch: its stats, the FLOPs of training on it and the seconds spent waiting for it."""
+        self.batches += stats
+        self.flops += flops
+        self.wait += wait
+
+    def add_loss(self, loss_sum: Tensor) -> None:
+        """Count a batch's loss, summed over its images; stays on the device."""
+        self.loss = loss_sum.detach() if self.loss is None else self.loss + loss_sum.detach()
+
+    def summary(self, ranks: Ranks, peak: float | None) -> dict[str, float | None]:
+        """Rates and means over all ranks; waits for the device. `mfu` is None where the peak is unknown."""
+        loss = 0.0 if self.loss is None else float(self.loss)
+        seconds = time.perf_counter() - self.start
+        b = self.batches
+        images, tokens, slots, sequences, flops, loss, wait = ranks.sum(
+            [b.images, b.tokens, b.slots, b.sequences, self.flops, loss, self.wait]
+        )
+        return {
+            "loss": loss / max(1, images),
+            "images_per_s": images / seconds,
+            "tokens_per_s": tokens / seconds,
+            "padding_fraction": 1 - tokens / max(1, slots),
+            "images_per_sequence": images / max(1, sequences),
+            "data_wait_fraction": wait / ranks.world_size / seconds,
+            "mfu": flops / seconds / (peak * 1e12 * ranks.world_size) if peak else None,
+        }
+
+
+class JsonLines:
+    """A file of one JSON object a line, each with its `step`; what a killed run wrote too much is cut off.
+
+    Args:
+        path: made if missing.
+        step: lines of later steps are removed, because the run repeats those steps.
+        write: False writes nothing; for all ranks but one.
+    """
+
+    def __init__(self, path: Path, step: int, write: bool = True) -> None:
+        self.path = path
+        self.enabled = write
+        if not write:
+            return
+        kept = [line for line in read_json_lines(path) if line["step"] <= step] if path.exists() else []
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(partial, path)
+
+    def write(self, line: dict) -> None:
+        """Append one line."""
+        if self.enabled:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    """All complete lines; a last line that a kill cut short is left out."""
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]

@@ -1,0 +1,170 @@
+"""A run from start to finish: train, save the model, evaluate it, draw, and say what was made."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from packvit.data import EvalSet
+from packvit.models import PackedViT, load_model, save_model
+from packvit.packing import PackingConfig
+from packvit.train.config import Config
+from packvit.train.distributed import Ranks, start_ranks, stop_ranks
+from packvit.train.evaluate import evaluate
+from packvit.train.loop import make_autocast, train
+from packvit.train.metrics import read_json_lines
+from packvit.train.progress import Progress
+from packvit.train.report import draw_accuracy, draw_curves
+
+
+def run(config: Config) -> None:
+    """Train, evaluate and fill the run's folder; every rank calls it.
+
+    Raises:
+        ValueError: see `packvit.train.loop.train` and `evaluate`.
+    """
+    if not config.data.shards:
+        raise ValueError("data.shards names no training shards: add --data.shards PATH")
+    ranks = start_ranks(config.device)
+    progress = Progress(quiet=not ranks.is_main)
+    try:
+        if ranks.is_main:
+            (config.run_dir / "samples").mkdir(parents=True, exist_ok=True)
+        # The validation set is opened first: a wrong path should not show after days of training.
+        images = EvalSet(config.data.val_shards, config.model.num_classes) if config.data.val_shards else None
+        model = train(config, ranks, progress)
+        if ranks.is_main:
+            save_model(model, config.run_dir)
+            history = read_json_lines(config.run_dir / "metrics.jsonl")
+            progress.draw(partial(draw_curves, history, config.run_dir / "curves.png"))
+        if images is not None:
+            packing = replace(config.packing, sequences=config.eval.sequences)
+            evaluator = Evaluator(
+                images, packing, config.train.precision, config.data.workers, ranks, progress
+            )
+            evaluator.write_results(model, *budgets(config), config.run_dir / "eval")
+        progress.table("Made by this run", ["file", "what it is"], list_files(config.run_dir))
+    finally:
+        progress.stop()
+        stop_ranks()
+
+
+def budgets(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Resolutions and patch sizes to evaluate: as configured, else the training range's ends and middle."""
+    low, high = config.views.resolution.low, config.views.resolution.high
+    resolutions = config.eval.resolutions or tuple(sorted({low, (low + high) // 2, high}))
+    return resolutions, config.eval.patch_sizes or config.views.patch_sizes
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates a model on `images` and writes down what came out; every rank calls it."""
+
+    images: EvalSet
+    packing: PackingConfig
+    precision: str
+    workers: int
+    ranks: Ranks
+    progress: Progress
+
+    def write_results(
+        self, model: PackedViT, resolutions: Sequence[int], patch_sizes: Sequence[int], out: Path
+    ) -> None:
+        """Write `out`/results.json, skipped.jsonl and accuracy.png, and show the table."""
+        skipped = list(self.images.skipped)
+        autocast = make_autocast(self.precision, self.ranks.device)
+        pairs = len(resolutions) * len(patch_sizes)
+        rows = []
+        for row in evaluate(
+            model,
+            self.images,
+            resolutions,
+            patch_sizes,
+            self.packing,
+            self.ranks,
+            autocast,
+            self.workers,
+            skipped,
+        ):
+            rows.append(row)
+            self.progress.say(
+                f"Evaluated {len(rows)} of {pairs}: resolution {row['resolution']}, patch size "
+                f"{row['patch_size']}: {row['accuracy']:.1%} of {row['images']} images"
+            )
+        if not self.ranks.is_main:
+            return
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "results.json").write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+        (out / "skipped.jsonl").write_text("".join(json.dumps(line) + "\n" for line in skipped))
+        if skipped:
+            self.progress.say(f"{len(skipped)} images could not be used: {out / 'skipped.jsonl'} names them")
+        self.progress.draw(partial(draw_accuracy, rows, out / "accuracy.png"))
+        self._show(rows)
+
+    def _show(self, rows: list[dict]) -> None:
+        best = max(rows, key=lambda row: row["accuracy"])
+        self.progress.table(
+            "Accuracy by budget",
+            ["resolution", "patch size", "tokens/image", "GFLOPs/image", "accuracy", "ECE"],
+            [
+                [
+                    str(row["resolution"]),
+                    str(row["patch_size"]),
+                    f"{row['tokens_per_image']:.1f}",
+                    f"{row['gflops_per_image']:.3f}",
+                    f"{row['accuracy']:.1%}" + (" *" if row is best else "  "),
+                    f"{row['ece']:.3f}",
+                ]
+                for row in rows
+            ],
+        )
+        self.progress.say(
+            f"Best (*): {best['accuracy']:.1%} at resolution {best['resolution']}, "
+            f"patch size {best['patch_size']}"
+        )
+
+
+MADE = {
+    "config.yaml": "the configuration; packvit train takes it",
+    "metrics.jsonl": "a line a logged step",
+    "curves.png": "loss, learning rate and padding by step",
+    "samples/step-0.png": "the first packed sequences",
+    "checkpoints": "to resume from",
+    "model.safetensors": "the model; load_model and packvit eval take the folder",
+    "config.json": "the model's configuration",
+    "eval/results.json": "accuracy by resolution and patch size",
+    "eval/accuracy.png": "accuracy against tokens per image",
+    "skipped.jsonl": "samples that could not be used",
+}
+
+
+def list_files(folder: Path) -> list[list[str]]:
+    """(path, meaning) of what a run has left in its folder; empty files are not worth a line."""
+    found = [(folder / name, meaning) for name, meaning in MADE.items()]
+    return [[str(path), meaning] for path, meaning in found if path.exists() and path.stat().st_size > 0]
+
+
+def evaluate_folder(
+    checkpoint: Path,
+    shards: Sequence[str],
+    resolutions: Sequence[int],
+    patch_sizes: Sequence[int],
+    out: Path | None,
+    packing: PackingConfig,
+    precision: str,
+    workers: int,
+    device: str,
+) -> None:
+    """`packvit eval`: any model that `load_model` reads, at any budgets."""
+    model = load_model(checkpoint)
+    ranks = start_ranks(device)
+    progress = Progress(quiet=not ranks.is_main)
+    try:
+        images = EvalSet(shards, model.config.num_classes)
+        evaluator = Evaluator(images, packing, precision, workers, ranks, progress)
+        folder = out or (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "eval"
+        evaluator.write_results(model.to(ranks.device), resolutions, patch_sizes, folder)
+        progress.say(f"Wrote {folder / 'results.json'}")
+    finally:
+        stop_ranks()
