@@ -1,0 +1,130 @@
+"""The Transformer block over flat tokens [T, D], with the variations that the literature has settled on."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from packvit.models.attention import Segments, attention
+from packvit.models.config import ViTConfig
+from packvit.models.pos_embed import rotate
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the blocks know of a batch, besides its tokens.
+
+    Args:
+        segments: who sees whom.
+        rope: cosines and sines [T, head_dim / 2], or None.
+        image_index: int64 [T], image of each slot, -1 = padding.
+        num_images: N.
+    """
+
+    segments: Segments
+    rope: tuple[Tensor, Tensor] | None
+    image_index: Tensor
+    num_images: int
+
+
+def linear(width_in: int, width_out: int, bias: bool, parts: int = 1) -> nn.Linear:
+    """Xavier-uniform weights, as big_vision, with the bounds of each of `parts` fused projections."""
+    layer = nn.Linear(width_in, width_out, bias=bias)
+    bound = (6 / (width_in + width_out / parts)) ** 0.5
+    nn.init.uniform_(layer.weight, -bound, bound)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Attention(nn.Module):
+    """Self-attention within segments; queries and keys normalised per head if configured (ViT-22B 2.1)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = linear(config.width, 3 * config.width, config.biases, parts=3)
+        self.proj = linear(config.width, config.width, config.biases)
+        self.q_norm, self.k_norm = _qk_norm(config), _qk_norm(config)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """[T, D] -> [T, D]."""
+        q, k, v = self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)  # [T, heads, head_dim]
+        q, k = self.q_norm(q), self.k_norm(k)
+        if context.rope is not None:
+            q, k = rotate(q, *context.rope), rotate(k, *context.rope)
+        # Norms may answer in float32 under autocast; kernels want one dtype.
+        out = attention(q.to(v.dtype), k.to(v.dtype), v, context.segments)
+        return self.proj(out.flatten(1))
+
+
+def _qk_norm(config: ViTConfig) -> nn.Module:
+    if config.qk_norm == "rms":
+        return nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+    if config.qk_norm == "layer":
+        return nn.LayerNorm(config.head_dim, eps=config.norm_eps, bias=config.biases)
+    return nn.Identity()
+
+
+class Mlp(nn.Module):
+    """Two layers with GELU, or SwiGLU (arXiv 2002.05202), whose first half of fc1 is the gate."""
+
+    def __init__(self, width: int, hidden: int, kind: str, bias: bool) -> None:
+        super().__init__()
+        self.kind = kind
+        parts = 2 if kind == "swiglu" else 1
+        self.fc1 = linear(width, parts * hidden, bias, parts)
+        self.fc2 = linear(hidden, width, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        x = self.fc1(x)
+        if self.kind == "swiglu":
+            gate, x = x.chunk(2, -1)
+            return self.fc2(F.silu(gate) * x)
+        return self.fc2(F.gelu(x, approximate="tanh" if self.kind == "gelu_tanh" else "none"))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, one after the other or side by side.
+
+    Args:
+        config: the model's.
+        drop_path: chance that an image skips a residual branch of this block in training.
+    """
+
+    def __init__(self, config: ViTConfig, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.biases)
+        self.attn = Attention(config)
+        # Side by side, both branches read one norm (ViT-22B 2.1).
+        self.norm2 = (
+            None if config.parallel else nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.biases)
+        )
+        self.mlp = Mlp(config.width, config.hidden, config.mlp, config.biases)
+        self.scale1 = self.scale2 = None
+        if config.layer_scale:
+            self.scale1 = nn.Parameter(torch.full((config.width,), float(config.layer_scale)))
+            self.scale2 = nn.Parameter(torch.full((config.width,), float(config.layer_scale)))
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """[T, D] -> [T, D]."""
+        y = self.norm1(x)
+        if self.norm2 is None:
+            branch = self._scale(self.attn(y, context), self.scale1) + self._scale(self.mlp(y), self.scale2)
+            return x + self._drop(branch, context)
+        x = x + self._drop(self._scale(self.attn(y, context), self.scale1), context)
+        return x + self._drop(self._scale(self.mlp(self.norm2(x)), self.scale2), context)
+
+    def _scale(self, x: Tensor, scale: Tensor | None) -> Tensor:
+        return x if scale is None else x * scale
+
+    def _drop(self, x: Tensor, context: Context) -> Tensor:
+        """Zero the branch for some images, all of an image's tokens at once (arXiv 1603.09382)."""
+        if not self.training or not self.drop_path:
+            return x
+        kept = torch.rand(context.num_images + 1, device=x.device) >= self.drop_path
+        factor = kept.to(x.dtype) / (1 - self.drop_path)
+        return x * factor[context.image_index][:, None]  # padding, -1, reads the entry beyond the images

@@ -1,0 +1,149 @@
+"""The law of packing: an image's output and gradient do not know what else is in the batch."""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from packvit.models import PackedViT, ViTConfig
+from packvit.packing import PackedBatch
+
+SIZES = (6, 8, 10, 12, 15, 16, 24, 32)
+BASE = ViTConfig(width=32, depth=2, heads=4, num_classes=5, patch_buffer=16, pos_grid=(5, 7))
+CONFIGS = {
+    "map": BASE,
+    "mean_nobias_swiglu": replace(BASE, pool="mean", biases=False, mlp="swiglu", qk_norm="layer"),
+    "cls_registers": replace(BASE, pool="cls", cls=True, registers=3, qk_norm="none", layer_scale=0.3),
+    "cls_mean_grid": replace(
+        BASE, pool="cls_mean", cls=True, pos_embed="grid_2d", norm_pooled=True, rep_size=6
+    ),
+    "registers_map_rope": replace(BASE, registers=2, pos_embed="rope_2d", parallel=True, pre_norm=True),
+    "fourier_natural": replace(BASE, pos_table="fourier", patch_operator="natural", checkpoint_every=1),
+    "absolute_product": replace(BASE, pos_coords="absolute", pos_combine="product", pool="mean"),
+    "aspect_stack": replace(
+        BASE, pos_table="sinusoidal", pos_coords="fractional_aspect", pos_combine="stack"
+    ),
+}
+
+
+def make_model(config: ViTConfig, dtype: torch.dtype = torch.float64) -> PackedViT:
+    """Every parameter random, so that no zero initialisation hides a path."""
+    torch.manual_seed(0)
+    model = PackedViT(config).to(dtype)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def make_images(cut_image, drop: bool, seed: int = 0):
+    """One image a patch size, one of a single token and one that fills a sequence of 48 slots."""
+    rng = np.random.default_rng(seed)
+    shapes = [(int(rng.integers(1, 6)), int(rng.integers(1, 6)), p) for p in SIZES] + [(1, 1, 8), (6, 8, 6)]
+    images = []
+    for rows, cols, p in shapes:
+        pixels = rng.integers(0, 256, (rows * p, cols * p, 3), dtype=np.uint8)
+        count = rows * cols
+        keep = np.sort(rng.permutation(count)[: max(1, round(count * 0.6))]) if drop and count < 48 else None
+        images.append(cut_image(pixels, p, keep))
+    return images
+
+
+def pack(images, seq_len: int = 48) -> PackedBatch:
+    """In order, opening a row when the last is full; an empty row in the middle and one at the end."""
+    rows: list[list] = [[]]
+    for image in images:
+        if sum(len(i.patches) for i in rows[-1]) + len(image.patches) > seq_len:
+            rows.append([])
+        rows[-1].append(image)
+    return PackedBatch.build([rows[0], [], *rows[1:], []], seq_len)
+
+
+def run(model: PackedViT, batch: PackedBatch):
+    model.zero_grad()
+    out = model(batch)
+    out.square().sum().backward()
+    return out.detach(), {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(("name", "drop"), list(product(CONFIGS, (False, True))))
+def test_outputs_and_gradients_of_the_pack_are_those_alone(cut_image, name: str, drop: bool):
+    model = make_model(CONFIGS[name])
+    images = make_images(cut_image, drop)
+    out, grads = run(model, pack(images))
+    assert set(grads) == {k for k, _ in model.named_parameters()}
+    alone = [run(model, PackedBatch.build([[image]], len(image.patches))) for image in images]
+    torch.testing.assert_close(out, torch.cat([o for o, _ in alone]), atol=1e-9, rtol=0)
+    for key, grad in grads.items():
+        total = torch.stack([g[key] for _, g in alone]).sum(0)
+        # Exact zeros (a key's bias shifts all scores alike) have no scale of their own.
+        error = (grad - total).abs().max() / max(total.abs().max(), 1e-3)
+        assert error < 1e-8, key
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_perturbing_one_image_changes_no_bit_of_another(cut_image, name: str, dtype: torch.dtype):
+    model = make_model(CONFIGS[name], dtype)
+    images = make_images(cut_image, drop=True)
+    with torch.inference_mode():
+        before = model(pack(images))
+        for i in (0, 3, len(images) - 1):
+            changed = list(images)
+            changed[i] = replace(images[i], patches=255 - images[i].patches)
+            after = model(pack(changed))
+            others = torch.arange(len(images)) != i
+            assert torch.equal(before[others], after[others])
+            assert not torch.equal(before[i], after[i])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_nan_in_padding_reaches_nothing(cut_image, name: str):
+    model = make_model(CONFIGS[name])
+    batch = pack(make_images(cut_image, drop=True))
+    padding = torch.nonzero(batch.image_index < 0).flatten()
+    patches = {p: model.patch_embed.normalise(v) for p, v in batch.patches.items()}
+
+    def run_with(value: float):
+        """Padding slots get patches of this value, and embeddings of this value on top."""
+        rows = torch.full((len(padding), 8 * 8 * 3), value, dtype=torch.float64)
+        dirty = replace(
+            batch,
+            patches={**patches, 8: torch.cat([patches[8], rows])},
+            slots={**batch.slots, 8: torch.cat([batch.slots[8], padding])},
+        )
+        hook = model.patch_embed.register_forward_hook(
+            lambda module, args, out: out.masked_fill(~args[2][:, None], value)
+        )
+        try:
+            return run(model, dirty)
+        finally:
+            hook.remove()
+
+    (out, grads), (clean, clean_grads) = run_with(torch.nan), run_with(0.0)
+    assert torch.equal(out, clean)
+    assert all(torch.equal(grads[key], clean_grads[key]) for key in clean_grads)
+    torch.testing.assert_close(out, run(model, batch)[0], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_order_in_the_pack_does_not_matter(cut_image, name: str):
+    model = make_model(CONFIGS[name])
+    images = make_images(cut_image, drop=True)
+    order = np.random.default_rng(1).permutation(len(images))
+    with torch.inference_mode():
+        out, shuffled = model(pack(images)), model(pack([images[i] for i in order], seq_len=50))
+    torch.testing.assert_close(shuffled, out[torch.from_numpy(order)], atol=1e-9, rtol=0)
+
+
+def test_every_backend_of_the_cpu_gives_the_same_numbers(cut_image):
+    model = make_model(BASE)
+    batch = pack(make_images(cut_image, drop=True))
+    model.backend = "dense"
+    dense, dense_grads = run(model, batch)
+    model.backend = "sdpa"
+    sdpa, grads = run(model, batch)
+    torch.testing.assert_close(sdpa, dense, atol=1e-10, rtol=0)
+    for key, grad in grads.items():
+        torch.testing.assert_close(grad, dense_grads[key], atol=1e-9, rtol=1e-9)
