@@ -154,8 +154,8 @@ class TrainLoader:
         mine = self.state_dict()
         if state["shards"] != mine["shards"]:
             raise ValueError(
-                f"the run was started on {len(state['shards'])} shards ({state['shards'][0]}, ...), and "
-                f"data.shards now names {len(mine['shards'])} ({mine['shards'][0]}, ...): resume with the same"
+                f"the run was started on {len(state['shards'])} shards ({state['shards'][0]}, ...), but "
+                f"data.shards names {len(mine['shards'])} ({mine['shards'][0]}, ...): resume with the same"
             )
         if state["num_streams"] != mine["num_streams"]:
             raise ValueError(

@@ -139,6 +139,8 @@ def load_config(path: Path) -> Config:
     """
     try:
         values = yaml.safe_load(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} is not a configuration: it holds no fields")
         return dacite.from_dict(Config, values, dacite.Config(strict=True, cast=[tuple, Path]))
     except (yaml.YAMLError, dacite.DaciteError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error

@@ -1,0 +1,56 @@
+"""Configurations: what is written can be read, and what is wrong is named."""
+
+import pytest
+import yaml
+
+from packvit.train.config import Config, TrainConfig, load_config, save_config
+from packvit.train.recipes import RECIPES, find_recipe
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_recipe_survives_a_round_trip(name, tmp_path):
+    config = find_recipe(name)
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    assert find_recipe(str(tmp_path / "config.yaml")) == config
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("packing", {"sq_len": 5}, "sq_len"),
+        ("packing", {"seq_len": "long"}, r"packing\.seq_len"),
+        ("packing", {"seq_len": 0}, r"packing\.seq_len=0"),
+        ("train", {"loss": "hinge"}, r"train\.loss"),
+    ],
+)
+def test_a_wrong_field_of_a_file_is_named(section, change, message, tmp_path):
+    path = tmp_path / "config.yaml"
+    save_config(Config(), path)
+    values = yaml.safe_load(path.read_text())
+    values[section] |= change
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(ValueError, match=message):
+        load_config(path)
+
+
+def test_a_file_that_is_not_a_configuration_is_named(tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text("a: [1")
+    with pytest.raises(ValueError, match=r"broken\.yaml"):
+        load_config(path)
+    path.write_text("just text")
+    with pytest.raises(ValueError, match=r"broken\.yaml"):
+        load_config(path)
+
+
+def test_unknown_recipes_are_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="digits"):
+        find_recipe("nonsense")
+    with pytest.raises(ValueError, match="no such file"):
+        find_recipe("nowhere.yaml")
+
+
+def test_impossible_values_name_their_field():
+    with pytest.raises(ValueError, match=r"train\.steps=0"):
+        TrainConfig(steps=0)

@@ -1,0 +1,45 @@
+"""Losses against their definitions."""
+
+import pytest
+import torch
+
+from packvit.train.losses import classification_loss, expected_calibration_error
+
+
+@pytest.fixture()
+def logits():
+    return torch.randn(7, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+
+
+labels = torch.tensor([0, 1, 2, 3, 4, 0, 1])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_softmax_is_the_sum_of_negative_log_likelihoods(logits, smoothing):
+    targets = torch.eye(5)[labels] * (1 - smoothing) + smoothing / 5
+    expected = -(targets * logits.log_softmax(-1)).sum()
+    assert torch.allclose(classification_loss(logits, labels, "softmax", smoothing), expected)
+
+
+def test_sigmoid_is_the_sum_of_binary_cross_entropies(logits):
+    targets = torch.eye(5)[labels]
+    probability = logits.sigmoid()
+    expected = -(targets * probability.log() + (1 - targets) * (1 - probability).log()).sum()
+    assert torch.allclose(classification_loss(logits, labels, "sigmoid"), expected)
+
+
+def test_a_batch_weighs_what_its_parts_weigh(logits):
+    whole = classification_loss(logits, labels, "softmax")
+    parts = classification_loss(logits[:3], labels[:3], "softmax") + classification_loss(
+        logits[3:], labels[3:], "softmax"
+    )
+    assert torch.allclose(whole, parts)
+
+
+def test_calibration_error_of_known_cases():
+    sure = torch.full((10,), 0.999)
+    assert expected_calibration_error(sure, torch.ones(10, dtype=torch.bool)) == pytest.approx(0.001, abs=1e-6)
+    assert expected_calibration_error(sure, torch.zeros(10, dtype=torch.bool)) == pytest.approx(0.999)
+    half = torch.tensor([0.5] * 4 + [0.9] * 4)
+    correct = torch.tensor([True, True, False, False, True, True, True, False])
+    assert expected_calibration_error(half, correct) == pytest.approx(0.5 * 0 + 0.5 * 0.15)

@@ -1,0 +1,104 @@
+"""Distributions of views: what the papers say, measured on many draws."""
+
+from collections import Counter
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from packvit.packing import DropConfig, ResolutionConfig, ViewsConfig, draw_view
+from packvit.packing.samplers import draw_box, draw_rate, draw_resolution
+
+DRAWS = 20_000
+
+
+def many(draw, config):
+    rng = Random(0)
+    return np.array([draw(rng, config) for _ in range(DRAWS)])
+
+
+def test_uniform_side_has_uniform_quantiles():
+    sides = many(draw_resolution, ResolutionConfig(64, 256, "uniform"))
+    assert np.allclose(np.quantile(sides, [0, 0.25, 0.5, 0.75, 1]), [64, 112, 160, 208, 256], atol=3)
+
+
+def test_uniform_area_has_uniform_quantiles_of_the_area():
+    sides = many(draw_resolution, ResolutionConfig(64, 256, "uniform", measure="area"))
+    quantiles = np.quantile(sides**2, [0, 0.5, 1])
+    assert np.allclose(quantiles, [64**2, (64**2 + 256**2) / 2, 256**2], rtol=0.03)
+
+
+def test_truncated_normal_has_the_mean_of_the_formula():
+    # Mean of N(-0.5, 1) truncated to [-1, 1], from the standard normal's density and distribution.
+    low, high = -0.5, 1.5
+    density = np.exp(-np.array([low, high]) ** 2 / 2) / np.sqrt(2 * np.pi)
+    mass = 0.9331927987 - 0.3085375387
+    mean = -0.5 + (density[0] - density[1]) / mass
+    sides = many(draw_resolution, ResolutionConfig(64, 256, "normal", mean=-0.5, std=1))
+    assert sides.min() >= 64
+    assert sides.max() <= 256
+    assert np.isclose((sides.mean() - 160) / 96, mean, atol=0.02)
+
+
+@pytest.mark.parametrize(("mean", "maximum"), [(0.5, 0.9), (0.25, 0.75), (0.1, 1.0)])
+def test_beta_drop_has_navits_mean_and_variance(mean, maximum):
+    rates = many(draw_rate, DropConfig("beta", mean, maximum))
+    m = mean / maximum
+    assert np.isclose(rates.mean(), mean, atol=0.01)
+    assert np.isclose(rates.var(), maximum**2 * 0.3 * m * (1 - m), rtol=0.05)
+    assert rates.max() <= maximum
+
+
+def test_patch_sizes_come_by_weight():
+    config = ViewsConfig(patch_sizes=(8, 16, 32), patch_weights=(1, 3, 0))
+    rng = Random(0)
+    counts = Counter(draw_view(rng, (100, 100), config).patch_size for _ in range(4000))
+    assert counts[32] == 0
+    assert np.isclose(counts[16] / counts[8], 3, rtol=0.15)
+
+
+@given(
+    st.tuples(st.integers(1, 3000), st.integers(1, 3000)),
+    st.integers(0, 2**32),
+    st.integers(1, 300),
+    st.sampled_from(["none", "constant", "beta"]),
+)
+def test_a_view_never_exceeds_the_limit_and_depends_on_the_seed_alone(native, seed, limit, kind):
+    config = ViewsConfig(patch_sizes=(4, 16, 48), drop=DropConfig(kind, 0.5), crop=0.3, flip=0.5)
+    view = draw_view(Random(seed), native, config, limit)
+    assert view == draw_view(Random(seed), native, config, limit)
+    assert 1 <= view.num_tokens <= limit
+    top, left, height, width = view.box
+    assert 0 <= top <= top + height <= native[0]
+    assert 0 <= left <= left + width <= native[1]
+
+
+def test_never_upscaled_when_so_configured():
+    config = ViewsConfig(resolution=ResolutionConfig(200, 256, upscale=False), patch_sizes=(8,))
+    view = draw_view(Random(0), (64, 64), config)
+    assert (view.height, view.width) == (64, 64)
+
+
+def test_crops_keep_at_least_the_share_asked_for():
+    rng = Random(0)
+    shares = [h * w / 60_000 for _, _, h, w in (draw_box(rng, (200, 300), 0.25) for _ in range(500))]
+    assert min(shares) > 0.24
+    assert max(shares) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: ViewsConfig(patch_sizes=()), "views.patch_sizes"),
+        (lambda: ViewsConfig(patch_sizes=(8, 8)), "views.patch_sizes"),
+        (lambda: ViewsConfig(patch_sizes=(8, 16), patch_weights=(1,)), "views.patch_weights"),
+        (lambda: ViewsConfig(crop=0), "views.crop"),
+        (lambda: ResolutionConfig(300, 200), "views.resolution"),
+        (lambda: DropConfig("beta", 0.9, 0.5), "views.drop"),
+    ],
+)
+def test_impossible_settings_name_their_field(make, field):
+    with pytest.raises(ValueError, match=field.replace(".", r"\.")):
+        make()

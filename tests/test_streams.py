@@ -1,0 +1,196 @@
+"""Streams and the loader: the order of batches, and that nothing but the seed decides it."""
+
+import io
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from packvit.data import DataConfig, EvalSet, Stream, TrainLoader, merge_states, write_shards
+from packvit.data.streams import epoch_units
+from packvit.data.write import Sample
+from packvit.packing import DropConfig, PackedBatch, PackingConfig, ResolutionConfig, ViewsConfig
+
+VIEWS = ViewsConfig(
+    patch_sizes=(4, 8), resolution=ResolutionConfig(16, 40, "uniform"), drop=DropConfig("beta", 0.3, 0.8)
+)
+PACKING = PackingConfig(seq_len=64, sequences=2, lookahead=8)
+SAMPLES, SHARD_SIZE = 60, 15
+
+
+def jpeg(rng: np.random.Generator) -> bytes:
+    height, width = rng.integers(20, 50, 2)
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(buffer, "jpeg")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    write_shards((Sample(f"s{i:03d}", jpeg(rng), "jpg", i % 10) for i in range(SAMPLES)), out, SHARD_SIZE)
+    return out
+
+
+def config(shards: Path, **changes) -> DataConfig:
+    return replace(DataConfig(shards=(str(shards),), workers=0, streams=4, shuffle_shards=2), **changes)
+
+
+def make_loader(shards: Path, state: dict | None = None, rank: int = 0, ranks: int = 1, **changes) -> TrainLoader:
+    loader = TrainLoader(config(shards, **changes), VIEWS, PACKING, 7, 10, rank, ranks)
+    if state is not None:
+        loader.load_state_dict(json.loads(json.dumps(state)))
+    return loader
+
+
+def take(loader: TrainLoader, number: int) -> list[PackedBatch]:
+    batches = iter(loader)
+    taken = [next(batches).batch for _ in range(number)]
+    return [batch for batch in taken if batch is not None]
+
+
+def assert_same(one: PackedBatch, two: PackedBatch) -> None:
+    assert one.keys == two.keys
+    assert one.patches.keys() == two.patches.keys()
+    assert all(torch.equal(one.patches[p], two.patches[p]) for p in one.patches)
+    for name in ("image_index", "coords", "grids", "cu_seqlens", "labels"):
+        assert torch.equal(getattr(one, name), getattr(two, name))
+
+
+@pytest.mark.parametrize("shards_and_streams", [(1, 1), (1, 8), (3, 8), (8, 8), (20, 8), (7, 1)])
+def test_the_streams_of_an_epoch_cover_every_sample_once(shards_and_streams):
+    num_shards, streams = shards_and_streams
+    size = 23
+    for epoch in range(2):
+        seen: Counter = Counter()
+        for stream in range(streams):
+            for unit in epoch_units(num_shards, streams, stream, epoch, seed=1):
+                seen.update((unit.shard, member) for member in range(unit.part, size, unit.parts))
+        assert seen == Counter((shard, member) for shard in range(num_shards) for member in range(size))
+    assert epoch_units(40, 2, 0, 0, 1) != epoch_units(40, 2, 0, 1, 1)
+
+
+def test_every_sample_of_an_epoch_is_read_once(shards):
+    data = config(shards, streams=2)
+    keys: Counter = Counter()
+    for index in range(2):
+        stream = Stream(index, [str(p) for p in sorted(shards.glob("*.tar"))], data, VIEWS, PACKING, 7, 10)
+        samples = [next(stream._samples) for _ in range(SAMPLES // 2)]
+        assert {sample.reference[0] for sample in samples} == {0}
+        keys.update(sample.key for sample in samples)
+        assert next(stream._samples).reference[0] == 1
+    assert keys == Counter(f"s{i:03d}" for i in range(SAMPLES))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_batches_do_not_depend_on_the_number_of_workers(shards, workers):
+    alone = take(make_loader(shards), 10)
+    for one, two in zip(alone, take(make_loader(shards, workers=workers), 10), strict=True):
+        assert_same(one, two)
+
+
+def test_two_ranks_share_the_batches_of_one(shards):
+    alone = take(make_loader(shards), 8)
+    ranks = [take(make_loader(shards, rank=rank, ranks=2), 4) for rank in range(2)]
+    for k, batch in enumerate(alone):
+        assert_same(batch, ranks[k % 2][k // 2])
+
+
+@pytest.mark.parametrize("cut", [1, 2, 5, 9])
+def test_a_restored_loader_goes_on_as_if_it_had_not_stopped(shards, cut):
+    whole = take(make_loader(shards), 14)
+    first = make_loader(shards, workers=2)
+    take(first, cut)
+    for one, two in zip(whole[cut:], take(make_loader(shards, first.state_dict()), 14 - cut), strict=True):
+        assert_same(one, two)
+
+
+def test_one_rank_can_go_on_as_two_and_two_as_one(shards):
+    whole = take(make_loader(shards), 12)
+    one = make_loader(shards)
+    take(one, 3)
+    ranks = [make_loader(shards, one.state_dict(), rank, 2) for rank in range(2)]
+    taken = [take(loader, 2) for loader in ranks]
+    for k in range(4):
+        assert_same(whole[3 + k], taken[k % 2][k // 2])
+    again = make_loader(shards, merge_states([loader.state_dict() for loader in ranks]))
+    for k, batch in enumerate(take(again, 5)):
+        assert_same(whole[7 + k], batch)
+
+
+def test_states_are_small_and_refer_to_their_shards(shards, tmp_path):
+    loader = make_loader(shards)
+    take(loader, 6)
+    state = loader.state_dict()
+    assert len(json.dumps(state)) < 4000
+    with pytest.raises(ValueError, match=r"data\.streams=4"):
+        make_loader(shards, state, streams=2)
+    rng = np.random.default_rng(0)
+    write_shards([Sample("a", jpeg(rng), "jpg", 0)], tmp_path, 1, prefix="other")
+    with pytest.raises(ValueError, match="resume with the same"):
+        make_loader(tmp_path, state)
+
+
+def test_bad_samples_are_left_out_named_and_counted(tmp_path):
+    rng = np.random.default_rng(0)
+    samples = [Sample(f"good{i}", jpeg(rng), "jpg", i % 3) for i in range(20)]
+    samples.insert(3, Sample("empty", b"", "jpg", 0))
+    samples.insert(9, Sample("cut", jpeg(rng)[:-300], "jpg", 0))
+    samples.insert(12, Sample("unlabelled", jpeg(rng), "jpg", None))
+    samples.insert(15, Sample("label", jpeg(rng), "jpg", 10))
+    write_shards(samples, tmp_path)
+    loader = make_loader(tmp_path, streams=1)
+    skipped, keys = [], set()
+    batches = iter(loader)
+    while loader.counts()[0] < 48:
+        loaded = next(batches)
+        assert loaded.batch is not None
+        assert torch.isin(loaded.batch.labels, torch.arange(3)).all()
+        skipped += loaded.skipped
+        keys.update(loaded.batch.keys)
+    assert keys == {f"good{i}" for i in range(20)}
+    assert {line["key"] for line in skipped} == {"empty", "cut", "unlabelled", "label"}
+    assert all(line["shard"].endswith("shard-000000.tar") and line["reason"] for line in skipped)
+    assert loader.counts()[1] == len(skipped)
+
+
+def test_a_stream_without_usable_samples_says_so(tmp_path):
+    write_shards([Sample("a", b"no image", "jpg", 0)], tmp_path)
+    with pytest.raises(ValueError, match="no usable sample"):
+        take(make_loader(tmp_path, streams=1), 1)
+    with pytest.raises(ValueError, match="no usable sample"):
+        take(make_loader(tmp_path, streams=1, workers=1), 1)
+
+
+def test_an_oversize_view_is_refused_by_name_or_shrunk(shards):
+    views = replace(VIEWS, resolution=ResolutionConfig(200, 200), drop=DropConfig())
+    with pytest.raises(ValueError, match=r"packing\.seq_len=64 is shorter than image 's\d+'"):
+        take(TrainLoader(config(shards), views, replace(PACKING, oversize="error"), 7, 10), 1)
+    batch = take(TrainLoader(config(shards), views, PACKING, 7, 10), 1)[0]
+    assert batch.image_lengths().max() <= 64
+
+
+def test_ranks_must_divide_streams(shards):
+    with pytest.raises(ValueError, match=r"data\.streams=4"):
+        make_loader(shards, ranks=3)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_shows_every_image_once_and_whole(shards, workers):
+    images = EvalSet(str(shards), 10)
+    for resolution, p in [(16, 4), (48, 8)]:
+        keys: Counter = Counter()
+        for rank in range(2):
+            for loaded in images.batches(resolution, p, PACKING, workers, rank, 2):
+                batch = loaded.batch
+                assert batch is not None
+                keys.update(batch.keys)
+                assert torch.equal(batch.image_lengths(), batch.grids.prod(1).long())
+                assert (batch.patch_sizes == p).all()
+        assert keys == Counter(f"s{i:03d}" for i in range(SAMPLES))
