@@ -38,6 +38,13 @@ def linear(width_in: int, width_out: int, bias: bool, parts: int = 1) -> nn.Line
     return layer
 
 
+def make_norm(config: ViTConfig, width: int) -> nn.Module:
+    """The norm of the blocks, over the last dimension of size `width`."""
+    if config.norm == "rms":
+        return nn.RMSNorm(width, eps=config.norm_eps)
+    return nn.LayerNorm(width, eps=config.norm_eps, bias=config.biases)
+
+
 class Attention(nn.Module):
     """Self-attention within segments; queries and keys normalised per head if configured (ViT-22B 2.1)."""
 
@@ -68,7 +75,7 @@ def _qk_norm(config: ViTConfig) -> nn.Module:
 
 
 class Mlp(nn.Module):
-    """Two layers with GELU, or SwiGLU (arXiv 2002.05202), whose first half of fc1 is the gate."""
+    """Two layers with a kind of GELU, or SwiGLU (arXiv 2002.05202), whose first half of fc1 is the gate."""
 
     def __init__(self, width: int, hidden: int, kind: str, bias: bool) -> None:
         super().__init__()
@@ -83,6 +90,8 @@ class Mlp(nn.Module):
         if self.kind == "swiglu":
             gate, x = x.chunk(2, -1)
             return self.fc2(F.silu(gate) * x)
+        if self.kind == "quick_gelu":
+            return self.fc2(x * torch.sigmoid(1.702 * x))
         return self.fc2(F.gelu(x, approximate="tanh" if self.kind == "gelu_tanh" else "none"))
 
 
@@ -97,12 +106,10 @@ class Block(nn.Module):
     def __init__(self, config: ViTConfig, drop_path: float = 0.0) -> None:
         super().__init__()
         self.drop_path = drop_path
-        self.norm1 = nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.biases)
+        self.norm1 = make_norm(config, config.width)
         self.attn = Attention(config)
         # Side by side, both branches read one norm (ViT-22B 2.1).
-        self.norm2 = (
-            None if config.parallel else nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.biases)
-        )
+        self.norm2 = None if config.parallel else make_norm(config, config.width)
         self.mlp = Mlp(config.width, config.hidden, config.mlp, config.biases)
         self.scale1 = self.scale2 = None
         if config.layer_scale:

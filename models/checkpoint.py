@@ -90,7 +90,13 @@ def _stored_config(weights: Path) -> dict[str, Any]:
     path = weights.parent / "config.json"
     if weights.name != "model.safetensors" or not path.exists():
         return {}
-    return json.loads(path.read_text())
+    try:
+        stored = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return stored
 
 
 def _build(config: ViTConfig, state: dict[str, Tensor], origin: dict[str, str], source: Path) -> PackedViT:

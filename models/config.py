@@ -19,27 +19,28 @@ class ViTConfig:
     Args:
         width, depth, heads: D, number of blocks, attention heads; heads divides width.
         num_classes: outputs of the head; 0 = no head, the model returns its features.
-        mlp: gelu_tanh (big_vision, SigLIP 2), gelu (exact; timm) or swiglu.
+        mlp: gelu_tanh (big_vision, SigLIP 2), gelu (exact; timm), quick_gelu (CLIP) or swiglu.
         mlp_ratio: hidden units of the MLP / width.
         qk_norm: normalisation of queries and keys per head: none, rms or layer (ViT-22B 2.1).
         biases: False leaves out the biases of the blocks' linear layers and of all norms (ViT-22B 2.1).
-        norm_eps: epsilon of every LayerNorm and RMSNorm.
+        norm: layer or rms, of the blocks and after them.
+        norm_eps: epsilon of every norm.
         layer_scale: initial value of the per-channel residual scale (CaiT 2.1); 0 = none.
         parallel: attention and MLP side by side in one residual step (ViT-22B 2.1).
-        pre_norm: LayerNorm after the embeddings, as CLIP's towers have.
+        pre_norm: a norm after the embeddings, as CLIP's towers have.
         drop_path: chance, growing linearly with depth to this value, that an image skips a residual branch.
         checkpoint_every: recompute every n-th block in the backward pass; 0 = none, 1 = all.
         cls: a learned token before each image's tokens.
         registers: number of further learned tokens (arXiv 2309.16588).
         pool: mean, map (attention pooling with a learned query), cls, or cls_mean (both, 2 * width).
-        norm_pooled: the last LayerNorm comes after pooling (timm's fc_norm) instead of before it.
+        last_norm: of tokens, before pooling; of pooled features (timm's fc_norm); or none.
         rep_size: width of a tanh layer between pooling and head; 0 = none.
         patch_buffer: P, side of the stored patch embedding (FlexiViT 3.4).
         patch_operator: how the stored embedding becomes a smaller or larger one; see patch_embed.
         image_mean, image_std: per channel, of pixels in [0, 1].
         pos_embed: factorized (NaViT 3.4), grid_2d (one table resized per image), rope_2d or none.
         pos_table: of factorized: learned, sinusoidal or fourier.
-        pos_coords: of factorized and rope_2d: absolute index, fractional (of the own side) or
+        pos_coords: absolute index, fractional (of the own side) or
             fractional_aspect (of the longer side).
         pos_combine: of factorized: sum, product or stack of the two axes; fourier is joint and ignores it.
         pos_grid: (rows, cols) of the tables; also the length that a fractional coordinate is scaled to.
@@ -51,10 +52,11 @@ class ViTConfig:
     depth: int = 12
     heads: int = 3
     num_classes: int = 1000
-    mlp: Literal["gelu_tanh", "gelu", "swiglu"] = "gelu_tanh"
+    mlp: Literal["gelu_tanh", "gelu", "quick_gelu", "swiglu"] = "gelu_tanh"
     mlp_ratio: float = 4.0
     qk_norm: Literal["none", "rms", "layer"] = "rms"
     biases: bool = True
+    norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-6
     layer_scale: float = 0.0
     parallel: bool = False
@@ -64,7 +66,7 @@ class ViTConfig:
     cls: bool = False
     registers: int = 0
     pool: Literal["mean", "map", "cls", "cls_mean"] = "map"
-    norm_pooled: bool = False
+    last_norm: Literal["tokens", "pooled", "none"] = "tokens"
     rep_size: int = 0
     patch_buffer: int = 32
     patch_operator: Operator = "bilinear_antialias"

@@ -7,7 +7,7 @@ last bit, on what else is in the batch.
 import torch
 from torch import Tensor, nn
 
-from packvit.models.block import Mlp, linear
+from packvit.models.block import Mlp, linear, make_norm
 from packvit.models.config import ViTConfig
 from packvit.models.layout import Layout
 
@@ -38,7 +38,7 @@ class AttentionPool(nn.Module):
         self.q = linear(width, width, config.biases)
         self.kv = linear(width, 2 * width, config.biases, parts=2)
         self.proj = linear(width, width, config.biases)
-        self.norm = nn.LayerNorm(width, eps=config.norm_eps, bias=config.biases)
+        self.norm = make_norm(config, width)
         kind = "gelu_tanh" if config.mlp == "swiglu" else config.mlp
         self.mlp = Mlp(width, config.hidden, kind, config.biases)
 

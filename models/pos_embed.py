@@ -102,9 +102,8 @@ class PosEmbed(nn.Module):
     def _grid(self, coords: Tensor, sides: Tensor, dtype: torch.dtype) -> Tensor:
         """The table resized to each token's grid and read at its cell."""
         c = self.config
-        position = coordinates(coords, sides, "fractional", c.pos_grid, dtype)
-        cells = torch.tensor(c.pos_grid, dtype=dtype).to(coords.device, non_blocking=True)
-        step = cells / sides.to(dtype)  # [T, 2]
+        position = coordinates(coords, sides, c.pos_coords, c.pos_grid, dtype)
+        step = coordinates(coords + 1, sides, c.pos_coords, c.pos_grid, dtype) - position  # [T, 2]
         y = resample_weights(position[:, 0], step[:, 0], c.pos_grid[0], c.pos_resize)  # [T, rows]
         x = resample_weights(position[:, 1], step[:, 1], c.pos_grid[1], c.pos_resize)  # [T, cols]
         return (y[:, :, None] * x[:, None, :]).flatten(1) @ self.table.flatten(0, 1)

@@ -28,9 +28,9 @@ def resample_weights(position: Tensor, step: Tensor | float, size: int, kernel: 
         if kernel == "bicubic":
             return _clamped_cubic(position, size)
         return (1 - (cells - position.clamp(0, size - 1)[..., None]).abs()).clamp(min=0)
-    distance = (cells - position[..., None]) / torch.as_tensor(step, device=position.device).clamp(min=1)[
-        ..., None
-    ]
+    distance = (cells - position[..., None]) / torch.as_tensor(
+        step, dtype=position.dtype, device=position.device
+    ).clamp(min=1)[..., None]
     weights = _cubic(distance, -0.5) if kernel.startswith("bicubic") else (1 - distance.abs()).clamp(min=0)
     return weights / weights.sum(-1, keepdim=True)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from packvit.models.attention import Segments, choose_backend
-from packvit.models.block import Block, Context
+from packvit.models.block import Block, Context, make_norm
 from packvit.models.config import ViTConfig
 from packvit.models.layout import Layout
 from packvit.models.patch_embed import PatchEmbed
@@ -30,19 +30,20 @@ class PackedViT(nn.Module):
         super().__init__()
         self.config = config
         self.backend = backend
-        width, bias = config.width, config.biases
+        width = config.width
         self.patch_embed = PatchEmbed(
             width, config.patch_buffer, config.patch_operator, config.image_mean, config.image_std
         )
         self.pos_embed = PosEmbed(config) if config.pos_embed in ("factorized", "grid_2d") else None
         self.prefix = nn.Parameter(torch.randn(config.prefix, width) * 0.02) if config.prefix else None
-        self.pre_norm = nn.LayerNorm(width, eps=config.norm_eps, bias=bias) if config.pre_norm else None
+        self.pre_norm = make_norm(config, width) if config.pre_norm else None
         last = max(1, config.depth - 1)
         self.blocks = nn.ModuleList(
             Block(config, drop_path=config.drop_path * i / last) for i in range(config.depth)
         )
         pooled = width * (2 if config.pool == "cls_mean" else 1)
-        self.norm = nn.LayerNorm(pooled if config.norm_pooled else width, eps=config.norm_eps, bias=bias)
+        last_width = pooled if config.last_norm == "pooled" else width
+        self.norm = make_norm(config, last_width) if config.last_norm != "none" else nn.Identity()
         self.pool = Pool(config)
         self.rep = nn.Linear(pooled, config.rep_size) if config.rep_size else None
         self.head = nn.Linear(config.feature_dim, config.num_classes) if config.num_classes else None
@@ -61,12 +62,12 @@ class PackedViT(nn.Module):
         layout = Layout.build(batch, self.config.prefix)
         x = self._encode(batch, layout)  # [T, D]
         x = self.pool(x, layout)  # [N, D]
-        if self.config.norm_pooled:
+        if self.config.last_norm == "pooled":
             x = self.norm(x)
         return x if self.rep is None else self.rep(x).tanh()
 
     def tokens(self, batch: PackedBatch) -> list[Tensor]:
-        """The last layer's patch tokens as N dense maps [rows, cols, D], normalised unless norm_pooled.
+        """The last layer's patch tokens as N dense maps [rows, cols, D], normalised if last_norm is tokens.
 
         Raises:
             ValueError: tokens of an image were dropped, so that its map would have holes.
@@ -84,7 +85,7 @@ class PackedViT(nn.Module):
         return [part.view(rows, cols, -1) for part, (rows, cols) in zip(x.split(lengths), grids, strict=True)]
 
     def _encode(self, batch: PackedBatch, layout: Layout) -> Tensor:
-        """Embedding and blocks: [T, D]; with the last norm unless it comes after pooling."""
+        """Embedding and blocks: [T, D]; with the last norm if it is of tokens."""
         coords, sides = self._grid_positions(batch, layout)
         x = self._embed(batch, layout, coords, sides)
         context = self._context(x, layout, coords, sides)
@@ -94,7 +95,7 @@ class PackedViT(nn.Module):
                 x = checkpoint(block, x, context, use_reentrant=False)
             else:
                 x = block(x, context)
-        return x if self.config.norm_pooled else self.norm(x)
+        return self.norm(x) if self.config.last_norm == "tokens" else x
 
     def _grid_positions(self, batch: PackedBatch, layout: Layout) -> tuple[Tensor, Tensor]:
         """(row, col) of every slot and (rows, cols) of its image's grid, each [T, 2]; 1x1 in padding."""

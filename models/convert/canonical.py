@@ -152,8 +152,9 @@ def infer_fields(out: Imported) -> dict[str, Any]:
         "heads": max(1, width // 64),
         "num_classes": state["head.weight"].shape[0] if "head.weight" in state else 0,
         "mlp_ratio": hidden / width,
-        "biases": "blocks.0.mlp.fc2.bias" in state,
-        "qk_norm": "layer" if "blocks.0.attn.q_norm.weight" in state else "none",
+        "biases": any(name.startswith("blocks.") and name.endswith(".bias") for name in state),
+        "norm": _kind_of_norm(state, "blocks.0.norm1"),
+        "qk_norm": _kind_of_norm(state, "blocks.0.attn.q_norm"),
         "layer_scale": 1.0 if "blocks.0.scale1" in state else 0.0,
         "parallel": "blocks.0.norm2.weight" not in state,
         "pre_norm": "pre_norm.weight" in state,
@@ -171,14 +172,21 @@ def infer_fields(out: Imported) -> dict[str, Any]:
     return fields
 
 
+def _kind_of_norm(state: dict[str, Tensor], name: str) -> str:
+    """A norm without bias is taken for RMSNorm, which is what the sources use then."""
+    if name + ".weight" not in state:
+        return "none"
+    return "layer" if name + ".bias" in state else "rms"
+
+
 def fill_absent_biases(out: Imported) -> None:
-    """A model without query-key-value or patch-embedding bias is one with zeros there."""
-    state = out.state
-    if "patch_embed.bias" not in state and "patch_embed.weight" in state:
-        out.put("patch_embed.bias", torch.zeros(state["patch_embed.weight"].shape[-1]), "no bias")
-    if "blocks.0.mlp.fc2.bias" not in state:
-        return
-    for name in [n for n in state if re.fullmatch(r"blocks\.\d+\.attn\.qkv\.weight", n)]:
+    """A layer without bias beside others that have one is a layer with a bias of zeros."""
+    layers = r"patch_embed|blocks\.\d+\.(?:attn\.(?:qkv|proj)|mlp\.fc[12])|pool\.attention\.(?:q|kv|proj)"
+    if not any(re.fullmatch(rf"(?:{layers})\.bias", name) and "blocks" in name for name in out.state):
+        layers = "patch_embed"
+    for name in [n for n in out.state if re.fullmatch(rf"(?:{layers})\.weight", n)]:
         bias = name.removesuffix("weight") + "bias"
-        if bias not in state:
-            out.put(bias, torch.zeros(state[name].shape[0]), "no bias")
+        if bias not in out.state:
+            weight = out.state[name]
+            rows = weight.shape[-1] if name == "patch_embed.weight" else weight.shape[0]
+            out.put(bias, torch.zeros(rows, dtype=weight.dtype), "no bias")

@@ -5,6 +5,7 @@ apart; the position table of ViT and DINOv2 starts with that of the cls token.
 """
 
 import re
+from typing import Any
 
 from torch import Tensor
 
@@ -16,6 +17,12 @@ from packvit.models.convert.canonical import (
     rename,
 )
 
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+}
 WB = r"(weight|bias)"
 TOWER = r"(?:vit\.|dinov2\.|dinov2_with_registers\.|vision_model\.)*"
 BLOCK = TOWER + r"(?:encoder\.)?layers?\.(\d+)\."
@@ -77,24 +84,45 @@ def convert(tensors: dict[str, Tensor]) -> Imported:
         raise ValueError("there is no position embedding")
     cls_pos = place_grid(out, pos, "embeddings.position_embeddings", int(cls is not None))
     place_prefix(out, cls, registers, cls_pos)
-    pooled = _place_map_head(out)
     head = out.state.get("head.weight")
+    if head is not None:
+        # SigLIP's classifiers read the mean of the patch tokens, past the pooling that came with the tower.
+        for name in [n for n in out.state if n.startswith("pool.attention.")]:
+            out.pop(name)
+    pooled = _place_map_head(out)
     if cls is not None:
         width = out.state["patch_embed.weight"].shape[-1]
         pooled = "cls_mean" if head is not None and head.shape[1] == 2 * width else "cls"
-    antialiased = registers is not None
+    resize = "bicubic" if registers is None else "bicubic_antialias"
+    if siglip and linear_patches:
+        resize = "bilinear_antialias"
     out.fields |= {
         "mlp": "gelu_tanh" if siglip else "gelu",
         "pool": pooled,
         "norm_eps": 1e-12 if vit else 1e-6,
         "patch_operator": "bilinear_antialias",
-        "pos_resize": "bilinear_antialias"
-        if siglip and linear_patches
-        else "bicubic_antialias"
-        if antialiased
-        else "bicubic",
+        "pos_resize": resize,
     }
     return out
+
+
+def sidecar_fields(stored: dict[str, Any]) -> dict[str, Any]:
+    """ViTConfig fields that transformers' config.json tells and the weights don't.
+
+    Raises:
+        ValueError: an activation that no ViTConfig has.
+    """
+    stored = stored.get("vision_config", stored)
+    fields: dict[str, Any] = {}
+    if "num_attention_heads" in stored:
+        fields["heads"] = stored["num_attention_heads"]
+    if "layer_norm_eps" in stored:
+        fields["norm_eps"] = stored["layer_norm_eps"]
+    if "hidden_act" in stored and not stored.get("use_swiglu_ffn"):
+        if stored["hidden_act"] not in ACTIVATIONS:
+            raise ValueError(f"hidden_act={stored['hidden_act']!r} is none of {', '.join(ACTIVATIONS)}")
+        fields["mlp"] = ACTIVATIONS[stored["hidden_act"]]
+    return fields
 
 
 def _place_map_head(out: Imported) -> str:

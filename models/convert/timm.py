@@ -1,8 +1,8 @@
 """timm .safetensors: vit_*, deit3_*, flexivit_* (VisionTransformer) and naflexvit_* (NaFlexVit).
 
 What keys do not tell are defaults of timm: exact GELU, bicubic antialiased resizing of patch embedding and
-position table. Attention pooling is MAP; `fc_norm` is a norm after pooling; blocks with `in_proj` are the
-parallel ones of ViT-22B.
+position table; naflexvit_*_par_* needs pos_coords="fractional_aspect", which keys do not tell either.
+`fc_norm` is a norm after pooling; blocks with `in_proj` are the parallel ones of ViT-22B.
 """
 
 import re
@@ -78,10 +78,15 @@ def convert(tensors: dict[str, Tensor]) -> Imported:
     out.fields |= {
         "mlp": "gelu",
         "pool": pooled,
-        "norm_pooled": bool(fc_norm),
+        "last_norm": "pooled" if fc_norm else "tokens" if "norm.weight" in out.state else "none",
         "patch_operator": "bicubic_antialias",
         "pos_resize": "bicubic_antialias",
     }
+    if "pre_norm.bias" in out.state:
+        out.fields["norm_eps"] = 1e-5  # only CLIP's towers have a LayerNorm there
+    if probe is not None and "embeds.proj.weight" in tensors and "prefix" not in out.state:
+        # naflexvit_*_siglip are the ones with attention pooling and no registers.
+        out.fields |= {"mlp": "gelu_tanh", "pos_resize": "bilinear_antialias"}
     return out
 
 
