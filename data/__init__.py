@@ -1,1 +1,26 @@
+"""Shards in, packed batches out. Knows `packvit.packing` only."""
 
+from packvit.data.digits import write_digits
+from packvit.data.eval_set import EvalSet
+from packvit.data.images import pack_images
+from packvit.data.loader import LoadedBatch, TrainLoader, merge_states
+from packvit.data.shards import BadSample, BadShard, Shard, expand_shards
+from packvit.data.streams import DataConfig, Stream
+from packvit.data.write import write_image_folder, write_shards
+
+__all__ = [
+    "BadSample",
+    "BadShard",
+    "DataConfig",
+    "EvalSet",
+    "LoadedBatch",
+    "Shard",
+    "Stream",
+    "TrainLoader",
+    "expand_shards",
+    "merge_states",
+    "pack_images",
+    "write_digits",
+    "write_image_folder",
+    "write_shards",
+]

@@ -162,7 +162,10 @@ class TrainLoader:
                 f"the run was started with data.streams={state['num_streams']}, not {mine['num_streams']}"
             )
         self.start = state["start"]
-        self.states = {int(index): stream for index, stream in state["streams"].items()}
+        # The other ranks' streams stay out: merged again, their old states would hide the new ones.
+        own = (self.start + self.rank) % self.world_size
+        streams = {int(index): stream for index, stream in state["streams"].items()}
+        self.states = {index: s for index, s in streams.items() if index % self.world_size == own}
 
 
 def merge_states(states: Sequence[dict]) -> dict:

@@ -139,8 +139,14 @@ class PackedBatch:
         return replace(self, **changes)
 
     @staticmethod
-    def build(sequences: Sequence[Sequence[PackedImage]], seq_len: int) -> "PackedBatch":
+    def build(
+        sequences: Sequence[Sequence[PackedImage]], seq_len: int, numbers: Sequence[int] | None = None
+    ) -> "PackedBatch":
         """Lay images out in sequences of `seq_len` slots; what is left of a row becomes padding.
+
+        Args:
+            numbers: the `image_index` of each image in the order in which the sequences hold them, a
+                permutation of 0..N-1; None numbers them in that order.
 
         Raises:
             ValueError: a sequence's images have more than `seq_len` tokens; names the first that is over.
@@ -151,6 +157,7 @@ class PackedBatch:
         offsets = [0]
         by_patch_size: dict[int, tuple[list[np.ndarray], list[np.ndarray]]] = {}
         images: list[PackedImage] = []
+        numbers = range(sum(map(len, sequences))) if numbers is None else numbers
         for row, sequence in enumerate(sequences):
             start = row * seq_len
             end_of_row = start + seq_len
@@ -158,7 +165,7 @@ class PackedBatch:
                 end = start + len(image.patches)
                 if end > end_of_row:
                     raise ValueError(f"image {image.key!r} does not fit: its sequence has {seq_len} slots")
-                image_index[start:end] = len(images)
+                image_index[start:end] = numbers[len(images)]
                 coords[start:end] = image.coords
                 patches, slots = by_patch_size.setdefault(image.patch_size, ([], []))
                 patches.append(image.patches)
@@ -168,6 +175,7 @@ class PackedBatch:
                 start = end
             if start < end_of_row:
                 offsets.append(end_of_row)
+        images = [image for _, image in sorted(zip(numbers, images, strict=True), key=lambda pair: pair[0])]
         labels = None
         if images and all(image.label is not None for image in images):
             labels = torch.tensor([image.label for image in images], dtype=torch.int64)
