@@ -3,15 +3,18 @@
 from packvit.models.attention import BACKENDS, Segments, attention, choose_backend
 from packvit.models.checkpoint import load_model, save_model
 from packvit.models.config import ViTConfig
+from packvit.models.presets import PRESETS, preset
 from packvit.models.vit import PackedViT
 
 __all__ = [
     "BACKENDS",
+    "PRESETS",
     "PackedViT",
     "Segments",
     "ViTConfig",
     "attention",
     "choose_backend",
     "load_model",
+    "preset",
     "save_model",
 ]

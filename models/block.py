@@ -38,10 +38,18 @@ def linear(width_in: int, width_out: int, bias: bool, parts: int = 1) -> nn.Line
     return layer
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm in its weights' dtype, answering in the input's: half-precision input must not lose digits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] -> [..., dim]."""
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
 def make_norm(config: ViTConfig, width: int) -> nn.Module:
     """The norm of the blocks, over the last dimension of size `width`."""
     if config.norm == "rms":
-        return nn.RMSNorm(width, eps=config.norm_eps)
+        return RMSNorm(width, eps=config.norm_eps)
     return nn.LayerNorm(width, eps=config.norm_eps, bias=config.biases)
 
 
@@ -68,7 +76,7 @@ class Attention(nn.Module):
 
 def _qk_norm(config: ViTConfig) -> nn.Module:
     if config.qk_norm == "rms":
-        return nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+        return RMSNorm(config.head_dim, eps=config.norm_eps)
     if config.qk_norm == "layer":
         return nn.LayerNorm(config.head_dim, eps=config.norm_eps, bias=config.biases)
     return nn.Identity()

@@ -81,7 +81,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
                     if arrays[key].dtype.kind == "f"
                 }
         return load_file(path)
-    except (SafetensorError, zipfile.BadZipFile, EOFError) as error:
+    except (SafetensorError, zipfile.BadZipFile, EOFError, ValueError) as error:
         raise ValueError(f"{path} is no readable .safetensors or .npz file: {error}") from None
 
 

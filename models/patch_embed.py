@@ -41,7 +41,7 @@ def pi_resize(weight: Tensor, size: int | tuple[int, int], operator: Operator) -
     Costs p P^2 C D + p^2 P C D multiply-adds; equal to the full pseudo-inverse of the two-dimensional
     resize. FlexiViT 3.4.
     """
-    rows, cols = (size, size) if isinstance(size, int) else size
+    rows, cols = size if isinstance(size, tuple) else (size, size)
     if rows != weight.shape[0]:
         k = pi_matrix(operator, weight.shape[0], rows, weight.dtype, weight.device)
         weight = torch.tensordot(k, weight, 1)  # [p1, P2, C, D]

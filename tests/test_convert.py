@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from packvit.models import PackedViT, load_model
+from packvit.models import PackedViT, load_model, save_model
 from packvit.packing import PackedBatch
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -59,3 +60,103 @@ def test_golden_outputs_with_every_patch_size_in_one_pack(cut_image, name: str):
         for i, outputs in enumerate(expected):
             for key, value in outputs.items():
                 torch.testing.assert_close(got[key][i], torch.from_numpy(value), atol=1e-4, rtol=0)
+
+
+def read(name: str) -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / f"{name}.weights.npz") as file:
+        return {key: file[key] for key in file.files}
+
+
+def assert_same_model(a: PackedViT, b: PackedViT) -> None:
+    assert a.config == b.config
+    other = b.state_dict()
+    assert all(torch.equal(tensor, other[key]) for key, tensor in a.state_dict().items())
+
+
+@pytest.mark.parametrize("prefix", ["", "opt/target/", "params/img/", "img/"])
+def test_big_vision_prefixes_and_company(tmp_path, prefix: str):
+    arrays = {
+        prefix + key.removeprefix("params/"): value for key, value in read("big_vision_flexivit_map").items()
+    }
+    if prefix:
+        arrays |= {"params/txt/head/bias": np.zeros(3, np.float32), "opt/state/step": np.array(7)}
+    np.savez(tmp_path / "model.npz", allow_pickle=False, **arrays)
+    assert_same_model(load_model(tmp_path / "model.npz"), load("big_vision_flexivit_map"))
+
+
+def test_big_vision_blocks_stacked_by_scan(tmp_path):
+    arrays, stacked = read("big_vision_flexivit_gap"), {}
+    for key in arrays:
+        if "encoderblock_0" in key:
+            both = [arrays[key.replace("block_0", f"block_{i}")] for i in range(2)]
+            stacked[key.replace("encoderblock_0", "encoderblock")] = np.stack(both)
+        elif "encoderblock_" not in key:
+            stacked[key] = arrays[key]
+    np.savez(tmp_path / "scan.npz", allow_pickle=False, **stacked)
+    assert_same_model(load_model(tmp_path / "scan.npz"), load("big_vision_flexivit_gap"))
+
+
+def test_the_older_naming_with_a_position_for_cls_and_pre_logits(tmp_path, cut_image):
+    arrays = {}
+    for key, value in read("big_vision_flexivit_tok").items():
+        key = (
+            key.removeprefix("params/")
+            .replace("LayerNorm_1", "LayerNorm_2")
+            .replace("MlpBlock_0", "MlpBlock_3")
+        )
+        arrays[key.replace("Attention_0", "Attention_1")] = value
+    rng = np.random.default_rng(0)
+    cls_pos = rng.normal(size=(1, 1, 48)).astype(np.float32)
+    arrays["Transformer/posembed_input/pos_embedding"] = np.concatenate(
+        [cls_pos, arrays.pop("pos_embedding")], 1
+    )
+    arrays["pre_logits/kernel"] = rng.normal(size=(48, 48)).astype(np.float32)
+    arrays["pre_logits/bias"] = np.zeros(48, np.float32)
+    np.savez(tmp_path / "old.npz", allow_pickle=False, **arrays)
+    old, new = load_model(tmp_path / "old.npz"), load("big_vision_flexivit_tok")
+    assert old.prefix is not None
+    assert new.prefix is not None
+    torch.testing.assert_close(old.prefix, new.prefix + torch.from_numpy(cls_pos[0]))
+    assert old.config.rep_size == 48
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_our_own_folder_keeps_an_imported_model(tmp_path, name: str):
+    model = load(name)
+    assert_same_model(load_model(save_model(model, tmp_path)), model)
+
+
+def test_heads_default_to_64_channels_and_configs_beside_the_weights_are_read(tmp_path):
+    source = GOLDEN / "hf_siglip2_naflex.weights.safetensors"
+    assert load_model(source).config.heads == 1
+    (tmp_path / "model.safetensors").write_bytes(source.read_bytes())
+    config = '{"num_attention_heads": 4, "layer_norm_eps": 1e-5, "hidden_act": "gelu_pytorch_tanh"}'
+    (tmp_path / "config.json").write_text(config)
+    loaded = load_model(tmp_path).config
+    assert (loaded.heads, loaded.norm_eps, loaded.mlp) == (4, 1e-5, "gelu_tanh")
+    assert load_model(tmp_path, heads=2).config.heads == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: {**t, "blocks.0.attn.bonus": torch.zeros(1)}, r"unknown keys: blocks\.0\.attn\.bonus"),
+        (lambda t: {**t, "head.weight": torch.zeros(10, 7)}, r"head\.weight has shape \(10, 7\)"),
+        (
+            lambda t: {**t, "patch_embed.proj.weight": torch.zeros(48, 4, 16, 16)},
+            r"patch_embed\.proj\.weight has shape",
+        ),
+        (lambda t: {**t, "pos_embed": torch.zeros(1, 223, 48)}, r"pos_embed has 223 positions"),
+        (
+            lambda t: {k: v for k, v in t.items() if k != "blocks.1.norm1.weight"},
+            r"lacks blocks\.1\.norm1\.weight",
+        ),
+        (lambda t: {"encoder.foo": torch.zeros(1)}, r"neither packvit, big_vision, timm nor Hugging Face"),
+    ],
+)
+def test_what_does_not_fit_is_named_in_one_sentence(tmp_path, change, message: str):
+    tensors = change(load_file(GOLDEN / "timm_flexivit.weights.safetensors"))
+    save_file(tensors, tmp_path / "bad.safetensors")
+    with pytest.raises(ValueError, match=message) as error:
+        load_model(tmp_path / "bad.safetensors", heads=4)
+    assert "\n" not in str(error.value)

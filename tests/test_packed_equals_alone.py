@@ -17,7 +17,7 @@ CONFIGS = {
     "mean_nobias_swiglu": replace(BASE, pool="mean", biases=False, mlp="swiglu", qk_norm="layer"),
     "cls_registers": replace(BASE, pool="cls", cls=True, registers=3, qk_norm="none", layer_scale=0.3),
     "cls_mean_grid": replace(
-        BASE, pool="cls_mean", cls=True, pos_embed="grid_2d", norm_pooled=True, rep_size=6
+        BASE, pool="cls_mean", cls=True, pos_embed="grid_2d", last_norm="pooled", rep_size=6
     ),
     "registers_map_rope": replace(BASE, registers=2, pos_embed="rope_2d", parallel=True, pre_norm=True),
     "fourier_natural": replace(BASE, pos_table="fourier", patch_operator="natural", checkpoint_every=1),

@@ -1,0 +1,136 @@
+"""PI-resize equals the full pseudo-inverse, keeps inner products, and is differentiable."""
+
+from itertools import product
+from typing import get_args
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from packvit.models.config import Operator
+from packvit.models.patch_embed import PatchEmbed, pi_matrix, pi_resize
+from packvit.models.resample import resize_matrix
+
+BUFFER = 32
+SIZES = (48, 40, 30, 24, 20, 16, 15, 12, 10, 8)  # FlexiViT's
+OPERATORS: tuple[Operator, ...] = get_args(Operator)
+CPU = torch.device("cpu")
+
+
+def full_resize(size_in: int, size_out: int, mode: str, antialias: bool) -> torch.Tensor:
+    """B [size_out**2, size_in**2] float64, by resizing every unit image with torch."""
+    basis = torch.eye(size_in**2, dtype=torch.float64).view(-1, 1, size_in, size_in)
+    out = F.interpolate(basis, (size_out, size_out), mode=mode, antialias=antialias, align_corners=False)
+    return out.flatten(1).T
+
+
+def full_pseudo_inverse(operator: Operator, size: int) -> torch.Tensor:
+    """(B^T)^+ [p**2, P**2], or (L^T B^T)^+ L^T for `natural`."""
+    mode = "bicubic" if operator == "bicubic_antialias" else "bilinear"
+    b_t = full_resize(BUFFER, size, mode, operator.endswith("_antialias")).T
+    if operator != "natural":
+        return torch.linalg.pinv(b_t)
+    distance = (torch.arange(BUFFER)[:, None] - torch.arange(BUFFER)).abs().double()
+    covariance = 0.97**distance
+    l_t = torch.linalg.cholesky(torch.kron(covariance, covariance)).T
+    return torch.linalg.pinv(l_t @ b_t) @ l_t
+
+
+def sizes_and_operators():
+    for size, operator in product(SIZES, OPERATORS):
+        yield pytest.param(size, operator, marks=pytest.mark.slow if size > 12 else [])
+
+
+@pytest.mark.parametrize(("size", "operator"), list(sizes_and_operators()))
+def test_pi_resize_is_the_full_pseudo_inverse(size: int, operator: Operator):
+    torch.manual_seed(0)
+    weight = torch.randn(BUFFER, BUFFER, 3, 2, dtype=torch.float64)
+    expected = (full_pseudo_inverse(operator, size) @ weight.flatten(0, 1).flatten(1)).view(size, size, 3, 2)
+    torch.testing.assert_close(pi_resize(weight, size, operator), expected, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_larger_patches_see_upsampled_images_exactly_as_the_buffer_sees_the_original(operator: Operator):
+    kernel = "bilinear" if operator == "natural" else operator
+    torch.manual_seed(0)
+    image, weight = torch.randn(16, 16, dtype=torch.float64), torch.randn(16, 16, 1, 1, dtype=torch.float64)
+    b = resize_matrix(16, 24, kernel)
+    resized = b @ image @ b.T
+    product = (resized[:, :, None, None] * pi_resize(weight, 24, operator)).sum()
+    torch.testing.assert_close(product, (image[:, :, None, None] * weight).sum(), atol=1e-9, rtol=0)
+
+
+def test_non_square_patches_apply_one_matrix_an_axis():
+    weight = torch.randn(8, 8, 3, 2, dtype=torch.float64)
+    k6 = pi_matrix("bilinear", 8, 6, torch.float64, CPU)
+    k4 = pi_matrix("bilinear", 8, 4, torch.float64, CPU)
+    expected = torch.einsum("pa,qb,abcd->pqcd", k6, k4, weight)
+    torch.testing.assert_close(pi_resize(weight, (6, 4), "bilinear"), expected)
+
+
+def test_the_stored_size_is_used_as_it_is():
+    weight = torch.randn(8, 8, 3, 2)
+    assert pi_resize(weight, 8, "bilinear_antialias") is weight
+
+
+def test_matrices_are_cached_and_usable_in_training_after_inference():
+    pi_matrix.cache_clear()
+    weight = torch.randn(9, 9, 3, 2, requires_grad=True)
+    with torch.inference_mode():
+        pi_resize(weight, 5, "natural")
+    pi_resize(weight, 5, "natural").sum().backward()
+    assert weight.grad is not None
+    assert pi_matrix.cache_info().misses == 1
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("size", [3, 7])
+def test_gradients(operator: Operator, size: int):
+    weight = torch.randn(5, 5, 3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda w: pi_resize(w, size, operator), weight)
+
+
+@pytest.mark.parametrize("kernel", ["bilinear", "bilinear_antialias", "bicubic", "bicubic_antialias"])
+@pytest.mark.parametrize(("size_in", "size_out"), [(7, 3), (7, 5), (7, 7), (7, 19), (1, 4), (32, 12)])
+def test_resize_matrix_is_that_of_torch(kernel: str, size_in: int, size_out: int):
+    line = torch.randn(size_in, dtype=torch.float64)
+    image = line[:, None].expand(size_in, 4)  # torch mishandles images that are one pixel wide
+    mode, _, antialias = kernel.partition("_")
+    out = F.interpolate(image[None, None], (size_out, 4), mode=mode, antialias=bool(antialias))
+    got = resize_matrix(size_in, size_out, kernel) @ line
+    torch.testing.assert_close(got, out[0, 0, :, 0], atol=1e-12, rtol=0)
+
+
+def test_embedding_is_a_convolution_of_the_normalised_image_at_the_stored_size(cut_image):
+    torch.manual_seed(0)
+    embed = PatchEmbed(width=5, buffer=4, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    pixels = torch.randint(0, 256, (8, 12, 3), dtype=torch.uint8)
+    image = cut_image(pixels.numpy(), 4)
+    out = embed(
+        {4: torch.from_numpy(image.patches)},
+        {4: torch.tensor([6, 1, 2, 3, 4, 5])},
+        torch.tensor([False] + [True] * 6),
+    )
+    x = (pixels / 255 - torch.tensor([0.4, 0.5, 0.6])) / torch.tensor([0.2, 0.3, 0.4])
+    expected = F.conv2d(x.permute(2, 0, 1)[None], embed.weight.permute(3, 2, 0, 1), embed.bias, stride=4)
+    expected = expected.flatten(2)[0].T
+    torch.testing.assert_close(out[[6, 1, 2, 3, 4, 5]], expected, atol=1e-5, rtol=0)
+    assert not out[0].any()
+
+
+def test_floating_patches_are_taken_as_normalised():
+    embed = PatchEmbed(width=5, buffer=4)
+    patches = torch.randint(0, 256, (3, 48), dtype=torch.uint8)
+    slots, is_patch = {4: torch.arange(3)}, torch.ones(3, dtype=torch.bool)
+    torch.testing.assert_close(
+        embed({4: patches / 127.5 - 1}, slots, is_patch), embed({4: patches}, slots, is_patch)
+    )
+
+
+def test_a_constant_patch_has_one_response_at_every_size_with_antialias():
+    weight = torch.ones(BUFFER, BUFFER, 3, 1, dtype=torch.float64) / (BUFFER * BUFFER * 3)
+    for size in SIZES:
+        assert pi_resize(weight, size, "bilinear_antialias").sum() == pytest.approx(1, rel=2e-2)
+    # Why new models do not use the operator of FlexiViT's release:
+    for size, response in ((8, 0.25), (12, 0.36), (15, 0.54), (16, 1.0)):
+        assert pi_resize(weight, size, "bilinear").sum() == pytest.approx(response, abs=0.01)
