@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 FLEX_BLOCK = 128
@@ -23,9 +24,16 @@ def attend_varlen(q: Tensor, k: Tensor, v: Tensor, plan: tuple[Tensor, int]) -> 
     from torch.nn.attention.varlen import varlen_attn
 
     cu_seqlens, max_len = plan
-    out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_len, max_len)
+    head_dim = q.shape[-1]
+    q, k, v = (_pad_heads(x) for x in (q, k, v))
+    out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_len, max_len, scale=head_dim**-0.5)
     assert isinstance(out, Tensor)  # a pair only when auxiliary outputs are asked for
-    return out
+    return out[..., :head_dim]
+
+
+def _pad_heads(x: Tensor) -> Tensor:
+    """[T, heads, head_dim] with zeros up to a multiple of 8 channels, which the kernels' loads want."""
+    return F.pad(x, (0, -x.shape[-1] % 8)) if x.shape[-1] % 8 else x
 
 
 def prepare_xformers(cu_seqlens: Tensor, max_len: int, total: int) -> Any:
@@ -39,7 +47,9 @@ def attend_xformers(q: Tensor, k: Tensor, v: Tensor, bias: Any) -> Tensor:
     """Any floating dtype but float64, on CUDA."""
     from xformers.ops import memory_efficient_attention
 
-    return memory_efficient_attention(q[None], k[None], v[None], attn_bias=bias)[0]
+    head_dim = q.shape[-1]
+    q, k, v = (_pad_heads(x)[None] for x in (q, k, v))
+    return memory_efficient_attention(q, k, v, attn_bias=bias, scale=head_dim**-0.5)[0, ..., :head_dim]
 
 
 def prepare_flex(cu_seqlens: Tensor, max_len: int, total: int) -> Any:

@@ -84,8 +84,9 @@ class PatchEmbed(nn.Module):
 
     def normalise(self, patches: Tensor) -> Tensor:
         """uint8 [n, p*p*3] -> (x / 255 - mean) / std in the weights' dtype."""
-        x = patches.unflatten(1, (-1, 3)).to(self.weight.dtype)
-        return torch.addcmul(self.shift, x, self.scale).flatten(1)
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        x = patches.unflatten(1, (-1, 3)).to(dtype)
+        return torch.addcmul(self.shift.to(dtype), x, self.scale.to(dtype)).flatten(1).to(self.weight.dtype)
 
     def forward(self, patches: dict[int, Tensor], slots: dict[int, Tensor], is_patch: Tensor) -> Tensor:
         """Embed a batch.
@@ -106,8 +107,10 @@ class PatchEmbed(nn.Module):
             else:
                 x = self.normalise(values)
             with torch.autocast(x.device.type, enabled=False):
-                weight = pi_resize(self.weight, p, self.operator).flatten(0, 2)  # [p*p*3, D]
-            tokens.append(x @ weight)
+                # In half precision the resize would cost digits that the product keeps.
+                weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
+                weight = pi_resize(weight, p, self.operator).flatten(0, 2)  # [p*p*3, D]
+            tokens.append(x @ weight.to(x.dtype))
             places.append(slots[p])
         out = self.weight.new_zeros(is_patch.shape[0], self.weight.shape[-1])
         if not tokens:

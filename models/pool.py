@@ -20,10 +20,10 @@ def segment_reduce(x: Tensor, layout: Layout, how: str = "sum") -> Tensor:
 
 def mean_pool(x: Tensor, layout: Layout) -> Tensor:
     """Tokens [T, D] -> [N, D], the mean of each image's patch tokens."""
-    mask = layout.is_patch
-    sums = segment_reduce(x.where(mask[:, None], 0), layout)
-    counts = segment_reduce(mask.to(x.dtype), layout)
-    return sums[layout.image_segment] / counts[layout.image_segment][:, None]
+    dtype = torch.promote_types(x.dtype, torch.float32)  # a long sum needs the digits
+    sums = segment_reduce(x.to(dtype).where(layout.is_patch[:, None], 0), layout)
+    counts = segment_reduce(layout.is_patch.to(dtype), layout)
+    return (sums[layout.image_segment] / counts[layout.image_segment][:, None]).to(x.dtype)
 
 
 class AttentionPool(nn.Module):

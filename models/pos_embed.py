@@ -71,8 +71,9 @@ class PosEmbed(nn.Module):
             self.frequencies = nn.Parameter(torch.randn(2, width // 2) * spread)
 
     def forward(self, coords: Tensor, sides: Tensor) -> Tensor:
-        """[T, D] for integer coords, sides [T, 2]; in the dtype of the parameters, float32 without any."""
+        """[T, D] for integer coords, sides [T, 2]; in the dtype of the parameters but at least float32."""
         dtype = next((p.dtype for p in self.parameters()), torch.float32)
+        dtype = torch.promote_types(dtype, torch.float32)  # coordinates have more digits than bfloat16
         with torch.autocast(coords.device.type, enabled=False):
             if self.config.pos_embed == "grid_2d":
                 return self._grid(coords, sides, dtype)
@@ -80,7 +81,7 @@ class PosEmbed(nn.Module):
             position = coordinates(coords, sides, c.pos_coords, c.pos_grid, dtype)  # [T, 2]
             if c.pos_table == "fourier":
                 cells = torch.tensor(c.pos_grid, dtype=dtype).to(coords.device, non_blocking=True)
-                angle = 2 * math.pi * ((position + 0.5) / cells @ self.frequencies)  # [T, D / 2]
+                angle = 2 * math.pi * ((position + 0.5) / cells @ self.frequencies.to(dtype))  # [T, D / 2]
                 return torch.cat([angle.sin(), angle.cos()], 1)
             y, x = self._axes(position)
             if c.pos_combine == "stack":
@@ -93,7 +94,7 @@ class PosEmbed(nn.Module):
         if c.pos_table == "learned":
             weights_y = resample_weights(position[:, 0], 1.0, c.pos_grid[0], "bilinear")
             weights_x = resample_weights(position[:, 1], 1.0, c.pos_grid[1], "bilinear")
-            return weights_y @ self.table_y, weights_x @ self.table_x
+            return weights_y @ self.table_y.to(weights_y), weights_x @ self.table_x.to(weights_x)
         width = c.width // 2 if c.pos_combine == "stack" else c.width
         y, x = sinusoid(position[:, 0], width), sinusoid(position[:, 1], width)
         # A sum of one phi on both axes could not tell (row, col) from (col, row): x runs backwards.
@@ -106,7 +107,7 @@ class PosEmbed(nn.Module):
         step = coordinates(coords + 1, sides, c.pos_coords, c.pos_grid, dtype) - position  # [T, 2]
         y = resample_weights(position[:, 0], step[:, 0], c.pos_grid[0], c.pos_resize)  # [T, rows]
         x = resample_weights(position[:, 1], step[:, 1], c.pos_grid[1], c.pos_resize)  # [T, cols]
-        return (y[:, :, None] * x[:, None, :]).flatten(1) @ self.table.flatten(0, 1)
+        return (y[:, :, None] * x[:, None, :]).flatten(1) @ self.table.flatten(0, 1).to(dtype)
 
 
 def sinusoid(position: Tensor, width: int) -> Tensor:

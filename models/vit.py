@@ -109,7 +109,7 @@ class PackedViT(nn.Module):
             slots = {p: layout.slot_of[s] for p, s in slots.items()}
         x = self.patch_embed(batch.patches, slots, layout.is_patch)  # [T, D]
         if self.pos_embed is not None:
-            x = x + self.pos_embed(coords, sides)
+            x = x + self.pos_embed(coords, sides).to(x.dtype)
         # Nothing that stands in padding, NaN too, goes further than here, nor does its gradient.
         x = x.where(layout.is_patch[:, None], 0)
         if self.prefix is not None:
@@ -124,7 +124,8 @@ class PackedViT(nn.Module):
         rope = None
         if self.config.pos_embed == "rope_2d":
             c = self.config
-            position = coordinates(coords, sides, c.pos_coords, c.pos_grid, x.dtype)
+            at_least_float32 = torch.promote_types(x.dtype, torch.float32)
+            position = coordinates(coords, sides, c.pos_coords, c.pos_grid, at_least_float32)
             position = position.where(layout.is_patch[:, None], 0)  # cls and registers do not turn
             rope = rope_tables(position, c.head_dim, c.rope_theta)
         segments = Segments.build(layout.cu_seqlens, layout.max_len, backend, total=layout.num_slots)

@@ -217,3 +217,15 @@ def test_a_batch_of_padding_alone_gives_no_rows():
     batch = PackedBatch.build([[], []], 4)
     assert PackedViT(TINY)(batch).shape == (0, 3)
     assert PackedViT(replace(TINY, cls=True, pool="cls"))(batch).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [TINY, replace(TINY, pool="mean", pos_embed="grid_2d"), replace(TINY, pos_embed="rope_2d", registers=1)],
+)
+def test_weights_may_be_half_precision(cut_image, config: ViTConfig):
+    model, batch = random_model(config).eval(), make_batch(cut_image)
+    full = model(batch)
+    half = model.bfloat16()(batch)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), full, atol=0.06, rtol=0.06)
