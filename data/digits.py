@@ -148,13 +148,11 @@ def scale_up(scan: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def colour(rng: np.random.Generator, ink: np.ndarray) -> np.ndarray:
-    """Ink in [0, 1], float32 [H, W], in two random tones over a gradient and noise; uint8 [H, W, 3]."""
+    """Ink in [0, 1], float32 [H, W], in a light tone on a dark one, shaded and noisy; uint8 [H, W, 3]."""
     height, width = ink.shape
-    contrast = rng.uniform(90, 200) * rng.choice([-1, 1])
-    low, high = max(0.0, -contrast), min(255.0, 255 - contrast)
-    paper = rng.uniform(low, high) + rng.normal(0, 15, 3)
-    pen = paper + contrast + rng.normal(0, 15, 3)
-    slope_y, slope_x = rng.uniform(-20, 20, 2)
+    paper = rng.uniform(10, 50) + rng.normal(0, 8, 3)
+    pen = rng.uniform(180, 240) + rng.normal(0, 12, 3)
+    slope_y, slope_x = rng.uniform(-10, 10, 2)
     shade = np.linspace(-slope_y, slope_y, height)[:, None] + np.linspace(-slope_x, slope_x, width)
     shade = shade.astype(np.float32) + 5 * rng.standard_normal((height, width), dtype=np.float32)
     picture = ink[:, :, None] * (pen - paper).astype(np.float32) + paper.astype(np.float32)

@@ -1,0 +1,40 @@
+# packvit: set-up, demo, tests and checks. Needs Python 3.11+ with venv, and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA := runs/digits-data
+RUN := runs/digits
+
+.PHONY: help demo test check clean
+
+help:
+	@echo "make demo   train on the demo set, evaluate at every budget, draw (minutes, no GPU needed)"
+	@echo "make test   all tests"
+	@echo "make check  lint, format and types"
+	@echo "make clean  remove .venv and the demo's run"
+
+# The extras of a stamp are installed when it is older than what pip reads.
+$(VENV)/demo.stamp $(VENV)/dev.stamp: $(VENV)/%.stamp: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	touch $@
+
+# classes.json is written last and marks a complete set.
+$(DATA)/val/classes.json: $(VENV)/demo.stamp
+	rm -rf $(DATA)
+	$(BIN)/packvit shards demo $(DATA)
+
+demo: $(VENV)/demo.stamp $(DATA)/val/classes.json
+	$(BIN)/packvit train digits --run-dir $(RUN) --data.shards $(DATA)/train --data.val-shards $(DATA)/val
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest
+
+check: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) $(DATA) $(RUN)
