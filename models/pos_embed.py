@@ -85,7 +85,7 @@ class PosEmbed(nn.Module):
                 return torch.cat([angle.sin(), angle.cos()], 1)
             y, x = self._axes(position)
             if c.pos_combine == "stack":
-                return torch.cat([y, x], 1)
+                return torch.cat([x, y], 1)
             return y * x if c.pos_combine == "product" else y + x
 
     def _axes(self, position: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,9 +111,13 @@ class PosEmbed(nn.Module):
 
 
 def sinusoid(position: Tensor, width: int) -> Tensor:
-    """[T] -> [T, width]: sines and cosines of position / 10000^(2 i / width), as in the first Transformer."""
-    i = torch.arange(width // 2, dtype=position.dtype, device=position.device)
-    angle = position[:, None] * 10000.0 ** (-2 * i / width)
+    """[T] -> [T, width]: sines, then cosines, at width / 2 frequencies from 1 to 1 / 10000 (MoCo v3, 5).
+
+    Stacked for both axes and with absolute coordinates this is big_vision's sincos2d.
+    """
+    count = width // 2
+    i = torch.arange(count, dtype=position.dtype, device=position.device)
+    angle = position[:, None] * 10000.0 ** (-i / max(1, count - 1))
     return torch.cat([angle.sin(), angle.cos()], 1)
 
 

@@ -120,6 +120,15 @@ def test_the_older_naming_with_a_position_for_cls_and_pre_logits(tmp_path, cut_i
     assert old.config.rep_size == 48
 
 
+def test_big_vision_without_a_table_has_sincos2d(tmp_path):
+    arrays = {
+        key: value for key, value in read("big_vision_flexivit_gap").items() if "pos_embedding" not in key
+    }
+    np.savez(tmp_path / "model.npz", allow_pickle=False, **arrays)
+    config = load_model(tmp_path / "model.npz").config
+    assert (config.pos_table, config.pos_combine, config.pos_coords) == ("sinusoidal", "stack", "absolute")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_our_own_folder_keeps_an_imported_model(tmp_path, name: str):
     model = load(name)

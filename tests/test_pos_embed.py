@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from packvit.models import ViTConfig
-from packvit.models.pos_embed import PosEmbed, coordinates, rope_tables, rotate, sinusoid
+from packvit.models.pos_embed import PosEmbed, coordinates, rope_tables, rotate
 
 GRIDS = ((5, 7), (1, 1), (3, 9), (12, 2), (1, 6), (8, 8))
 WIDTH = 8
@@ -46,7 +46,7 @@ def test_learned_factorized_tables_are_interpolated_per_image(combine: str, coor
             y = resized(embed.table_y, rows if coords_kind == "fractional" else longer)[:rows]
             x = resized(embed.table_x, cols if coords_kind == "fractional" else longer)[:cols]
         y, x = y[:, None].expand(-1, cols, -1), x[None].expand(rows, -1, -1)
-        joined = {"sum": y + x, "product": y * x, "stack": torch.cat([y, x], -1)}[combine]
+        joined = {"sum": y + x, "product": y * x, "stack": torch.cat([x, y], -1)}[combine]
         expected.append(joined.flatten(0, 1))
     torch.testing.assert_close(embed(*batch()), torch.cat(expected), atol=1e-12, rtol=0)
 
@@ -94,10 +94,12 @@ def test_sinusoids_tell_rows_from_columns():
         assert (torch.cdist(out, out) + torch.eye(36)).min() > 1e-3
 
 
-def test_sinusoid_values():
-    out = sinusoid(torch.tensor([0.0, 1.0]), 4)
-    expected = [[0, 0, 1, 1], [math.sin(1), math.sin(0.01), math.cos(1), math.cos(0.01)]]
-    torch.testing.assert_close(out, torch.tensor(expected))
+def test_stacked_sinusoids_are_big_visions_sincos2d():
+    embed = make(pos_table="sinusoidal", pos_combine="stack", pos_coords="absolute")
+    y, x = torch.meshgrid(torch.arange(3.0), torch.arange(4.0), indexing="ij")
+    y, x = (t.flatten()[:, None] / torch.tensor([1.0, 10000.0]) for t in (y, x))
+    expected = torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], 1)
+    torch.testing.assert_close(embed(*batch([(3, 4)])), expected)
 
 
 def test_rotated_scores_depend_on_the_difference_of_places_only():

@@ -66,10 +66,13 @@ def convert(tensors: dict[str, Tensor]) -> Imported:
         out.fuse(f"attention.kv.{kind}", (f"attention.key.{kind}", f"attention.value.{kind}"))
         out.fuse(f"attention.q.{kind}", (f"attention.query.{kind}",))
     pos = out.pop("pos")
+    cls, cls_pos = out.pop("cls"), None
     if pos is None:
-        raise ValueError("there is no pos_embedding")
-    cls = out.pop("cls")
-    cls_pos = place_grid(out, pos, "pos_embedding", int(cls is not None))
+        # posemb="sincos2d" has no parameters.
+        out.fields |= {"pos_embed": "factorized", "pos_table": "sinusoidal"}
+        out.fields |= {"pos_coords": "absolute", "pos_combine": "stack"}
+    else:
+        cls_pos = place_grid(out, pos, "pos_embedding", int(cls is not None))
     place_prefix(out, cls, None, cls_pos)
     pooled = "map" if "pool.attention.probe" in out.state else "cls" if cls is not None else "mean"
     out.fields |= {"mlp": "gelu_tanh", "pool": pooled, "patch_operator": "bilinear"}
