@@ -127,14 +127,13 @@ def prepare_sdpa(cu_seqlens: Tensor, max_len: int, total: int) -> BucketPlan:
 def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, plan: BucketPlan) -> Tensor:
     """[T, heads, head_dim] -> the same; as many kernel calls as there are buckets."""
     heads, head_dim = q.shape[1:]
-    qkv = cast(Tensor, _Spread.apply(torch.stack([q, k, v], 1), plan.source, plan.place))
     sizes = [b.count * b.length for b in plan.buckets]
+    spread = (cast(Tensor, _Spread.apply(x, plan.source, plan.place)).split(sizes) for x in (q, k, v))
     outputs = []
-    for bucket, part in zip(
-        plan.buckets, qkv.split(sizes), strict=True
-    ):  # [count * length, 3, heads, head_dim]
-        part = part.view(bucket.count, bucket.length, 3, heads, head_dim).permute(2, 0, 3, 1, 4)
-        out = _kernel(part[0], part[1], part[2], bucket.mask)
+    for bucket, *parts in zip(plan.buckets, *spread, strict=True):  # parts: [count * length, heads, head_dim]
+        shape = (bucket.count, bucket.length, heads, head_dim)
+        q, k, v = (part.view(shape).transpose(1, 2) for part in parts)
+        out = _kernel(q, k, v, bucket.mask)
         outputs.append(out.transpose(1, 2).reshape(-1, heads, head_dim))
     return cast(Tensor, _Collect.apply(torch.cat(outputs), plan.place))
 
