@@ -82,12 +82,12 @@ def test_outputs_and_gradients_of_the_pack_are_those_alone(cut_image, name: str,
         assert error < 1e-8, key
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("precision", ["float32", "float64", "autocast"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_perturbing_one_image_changes_no_bit_of_another(cut_image, name: str, dtype: torch.dtype):
-    model = make_model(CONFIGS[name], dtype)
+def test_perturbing_one_image_changes_no_bit_of_another(cut_image, name: str, precision: str):
+    model = make_model(CONFIGS[name], torch.float64 if precision == "float64" else torch.float32)
     images = make_images(cut_image, drop=True)
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
         before = model(pack(images))
         for i in (0, 3, len(images) - 1):
             changed = list(images)
