@@ -1,5 +1,6 @@
 """Shards in, packed batches out. Knows `packvit.packing` only."""
 
+from packvit.data.check import check_shards
 from packvit.data.digits import write_digits
 from packvit.data.eval_set import EvalSet
 from packvit.data.images import pack_images
@@ -17,6 +18,7 @@ __all__ = [
     "Shard",
     "Stream",
     "TrainLoader",
+    "check_shards",
     "expand_shards",
     "merge_states",
     "pack_images",

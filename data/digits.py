@@ -80,8 +80,8 @@ def load_scans() -> tuple[np.ndarray, np.ndarray]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError("the demo set needs scikit-learn: pip install 'packvit[demo]'") from error
-    bunch = load_digits()
-    return (bunch.images * (255 / 16)).round().astype(np.uint8), bunch.target
+    pixels, digits = load_digits(return_X_y=True)
+    return (np.asarray(pixels) * (255 / 16)).round().astype(np.uint8).reshape(-1, 8, 8), np.asarray(digits)
 
 
 def split_scans(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from packvit.data.loader import LoadedBatch
+from packvit.data.loader import LoadedBatch, as_loaded
 from packvit.data.samples import describe_skipped, load_sample
 from packvit.data.shards import BadSample, BadShard, Shard, expand_shards
 from packvit.packing import PackedBatch, PackingConfig, View, full_view, pack_lengths
@@ -84,7 +84,7 @@ class EvalSet:
             _Batches(groups[rank::world_size], load),
             batch_size=None,
             num_workers=workers,
-            collate_fn=_keep,
+            collate_fn=as_loaded,
             generator=torch.Generator(),
         )
         return iter(loader)
@@ -119,7 +119,3 @@ class _Batches(Dataset):
 
     def __getitem__(self, index: int) -> LoadedBatch:
         return self.load(self.groups[index])
-
-
-def _keep(loaded: LoadedBatch) -> LoadedBatch:
-    return loaded

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, cycle
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
@@ -119,7 +120,7 @@ class TrainLoader:
                     num_workers=min(1, data.workers),
                     prefetch_factor=PREFETCH if data.workers else None,
                     pin_memory=self.pin_memory,
-                    collate_fn=_keep,
+                    collate_fn=as_loaded,
                     # Its own generator: the DataLoader would otherwise draw from, and shift, the global one.
                     generator=torch.Generator(),
                 )
@@ -174,5 +175,6 @@ def merge_states(states: Sequence[dict]) -> dict:
     return states[0] | {"streams": streams}
 
 
-def _keep(loaded: LoadedBatch) -> LoadedBatch:
+def as_loaded(loaded: Any) -> Any:
+    """For DataLoader.collate_fn: batches come ready-made."""
     return loaded

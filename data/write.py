@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 
 from PIL import Image
-from webdataset import TarWriter
+from webdataset.writer import TarWriter
 
 from packvit.packing import derive_seed
 

@@ -12,7 +12,7 @@ anywhere changes no sequence.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
@@ -175,7 +175,7 @@ def make_packer(seq_len: int, algorithm: str = "oldest_first", lookahead: int = 
 
 
 def pack_lengths(
-    lengths: Sequence[int], seq_len: int, algorithm: str = "oldest_first", lookahead: int = 256
+    lengths: Iterable[int], seq_len: int, algorithm: str = "oldest_first", lookahead: int = 256
 ) -> list[list[int]]:
     """Pack items of the given lengths into sequences; returns the items' indices, by sequence.
 

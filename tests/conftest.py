@@ -1,11 +1,13 @@
 """Helpers that tests of several modules share: importlib mode has no module to import them from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from einops import rearrange
 
+from packvit.data import write_digits
 from packvit.packing import PackedImage
 
 CutImage = Callable[..., PackedImage]
@@ -25,3 +27,46 @@ def cut_image() -> CutImage:
         return PackedImage(np.ascontiguousarray(patches), coords, (rows, cols), patch_size, native, **fields)
 
     return cut
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_index_cache(tmp_path_factory) -> Iterator[None]:
+    """No test reads or writes the user's cache of shard indices."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PACKVIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def digits_set(tmp_path_factory) -> Path:
+    """A small demo set: folders `train` (3 shards, 120 images) and `val` (1 shard, 30 images)."""
+    out = tmp_path_factory.mktemp("digits")
+    write_digits(out, 120, 30, seed=0, shard_size=40)
+    return out
+
+
+@pytest.fixture(scope="session")
+def run_flags(digits_set) -> Callable[..., list[str]]:
+    """run_flags(run_dir, **changes): arguments of a tiny run of the demo's recipe."""
+
+    def flags(run_dir: Path, **changes) -> list[str]:
+        values = {
+            "run-dir": run_dir,
+            "data.shards": digits_set / "train",
+            "data.streams": 4,
+            "data.workers": 1,
+            "packing.seq-len": 64,
+            "packing.sequences": 2,
+            "packing.lookahead": 16,
+            "model.width": 32,
+            "model.depth": 2,
+            "model.heads": 2,
+            "train.steps": 6,
+            "train.log-every": 1,
+            "train.checkpoint-every": 3,
+            "optim.warmup-steps": 2,
+        }
+        values |= {name.replace("__", ".").replace("_", "-"): value for name, value in changes.items()}
+        return ["digits", *(text for name, value in values.items() for text in (f"--{name}", str(value)))]
+
+    return flags

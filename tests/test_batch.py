@@ -1,5 +1,7 @@
 """PackedBatch.build: the layout that everybody else relies on."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -42,7 +44,7 @@ def test_layout(rows, seq_len):
     offsets = batch.cu_seqlens.tolist()
     assert offsets[0] == 0
     assert offsets[-1] == batch.num_slots
-    for start, end in zip(offsets, offsets[1:], strict=False):
+    for start, end in pairwise(offsets):
         assert end > start
         assert start // seq_len == (end - 1) // seq_len
         assert len(set(batch.image_index[start:end].tolist())) == 1

@@ -6,7 +6,7 @@ import torch
 from packvit.train.losses import classification_loss, expected_calibration_error
 
 
-@pytest.fixture()
+@pytest.fixture
 def logits():
     return torch.randn(7, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
 
@@ -38,8 +38,9 @@ def test_a_batch_weighs_what_its_parts_weigh(logits):
 
 def test_calibration_error_of_known_cases():
     sure = torch.full((10,), 0.999)
-    assert expected_calibration_error(sure, torch.ones(10, dtype=torch.bool)) == pytest.approx(0.001, abs=1e-6)
-    assert expected_calibration_error(sure, torch.zeros(10, dtype=torch.bool)) == pytest.approx(0.999)
+    all_right, all_wrong = torch.ones(10, dtype=torch.bool), torch.zeros(10, dtype=torch.bool)
+    assert expected_calibration_error(sure, all_right) == pytest.approx(0.001, abs=1e-6)
+    assert expected_calibration_error(sure, all_wrong) == pytest.approx(0.999)
     half = torch.tensor([0.5] * 4 + [0.9] * 4)
     correct = torch.tensor([True, True, False, False, True, True, True, False])
     assert expected_calibration_error(half, correct) == pytest.approx(0.5 * 0 + 0.5 * 0.15)

@@ -33,7 +33,7 @@ def test_uniform_area_has_uniform_quantiles_of_the_area():
 def test_truncated_normal_has_the_mean_of_the_formula():
     # Mean of N(-0.5, 1) truncated to [-1, 1], from the standard normal's density and distribution.
     low, high = -0.5, 1.5
-    density = np.exp(-np.array([low, high]) ** 2 / 2) / np.sqrt(2 * np.pi)
+    density = np.exp(-(np.array([low, high]) ** 2) / 2) / np.sqrt(2 * np.pi)
     mass = 0.9331927987 - 0.3085375387
     mean = -0.5 + (density[0] - density[1]) / mass
     sides = many(draw_resolution, ResolutionConfig(64, 256, "normal", mean=-0.5, std=1))

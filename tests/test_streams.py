@@ -42,7 +42,9 @@ def config(shards: Path, **changes) -> DataConfig:
     return replace(DataConfig(shards=(str(shards),), workers=0, streams=4, shuffle_shards=2), **changes)
 
 
-def make_loader(shards: Path, state: dict | None = None, rank: int = 0, ranks: int = 1, **changes) -> TrainLoader:
+def make_loader(
+    shards: Path, state: dict | None = None, rank: int = 0, ranks: int = 1, **changes
+) -> TrainLoader:
     loader = TrainLoader(config(shards, **changes), VIEWS, PACKING, 7, 10, rank, ranks)
     if state is not None:
         loader.load_state_dict(json.loads(json.dumps(state)))
@@ -151,7 +153,8 @@ def test_bad_samples_are_left_out_named_and_counted(tmp_path):
     while loader.counts()[0] < 48:
         loaded = next(batches)
         assert loaded.batch is not None
-        assert torch.isin(loaded.batch.labels, torch.arange(3)).all()
+        assert loaded.batch.labels is not None
+        assert set(loaded.batch.labels.tolist()) <= {0, 1, 2}
         skipped += loaded.skipped
         keys.update(loaded.batch.keys)
     assert keys == {f"good{i}" for i in range(20)}

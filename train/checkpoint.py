@@ -12,9 +12,11 @@ import warnings
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from packvit.models import PackedViT, save_model
 from packvit.train.distributed import Ranks
@@ -47,7 +49,7 @@ def save_checkpoint(
     with warnings.catch_warnings():
         # Saving from a single process is meant; torch warns of it.
         warnings.simplefilter("ignore")
-        dcp.save(_state(model, average, optimizer), checkpoint_id=partial / "state")
+        save(_state(model, average, optimizer), checkpoint_id=partial / "state")
     if ranks.is_main:
         save_model(average or model, partial)
         (partial / "progress.json").write_text(json.dumps({"version": VERSION, "step": step} | progress))
@@ -74,8 +76,8 @@ def load_checkpoint(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            dcp.load(state, checkpoint_id=path / "state")
-        except dcp.CheckpointException as error:
+            load(state, checkpoint_id=path / "state")
+        except CheckpointException as error:
             raise ValueError(
                 f"{path} was saved by a run with another model or optimizer configuration"
             ) from error

@@ -183,7 +183,8 @@ def check_command(shards: Annotated[tuple[str, ...], tyro.conf.Positional], /) -
     Args:
         shards: files, patterns or folders.
     """
-    report = check_shards(shards)
+    with progress_bar("checking") as report_progress:
+        report = check_shards(shards, report_progress)
     print(report)
     if report.problems:
         raise ValueError(f"{sum(map(len, report.problems.values()))} problems found")

@@ -7,7 +7,7 @@ All batches of a step are therefore taken before the first forward pass.
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -79,7 +79,11 @@ def train(config: Config, ranks: Ranks, progress: Progress) -> PackedViT:
     skipped = JsonLines(config.run_dir / "skipped.jsonl", counters.step, write=ranks.is_main)
 
     # ---- Steps ----------------------------------------------------------------------------------
-    forward = DistributedDataParallel(model) if ranks.world_size > 1 else model
+    forward: nn.Module = model
+    no_sync: Callable[[], AbstractContextManager] = nullcontext
+    if ranks.world_size > 1:
+        forward = parallel = DistributedDataParallel(model)
+        no_sync = parallel.no_sync
     model.train()
     window = Window()
     batches = iter(loader) if counters.step < config.train.steps else iter(())
@@ -89,6 +93,7 @@ def train(config: Config, ranks: Ranks, progress: Progress) -> PackedViT:
         images, tokens = ranks.sum(count(loaded))
         if counters.step == 0 and ranks.is_main:
             first = loaded[0].batch
+            assert first is not None
             progress.draw(partial(draw_samples, first, config.run_dir / "samples/step-0.png"))
         counters.step += 1
         counters.images_seen += int(images)
@@ -102,10 +107,10 @@ def train(config: Config, ranks: Ranks, progress: Progress) -> PackedViT:
         for index, part in enumerate(loaded):
             assert part.batch is not None
             batch = part.batch.to(ranks.device)
-            more = index + 1 < len(loaded) and isinstance(forward, DistributedDataParallel)
-            with forward.no_sync() if more else nullcontext():
+            with no_sync() if index + 1 < len(loaded) else nullcontext():
                 with autocast:
                     logits = forward(batch)
+                assert batch.labels is not None
                 loss = classification_loss(
                     logits, batch.labels, config.train.loss, config.train.label_smoothing
                 )

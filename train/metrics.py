@@ -5,6 +5,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class Window:
         """Count a batch's loss, summed over its images; stays on the device."""
         self.loss = loss_sum.detach() if self.loss is None else self.loss + loss_sum.detach()
 
-    def summary(self, ranks: Ranks, peak: float | None) -> dict[str, float | None]:
+    def summary(self, ranks: Ranks, peak: float | None) -> dict[str, Any]:
         """Rates and means over all ranks; waits for the device. `mfu` is None where the peak is unknown."""
         loss = 0.0 if self.loss is None else float(self.loss)
         seconds = time.perf_counter() - self.start

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from packvit.train.config import OptimConfig
 
@@ -47,4 +48,4 @@ def update_ema(average: Iterable[Tensor], current: Iterable[Tensor], decay: floa
     The decay grows with the number of `updates` made before: early averages forget the initialisation.
     """
     decay = min(decay, (1 + updates) / (10 + updates))
-    torch._foreach_lerp_(list(average), list(current), 1 - decay)
+    get_ema_multi_avg_fn(decay)(list(average), list(current), updates)

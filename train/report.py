@@ -73,8 +73,8 @@ def draw_curves(metrics: Iterable[dict[str, Any]], path: Path) -> None:
         axes = figure.add_subplot(len(panels), 1, number + 1)
         axes.plot([line["step"] for line in lines], [factor * line[name] for line in lines], color=COLOURS[0])
         axes.set_ylabel(title)
+        axes.set_xlabel("step" if number == len(panels) - 1 else "")
         axes.grid(alpha=0.3)
-    axes.set_xlabel("step")
     _save(figure, path)
 
 

@@ -1,0 +1,101 @@
+"""A run that is killed and started again equals one that ran through, bit for bit."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from packvit.train.metrics import read_json_lines
+
+EXACT = ("step", "images_seen", "tokens_seen", "loss", "grad_norm", "lr", "padding_fraction")
+THREADS = {"OMP_NUM_THREADS": "1"}
+
+
+def start(flags: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "packvit.train", *flags],
+        env=os.environ | THREADS,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(flags: list[str]) -> None:
+    process = start(flags)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+
+
+def kill_after(flags: list[str], seconds: float) -> None:
+    process = start(flags)
+    time.sleep(seconds)
+    # The whole session: the workers die with the trainer, as they do when a machine is lost.
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def exact_part(run_dir):
+    return [[line[name] for name in EXACT] for line in read_json_lines(run_dir / "metrics.jsonl")]
+
+
+def assert_equal_runs(one, two):
+    assert exact_part(one) == exact_part(two)
+    first, second = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_killed_runs_go_on_bit_for_bit(run_flags, tmp_path):
+    steps = {"train__steps": 60, "train__checkpoint_every": 5}
+    finish(run_flags(tmp_path / "whole", **steps))
+    rng = random.Random(0)
+    for _ in range(3):
+        kill_after(run_flags(tmp_path / "killed", **steps), rng.uniform(3.5, 6))
+    finish(run_flags(tmp_path / "killed", **steps))
+    assert_equal_runs(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_workers_and_accumulates_the_same(run_flags, tmp_path):
+    finish(run_flags(tmp_path / "whole", train__steps=6, train__accumulate=2, data__workers=0))
+    finish(run_flags(tmp_path / "parts", train__steps=3, train__accumulate=2, data__workers=0))
+    # The shorter run ended its cosine early; what went before the schedules part is the same data.
+    whole, parts = exact_part(tmp_path / "whole"), exact_part(tmp_path / "parts")
+    assert [line[:3] for line in parts] == [line[:3] for line in whole[:3]]
+    finish(run_flags(tmp_path / "parts", train__steps=6, train__accumulate=2, data__workers=3))
+    assert [line[:3] for line in exact_part(tmp_path / "parts")] == [line[:3] for line in whole]
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one_rank_that_accumulates(run_flags, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    flags = run_flags(tmp_path / "two", train__steps=3)
+    result = subprocess.run(
+        [*command, "-m", "packvit.train", *flags, "--optim.schedule", "rsqrt"],
+        env=os.environ | THREADS,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    finish([*run_flags(tmp_path / "one", train__accumulate=2, train__steps=3), "--optim.schedule", "rsqrt"])
+    one, two = exact_part(tmp_path / "one"), exact_part(tmp_path / "two")
+    assert [line[:3] for line in one] == [line[:3] for line in two]
+    for first, second in zip(one, two, strict=True):
+        assert first[3:5] == pytest.approx(second[3:5], rel=1e-5)
+    # The two ranks' run goes on as one rank.
+    finish([*run_flags(tmp_path / "two", train__accumulate=2, train__steps=6), "--optim.schedule", "rsqrt"])
+    finish([*run_flags(tmp_path / "one", train__accumulate=2, train__steps=6), "--optim.schedule", "rsqrt"])
+    one, two = exact_part(tmp_path / "one"), exact_part(tmp_path / "two")
+    assert [line[:3] for line in one] == [line[:3] for line in two]
+    for first, second in zip(one, two, strict=True):
+        assert first[3:5] == pytest.approx(second[3:5], rel=1e-4)

@@ -1,0 +1,143 @@
+"""A whole run through the command: what it leaves in its folder, and what it says when something is wrong."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from packvit.data import write_shards
+from packvit.data.write import Sample
+from packvit.models import load_model
+from packvit.train.cli import dispatch
+from packvit.train.config import load_config
+from packvit.train.metrics import read_json_lines
+
+LINE = {
+    "step", "images_seen", "tokens_seen", "loss", "lr", "images_per_s", "tokens_per_s", "padding_fraction",
+    "images_per_sequence", "data_wait_fraction", "mfu", "grad_norm",
+}  # fmt: skip
+ROW = {"resolution", "patch_size", "tokens_per_image", "gflops_per_image", "accuracy", "ece", "images"}
+
+
+@pytest.fixture(scope="module")
+def finished(run_flags, digits_set, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("run") / "digits"
+    flags = run_flags(run_dir, data__workers=0, data__val_shards=digits_set / "val")
+    flags += ["--eval.resolutions", "24", "32", "--eval.patch-sizes", "8", "16", "--train.precision", "bf16"]
+    assert dispatch(["train", *flags]) == 0
+    return run_dir
+
+
+def test_a_run_leaves_its_folder_as_designed(finished):
+    config = load_config(finished / "config.yaml")
+    assert config.train.steps == 6
+    lines = read_json_lines(finished / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert all(set(line) == LINE for line in lines)
+    assert lines[-1]["images_seen"] > 0
+    assert 0 <= lines[-1]["padding_fraction"] < 0.5
+    assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == [
+        "step-00000003",
+        "step-00000006",
+    ]
+    for picture in ("samples/step-0.png", "eval/accuracy.png", "curves.png"):
+        with Image.open(finished / picture) as image:
+            assert image.width > 300
+    results = json.loads((finished / "eval/results.json").read_text())
+    assert [(row["resolution"], row["patch_size"]) for row in results["rows"]] == [
+        (24, 8),
+        (32, 8),
+        (24, 16),
+        (32, 16),
+    ]
+    assert all(set(row) == ROW and row["images"] == 30 for row in results["rows"])
+
+
+def test_the_model_of_a_run_and_of_its_checkpoint_are_the_same(finished):
+    model = load_model(finished)
+    saved = load_model(finished / "checkpoints/step-00000006")
+    assert model.config == saved.config == load_config(finished / "config.yaml").model
+    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), saved.parameters(), strict=True))
+
+
+def test_a_finished_run_started_again_changes_nothing(finished, capsys):
+    before = (finished / "metrics.jsonl").read_text()
+    assert dispatch(["train", str(finished / "config.yaml")]) == 0
+    assert "step-00000006" in capsys.readouterr().out
+    assert (finished / "metrics.jsonl").read_text() == before
+
+
+def test_eval_of_a_run_gives_the_same_rows(finished, digits_set, tmp_path):
+    arguments = ["--shards", str(digits_set / "val"), "--resolutions", "32", "--patch-sizes", "8", "12"]
+    arguments += ["--precision", "bf16", "--workers", "0", "--out", str(tmp_path)]
+    assert dispatch(["eval", str(finished), *arguments]) == 0
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    old = json.loads((finished / "eval/results.json").read_text())["rows"]
+    assert rows[0]["accuracy"] == next(
+        row["accuracy"] for row in old if (row["resolution"], row["patch_size"]) == (32, 8)
+    )
+    assert rows[1]["patch_size"] == 12
+
+
+def fails(capsys, arguments: list[str]) -> str:
+    assert dispatch(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("packvit: error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_mistakes_get_one_sentence(capsys, run_flags, digits_set, finished, tmp_path):
+    assert "no command" in fails(capsys, ["trian"])
+    assert "neither a recipe" in fails(capsys, ["train", "digit"])
+    assert "data.shards" in fails(capsys, ["train", "digits"])
+    flags = run_flags(tmp_path / "a", data__shards=tmp_path / "nowhere")
+    assert "nowhere" in fails(capsys, ["train", *flags])
+    flags = run_flags(tmp_path / "a", data__val_shards=tmp_path / "nowhere")
+    assert "nowhere" in fails(capsys, ["train", *flags])
+    budget = ["--shards", "x", "--resolutions", "8", "--patch-sizes", "8"]
+    assert "nothing" in fails(capsys, ["eval", str(tmp_path / "nothing"), *budget])
+    flags = ["--data.streams", "2", "--train.steps", "9"]
+    assert "data.streams" in fails(capsys, ["train", str(finished / "config.yaml"), *flags])
+    flags = run_flags(finished, model__width=64, train__steps=9, data__workers=0)
+    assert "another model" in fails(capsys, ["train", *flags])
+
+
+def test_a_wrong_flag_is_named(capsys, run_flags, tmp_path):
+    for flag, value, message in [
+        ("--packing.seq-len", "0", "packing.seq_len=0"),
+        ("--packing.seq-len", "long", "packing.seq-len"),
+        ("--packing.sq-len", "64", "packing.sq-len"),
+    ]:
+        with pytest.raises(SystemExit) as stopped:
+            dispatch(["train", *run_flags(tmp_path), flag, value])
+        assert stopped.value.code == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert "Traceback" not in error
+
+
+def test_too_many_bad_samples_stop_the_run_and_are_named(capsys, run_flags, digits_set, tmp_path):
+    good = next(iter(sorted((digits_set / "train").glob("*.tar"))))
+    from packvit.data import Shard
+
+    shard = Shard.open(good)
+    samples = [
+        Sample(f"s{i}", shard.image(i) if i % 5 else b"broken", "jpg", shard.label(i))
+        for i in range(len(shard))
+    ]
+    write_shards(samples, tmp_path / "shards")
+    flags = run_flags(tmp_path / "run", data__shards=tmp_path / "shards", data__workers=0, train__steps=40)
+    message = fails(capsys, ["train", *flags])
+    assert "data.max_bad_fraction" in message
+    named = read_json_lines(tmp_path / "run/skipped.jsonl")
+    assert {line["key"] for line in named} <= {f"s{i}" for i in range(0, 40, 5)}
+    assert named
+    flags += ["--data.max-bad-fraction", "0.3"]
+    assert dispatch(["train", *flags]) == 0
+
+
+def test_info_names_torch(capsys):
+    assert dispatch(["info"]) == 0
+    assert torch.__version__ in capsys.readouterr().out
