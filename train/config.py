@@ -111,11 +111,14 @@ class Config:
         run_dir: the run's folder; starting again with the same one resumes.
         seed: of initialisation, data order, views and dropping.
         device: auto takes a GPU when there is one.
+        threads: CPU threads of a rank's matrix products, 0 = torch's choice. Sums depend on it, so a run is
+            only repeated bit for bit with the same number.
     """
 
     run_dir: Path = Path("runs/train")
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
     packing: PackingConfig = field(default_factory=PackingConfig)
@@ -123,6 +126,10 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise ValueError(f"threads={self.threads} must not be negative")
 
 
 def save_config(config: Config, path: Path) -> None:

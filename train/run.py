@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from packvit.data import EvalSet
 from packvit.models import PackedViT, load_model, save_model
 from packvit.packing import PackingConfig
@@ -27,6 +29,8 @@ def run(config: Config) -> None:
     if not config.data.shards:
         raise ValueError("data.shards names no training shards: add --data.shards PATH")
     ranks = start_ranks(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
     progress = Progress(quiet=not ranks.is_main)
     try:
         if ranks.is_main:
