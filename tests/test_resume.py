@@ -1,11 +1,11 @@
 """A run that is killed and started again equals one that ran through, bit for bit."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,12 +34,17 @@ def finish(flags: list[str]) -> None:
     assert process.returncode == 0, output
 
 
-def kill_after(flags: list[str], seconds: float) -> None:
+def kill_at(flags: list[str], metrics: Path, step: int) -> None:
+    """Start a run and kill it, with its workers, as soon as it has logged `step`."""
     process = start(flags)
-    time.sleep(seconds)
-    # The whole session: the workers die with the trainer, as they do when a machine is lost.
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and any(line["step"] >= step for line in read_json_lines(metrics))):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    assert process.returncode == -signal.SIGKILL
 
 
 def exact_part(run_dir):
@@ -57,9 +62,10 @@ def assert_equal_runs(one, two):
 def test_killed_runs_go_on_bit_for_bit(run_flags, tmp_path):
     steps = {"train__steps": 60, "train__checkpoint_every": 5}
     finish(run_flags(tmp_path / "whole", **steps))
-    rng = random.Random(0)
-    for _ in range(3):
-        kill_after(run_flags(tmp_path / "killed", **steps), rng.uniform(3.5, 6))
+    # Steps before the first checkpoint, right at one and between two; other numbers of workers on the way.
+    for step, workers in ((3, 1), (15, 2), (38, 0)):
+        flags = run_flags(tmp_path / "killed", data__workers=workers, **steps)
+        kill_at(flags, tmp_path / "killed/metrics.jsonl", step)
     finish(run_flags(tmp_path / "killed", **steps))
     assert_equal_runs(tmp_path / "whole", tmp_path / "killed")
 
@@ -68,7 +74,7 @@ def test_killed_runs_go_on_bit_for_bit(run_flags, tmp_path):
 def test_a_run_goes_on_with_other_workers_and_accumulates_the_same(run_flags, tmp_path):
     finish(run_flags(tmp_path / "whole", train__steps=6, train__accumulate=2, data__workers=0))
     finish(run_flags(tmp_path / "parts", train__steps=3, train__accumulate=2, data__workers=0))
-    # The shorter run ended its cosine early; what went before the schedules part is the same data.
+    # The shorter run's learning rate falls sooner; the data are the same.
     whole, parts = exact_part(tmp_path / "whole"), exact_part(tmp_path / "parts")
     assert [line[:3] for line in parts] == [line[:3] for line in whole[:3]]
     finish(run_flags(tmp_path / "parts", train__steps=6, train__accumulate=2, data__workers=3))
