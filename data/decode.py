@@ -8,10 +8,10 @@ import io
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from packvit.packing import View
 
@@ -22,6 +22,15 @@ except ImportError:
 
 MAX_PIXELS = 2**27  # 134 megapixels; a larger image is taken for a decompression bomb
 ORIENTATION = 0x0112  # EXIF tag; 5..8 swap height and width
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def native_size_of(data: bytes) -> tuple[int, int]:
@@ -31,8 +40,7 @@ def native_size_of(data: bytes) -> tuple[int, int]:
         ValueError: no image that can be read, or more than `MAX_PIXELS`.
     """
     with _open(data) as image:
-        width, height = image.size
-        return (width, height) if _orientation(image) >= 5 else (height, width)
+        return _upright_size(image)
 
 
 def decode(data: bytes, view: View, native_size: tuple[int, int]) -> np.ndarray:
@@ -55,7 +63,7 @@ def decode(data: bytes, view: View, native_size: tuple[int, int]) -> np.ndarray:
         math.ceil(native_size[0] * view.height / height),
         math.ceil(native_size[1] * view.width / width),
     )
-    image = _decode_whole(data, needed)
+    image = _decode_whole(data, needed, native_size)
     scale_y, scale_x = image.height / native_size[0], image.width / native_size[1]
     box = (left * scale_x, top * scale_y, (left + width) * scale_x, (top + height) * scale_y)
     image = image.resize((view.width, view.height), Image.Resampling.BICUBIC, box)
@@ -64,19 +72,25 @@ def decode(data: bytes, view: View, native_size: tuple[int, int]) -> np.ndarray:
     return np.array(image)
 
 
-def _decode_whole(data: bytes, needed: tuple[int, int]) -> Image.Image:
+def _decode_whole(data: bytes, needed: tuple[int, int], native_size: tuple[int, int]) -> Image.Image:
     """The upright RGB image; a JPEG at the smallest scale not below `needed` (height, width)."""
     with _open(data) as image:
+        if _upright_size(image) != native_size:
+            found, expected = ("x".join(map(str, size)) for size in (_upright_size(image), native_size))
+            raise ValueError(f"it has {found} pixels, not {expected}")
         orientation = _orientation(image)
-        if image.format == "JPEG" and orientation == 1 and image.mode in ("L", "RGB") and simplejpeg:
-            return Image.fromarray(
-                simplejpeg.decode_jpeg(data, "RGB", min_height=needed[0], min_width=needed[1])
-            )
-        if image.format == "JPEG":
+        if image.format in ("JPEG", "MPO"):  # MPO: several pictures in a row, as some phones write
+            if orientation == 1 and image.mode in ("L", "RGB") and simplejpeg:
+                # It refuses flaws that Pillow overlooks; then Pillow decides, so that the same images are
+                # good with and without it.
+                with suppress(ValueError):
+                    pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=needed[0], min_width=needed[1])
+                    return Image.fromarray(pixels)
             height, width = needed[::-1] if orientation >= 5 else needed
             image.draft(None, (width, height))
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image) if orientation != 1 else image)
+        rgb = _to_rgb(image)
+        return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -88,8 +102,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    return (image.width, image.height) if _orientation(image) >= 5 else (image.height, image.width)
+
+
 def _orientation(image: Image.Image) -> int:
-    return int(image.getexif().get(ORIENTATION, 1)) if "exif" in image.info else 1
+    """EXIF orientation, 1..8; 1 where there is none or no such."""
+    if "exif" not in image.info:
+        return 1
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except Exception:
+        return 1  # damaged metadata, which Pillow meets with nearly any exception: the pixels may be fine
+    return orientation if orientation in UPRIGHT else 1
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Pack images that are already in memory, to look at them with a model."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,8 +37,10 @@ def pack_images(
             raise ValueError(f"images[{index}] must be a uint8 array, not {_describe(image)}")
         if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise ValueError(f"images[{index}] must have shape [H, W, 3], not {list(image.shape)}")
-        if p != int(p) or p < 1 or (r is not None and r <= 0):
-            raise ValueError(f"images[{index}]: patch_size={p} and resolution={r} must be positive")
+        if not (p >= 1 and p % 1 == 0):
+            raise ValueError(f"images[{index}]: patch_size={p} must be a positive whole number")
+        if r is not None and not 0 < r < math.inf:
+            raise ValueError(f"images[{index}]: resolution={r} must be positive")
         native = image.shape[:2]
         view = full_view(native, int(p), r)
         if native != (view.height, view.width):

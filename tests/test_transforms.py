@@ -1,0 +1,99 @@
+"""Cutting loses no pixel; dropping is uniform, reproducible and nested."""
+
+import io
+
+import numpy as np
+import pytest
+from einops import rearrange
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from packvit.data.transforms import cut_image, cut_patches, kept_positions, present
+from packvit.packing import View, derive_seed
+
+SIDES = st.integers(1, 6)
+
+
+def view_of(rows: int, cols: int, num_tokens: int, patch_size: int = 4) -> View:
+    return View(rows, cols, patch_size, num_tokens, (0, 0, rows * patch_size, cols * patch_size))
+
+
+def noise(rows: int, cols: int, patch_size: int) -> np.ndarray:
+    shape = (rows * patch_size, cols * patch_size, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+@given(SIDES, SIDES, st.integers(1, 9))
+def test_patches_put_together_are_the_image(rows, cols, p):
+    image = noise(rows, cols, p)
+    patches = cut_patches(image, p)
+    assert patches.shape == (rows * cols, p * p * 3)
+    together = rearrange(patches, "(r c) (p q ch) -> (r p) (c q) ch", r=rows, p=p, q=p)
+    np.testing.assert_array_equal(together, image)
+
+
+def test_patches_are_in_raster_order_and_row_major_inside():
+    image = noise(2, 3, 2)
+    np.testing.assert_array_equal(cut_patches(image, 2)[4], image[2:4, 2:4].reshape(-1))
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 3), (8, 9, 3)])
+def test_a_patch_size_must_divide_both_sides(shape):
+    with pytest.raises(ValueError, match=f"patch size 4 does not divide an image of {shape[0]}x{shape[1]}"):
+        cut_patches(np.zeros(shape, np.uint8), 4)
+
+
+@given(SIDES, SIDES, st.integers(0, 2**128 - 1), st.data())
+def test_kept_positions_are_sorted_unique_and_nested(rows, cols, seed, data):
+    more = data.draw(st.integers(1, rows * cols))
+    fewer = data.draw(st.integers(1, more))
+    kept = kept_positions(seed, view_of(rows, cols, more))
+    assert len(kept) == more
+    assert (np.diff(kept) > 0).all()
+    assert 0 <= kept[0] <= kept[-1] < rows * cols
+    assert set(kept_positions(seed, view_of(rows, cols, fewer))) <= set(kept)
+    np.testing.assert_array_equal(kept, kept_positions(seed, view_of(rows, cols, more)))
+
+
+def test_nothing_dropped_keeps_every_position():
+    np.testing.assert_array_equal(kept_positions(7, view_of(3, 5, 15)), np.arange(15))
+
+
+def test_kept_positions_are_uniform():
+    draws, view = 3000, view_of(3, 4, 5)
+    counts = np.zeros(12)
+    pairs = np.zeros((12, 12))
+    for index in range(draws):
+        kept = kept_positions(derive_seed("uniform", index), view)
+        counts[kept] += 1
+        pairs[np.ix_(kept, kept)] += 1
+    # Six standard deviations of the binomial counts, for single positions and for pairs of them.
+    one, two = 5 / 12, 5 * 4 / (12 * 11)
+    assert np.abs(counts - draws * one).max() < 6 * np.sqrt(draws * one * (1 - one))
+    off_diagonal = pairs[~np.eye(12, dtype=bool)]
+    assert np.abs(off_diagonal - draws * two).max() < 6 * np.sqrt(draws * two * (1 - two))
+
+
+def test_an_image_is_cut_into_its_kept_patches():
+    image, view = noise(3, 4, 4), view_of(3, 4, 5)
+    cut = cut_image(image, view, (99, 77), 3, 6, "a/b")
+    assert (cut.grid, cut.patch_size, cut.native_size, cut.label, cut.key) == ((3, 4), 4, (99, 77), 6, "a/b")
+    assert cut.patches.dtype == np.uint8
+    assert cut.coords.dtype == np.int32
+    assert cut.patches.shape == (5, 48)
+    np.testing.assert_array_equal(cut.coords @ [4, 1], kept_positions(3, view))
+    for patch, (row, col) in zip(cut.patches, cut.coords, strict=True):
+        np.testing.assert_array_equal(patch, image[4 * row : 4 * row + 4, 4 * col : 4 * col + 4].reshape(-1))
+
+
+def test_a_file_is_presented_as_its_view_shows_it():
+    image = noise(4, 5, 4)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png")
+    view = View(2, 3, 4, 4, (4, 8, 8, 12), flip=True)
+    shown = present(buffer.getvalue(), view, (16, 20), 11, None, "k")
+    by_hand = cut_image(image[4:12, 8:20][:, ::-1], view, (16, 20), 11, None, "k")
+    np.testing.assert_array_equal(shown.patches, by_hand.patches)
+    np.testing.assert_array_equal(shown.coords, by_hand.coords)
+    assert (shown.label, shown.key, shown.native_size) == (None, "k", (16, 20))
