@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from packvit.data import check_shards, write_digits, write_image_folder
 from packvit.packing import PackingConfig
+from packvit.train.analyze import analyze_command
 from packvit.train.config import Config
 from packvit.train.recipes import RECIPES, find_recipe
 from packvit.train.run import evaluate_folder, run
@@ -27,6 +28,8 @@ commands:
                     train, evaluate and draw; the same --run-dir resumes
   eval CHECKPOINT --shards ... --resolutions ... --patch-sizes ...
                     accuracy of one model at any resolution and patch size
+  analyze --shards ... | --sizes-file ... [--seq-lens ...] [--algorithms ...]
+                    how well the views of a data set pack, and the sequence length to take
   shards write|demo|check
                     make or verify webdataset shards
   info              versions and devices, for bug reports
@@ -47,6 +50,7 @@ def dispatch(arguments: Sequence[str]) -> int:
     commands: dict[str, Callable[[Sequence[str]], Any]] = {
         "train": train_command,
         "eval": lambda rest: tyro.cli(evaluate_command, prog="packvit eval", args=rest),
+        "analyze": lambda rest: tyro.cli(analyze_command, prog="packvit analyze", args=rest),
         "shards": shards_command,
         "info": lambda rest: tyro.cli(info_command, prog="packvit info", args=rest),
     }
