@@ -12,6 +12,7 @@ import os
 import re
 import tarfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from braceexpand import braceexpand
@@ -22,7 +23,7 @@ from packvit.packing import derive_seed
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "ppm", "pgm", "bmp")
 HEAD_BYTES = 16 * 1024  # enough for the header of nearly every image
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 
 
 class BadSample(ValueError):
@@ -65,9 +66,11 @@ def expand_shards(patterns: str | Sequence[str]) -> list[str]:
             paths += sorted(found, key=_natural)
     if not paths:
         raise ValueError("no shards are named")
+    seen: set[str] = set()
     for path in paths:
-        if paths.count(path) > 1:
+        if (absolute := os.path.abspath(path)) in seen:
             raise ValueError(f"{path} is named twice")
+        seen.add(absolute)
     return paths
 
 
@@ -184,16 +187,18 @@ def _open_indexed(path: str, size: int, mtime_ns: int) -> Shard:
         stored = json.loads(cache.read_text())
         samples = [(key, {f: (o, n) for f, (o, n) in fields.items()}) for key, fields in stored["samples"]]
         return Shard(path, samples, stored["problems"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # not there yet, or damaged: made again
     samples, problems = _build_index(path)
+    partial = cache.with_name(f"{cache.name}.{os.getpid()}")
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache.with_name(f"{cache.name}.{os.getpid()}")
         partial.write_text(json.dumps({"samples": samples, "problems": problems}))
         os.replace(partial, cache)
     except OSError:
-        pass  # without a cache the next process walks the headers again
+        # Without a cache the next process walks the headers again.
+        with suppress(OSError):
+            partial.unlink()
     return Shard(path, samples, problems)
 
 
@@ -202,11 +207,16 @@ def _build_index(path: str) -> tuple[list[tuple[str, dict[str, tuple[int, int]]]
     problems: list[str] = []
     name: str | None = None
     try:
-        with tarfile.open(path, "r:") as tar:
+        # Names in another encoding become escapes, because keys must be printable and hashable as UTF-8.
+        with (
+            open(path, "rb") as file,
+            tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace") as tar,
+        ):
             for member in tar:
                 name = member.name
                 base, field = base_plus_ext(name)
-                if not member.isfile() or base is None or field is None:
+                # A base that ends in a slash belongs to a hidden file, such as macOS's `._01.jpg`.
+                if not member.isfile() or not base or base.endswith("/") or not field:
                     continue
                 field = field.lower()
                 if not samples or samples[-1][0] != base:
@@ -215,7 +225,11 @@ def _build_index(path: str) -> tuple[list[tuple[str, dict[str, tuple[int, int]]]
                     problems.append(f"member {name!r} is there twice: the first one is used")
                 else:
                     samples[-1][1][field] = (member.offset_data, member.size)
-    except (tarfile.TarError, OSError) as error:
+            # tarfile takes a broken header, or none, for the end of the archive; the end is a block of zeros.
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("no end of archive")
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         if name is None:
             raise BadShard(path, f"it is no readable tar file ({error})") from error
         problems.append(f"it breaks off in or after {name!r} ({error}): what follows is lost")
@@ -235,4 +249,4 @@ def _digest(*parts: object) -> str:
 
 def _natural(path: str) -> list[tuple[int, str]]:
     """Sort key that puts shard-9 before shard-10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path)]
