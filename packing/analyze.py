@@ -175,10 +175,10 @@ def draw_tokens(
 
 def histogram(tokens: np.ndarray, bins: int = 40) -> dict[str, Any]:
     """Token counts over about `bins` bars of one whole width: {"edges": [...], "counts": [...]}."""
-    low, high = int(tokens.min()), int(np.percentile(tokens, 99.9))
+    low, high = int(tokens.min()), int(np.percentile(tokens, 99))
     width = max(1, -(-(high + 1 - low) // bins))
     edges = np.arange(low, high + 1 + width, width)
-    # The last bar takes the few views beyond the 99.9th percentile, so that they don't squeeze the rest.
+    # The last bar takes the few views beyond the 99th percentile, so that they don't squeeze the rest.
     counts = np.bincount(np.minimum((tokens - low) // width, len(edges) - 2), minlength=len(edges) - 1)
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
@@ -205,19 +205,21 @@ def recommend(packed: Iterable[Packed], longer: dict[int, float], cost: CostConf
         key=lambda row: (cost.flops(row.work) / row.images, row.lookahead, row.microseconds),
     )
     too_short = sorted({row.seq_len for row in results} - {row.seq_len for row in roomy})
+    reasons = []
+    if bound > TOLERANCE:
+        reasons.append(f"{longer[seq_len]:.2%} of the views are longer still and get shrunk: try larger ones")
     if choice.seq_len != best.seq_len:
         least = f"{best.waste:.2%} at S = {best.seq_len}"
-        why = f"the smallest S within {TOLERANCE:.1%} of the least waste, {least}"
+        reasons.append(f"it is the smallest S within {TOLERANCE:.1%} of the least waste, {least}")
     elif seq_len > min(row.seq_len for row in roomy):
-        why = f"the least waste, and no smaller S comes within {TOLERANCE:.1%} of it"
+        reasons.append(f"it wastes least, and no smaller S comes within {TOLERANCE:.1%} of it")
+    elif seq_len < max(row.seq_len for row in roomy):
+        reasons.append(f"it is the smallest S, and no larger one wastes less by {TOLERANCE:.1%}")
     else:
-        why = f"the smallest S tried, and no other wastes less by more than {TOLERANCE:.1%}"
-    reasons = [why]
-    if too_short:
-        shares = ", ".join(f"{longer[length]:.1%} at S = {length}" for length in too_short)
-        reasons.append(f"smaller ones would shrink too many views ({shares})")
-    if bound > TOLERANCE:
         reasons.append(
-            f"{longer[seq_len]:.1%} of the views are longer even so and are shrunk: try a larger S"
+            "it is the only S tried" + (" that leaves most views as they are" if too_short else "")
         )
+    if too_short:
+        shares = ", ".join(f"{longer[length]:.2%} at S = {length}" for length in too_short)
+        reasons.append(f"smaller ones would shrink too many views ({shares})")
     return choice, "; ".join(reasons)

@@ -120,9 +120,9 @@ def test_the_recommendation_is_the_smallest_length_near_the_best():
     assert choice.seq_len == 2048
     assert "0.05% at S = 4096" in why
     assert recommend(made.values(), roomy | {2048: 0.2}, model)[0].seq_len == 4096
-    assert "20.0% at S = 2048" in recommend(made.values(), roomy | {2048: 0.2}, model)[1]
+    assert "20.00% at S = 2048" in recommend(made.values(), roomy | {2048: 0.2}, model)[1]
     assert recommend([made[128]], {128: 0.5}, model)[0].seq_len == 128
-    assert "50.0% of the views are longer" in recommend([made[128]], {128: 0.5}, model)[1]
+    assert "50.00% of the views are longer" in recommend([made[128]], {128: 0.5}, model)[1]
 
 
 def test_analysis_covers_every_combination_and_repeats_itself():

@@ -84,7 +84,8 @@ def analyze_command(
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
-    with Jobs(workers or len(os.sched_getaffinity(0)), console) as jobs:
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with Jobs(workers or cpus, console) as jobs:
         began = time.perf_counter()
         sizes = read_sizes_file(sizes_file, limit) if sizes_file else _read_shards(shards, limit, seed, jobs)
         sizes.require_some(source)

@@ -15,12 +15,8 @@ if TYPE_CHECKING:
 PLOTS = (
     (draw_padding, "How many slots stay empty", "Lower is better. The ring marks the recommendation."),
     (draw_flops, "What an image costs", "Forward FLOPs at the recommended S. Hatched: attention."),
-    (
-        draw_images,
-        "How many images share a sequence",
-        "Mean, and the range that 98 % of the sequences fall in, of the recommended packer.",
-    ),
-    (draw_histogram, "How many tokens an image has", "As drawn. Dashed: the sequence lengths tried."),
+    (draw_images, "How many images share a sequence", "Mean; whiskers hold 98 % of the sequences."),
+    (draw_histogram, "How many tokens a view has", "Dashed: lengths tried. The last bar: all longer views."),
 )
 COLUMNS = {
     "seq_len": ("S", "d"),
@@ -41,7 +37,8 @@ COLUMNS = {
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1120px; margin: 2rem auto;
   padding: 0 1rem; }
-h1 { font-size: 1rem; font-weight: 600; color: #555; margin: .2rem 0; }
+h1 { font-size: 1rem; font-weight: 400; margin: .2rem 0; }
+section { margin-bottom: 3rem; }
 h2 { font-size: 1.9rem; line-height: 1.25; margin: .4rem 0 .6rem; }
 h3 { font-size: 1.05rem; margin: 0; }
 .answer { border-left: 6px solid #0072B2; background: #f2f7fb; padding: 1rem 1.4rem; margin: 1.2rem 0; }
@@ -99,7 +96,7 @@ def write_page(path: Path, report: dict[str, Any]) -> str | None:
             message = f"The page has no plots: {error}"
             plots = f'<p class="bad">{escape(message)}</p>'
         sections.append(
-            f"<section><h1>Views {escape(sampler['name'])}, {_views(sampler)}</h1>"
+            f"<section><h1><b>Views {escape(sampler['name'])}</b>: {_views(sampler)}</h1>"
             f'<div class="answer"><h2>{escape(what)}</h2><p>{escape(brings)}</p><p>{escape(why)}</p></div>'
             f"{plots}<details><summary>All {len(sampler['rows'])} results</summary>{_table(sampler)}"
             "</details></section>"

@@ -81,10 +81,13 @@ def draw_histogram(sampler: dict[str, Any]) -> "Figure":
     mean = sampler["tokens"]["mean"]
     axes.axvline(mean, color=COLOURS[1])
     axes.annotate(f" mean {mean:.0f}", (mean, max(shares)), color=COLOURS[1], va="top", size=9)
+    labelled = 0
     for seq_len in sorted({row["seq_len"] for row in sampler["rows"]}):
         if seq_len <= edges[-1]:
             axes.axvline(seq_len, color="black", linestyle="--", linewidth=1)
-            axes.annotate(f" S = {seq_len}", (seq_len, 0.7 * max(shares)), size=8, rotation=90, va="top")
+            if seq_len - labelled > 0.05 * (edges[-1] - edges[0]):  # no label on top of another
+                axes.annotate(f" S = {seq_len}", (seq_len, 0.7 * max(shares)), size=8, rotation=90, va="top")
+                labelled = seq_len
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
     axes.set_xlabel("tokens of a view")
     axes.set_ylabel("views")
@@ -109,7 +112,7 @@ def draw_flops(sampler: dict[str, Any]) -> "Figure":
         axes.barh(place, attention, left=total - attention, color=colour, edgecolor="white", hatch="////")
         ratio = total / row["gflops_packed"]
         axes.annotate(
-            f"{total:.3g}  ({ratio:.2f}x)",
+            f"{total:,.0f}  ({ratio:.2f}x)" if total >= 100 else f"{total:.3g}  ({ratio:.2f}x)",
             (total, place),
             (5, 0),
             textcoords="offset points",
