@@ -66,8 +66,9 @@ def _check_shard(shard: Shard, report: ShardReport, first_seen: dict[str, str]) 
     for index in range(len(shard)):
         report.samples += 1
         key = shard.key(index)
-        if first_seen.setdefault(key, shard.path) != shard.path:
-            report.add("keys used twice", f"{shard.path}: sample {key!r} is also in {first_seen[key]}")
+        if key in first_seen:
+            report.add("keys used twice", f"{shard.path}: sample {key!r} is already in {first_seen[key]}")
+        first_seen.setdefault(key, shard.path)
         try:
             native_size = shard.native_size(index)
             decode(shard.image(index), full_view(native_size, 1), native_size)

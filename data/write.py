@@ -17,7 +17,8 @@ from webdataset.writer import TarWriter
 
 from packvit.packing import derive_seed
 
-EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+FORMATS = ("JPEG", "PNG", "WEBP")
+EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # MPO: a JPEG of several pictures
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 LONGEST_KEY = 80  # bytes; a ustar header has room for 100 with the extension
 
@@ -212,7 +213,7 @@ def read_image(path: Path) -> tuple[bytes, str]:
         OSError, ValueError, SyntaxError: as Pillow does for a broken file.
     """
     content = path.read_bytes()
-    with Image.open(io.BytesIO(content), formats=list(EXTENSIONS)) as image:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         image.load()
         return content, EXTENSIONS[str(image.format)]
 
