@@ -78,6 +78,8 @@ def analyze_command(
         raise ValueError(f"limit={limit} must be at least 1")
     if workers < 0 or epochs < 0:
         raise ValueError(f"workers={workers} and epochs={epochs} must not be negative")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file, not a folder")
     config = AnalysisConfig(seq_lens, algorithms, lookaheads, model, batch_images, epochs or 1, seed)
     samplers = _samplers(views, recipes, resolution)
     source = str(sizes_file or " ".join(shards))

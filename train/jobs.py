@@ -1,6 +1,7 @@
 """Work in processes, with a progress bar in a terminal."""
 
 import multiprocessing
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -56,7 +57,9 @@ class Jobs:
         if self._pool is None:
             # A fork starts at once; elsewhere than on Linux it is not safe.
             context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-            self._pool = ProcessPoolExecutor(self.workers, mp_context=context)
+            # An interrupt from the keyboard is for this process, which then ends the others.
+            ignore = (signal.SIGINT, signal.SIG_IGN)
+            self._pool = ProcessPoolExecutor(self.workers, context, signal.signal, ignore)
         waiting = deque(self._pool.submit(function, *job) for job in jobs[: AHEAD * self.workers])
         yield None
         for job in islice(jobs, len(waiting), None):
