@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from packvit.train.config import Config, TrainConfig, load_config, save_config
+from packvit.train.config import Config, TrainConfig, changed_fields, load_config, plain_config, save_config
 from packvit.train.recipes import RECIPES, find_recipe
 
 
@@ -54,3 +54,12 @@ def test_unknown_recipes_are_refused_with_the_known_ones():
 def test_impossible_values_name_their_field():
     with pytest.raises(ValueError, match=r"train\.steps=0"):
         TrainConfig(steps=0)
+
+
+def test_only_changes_that_matter_to_a_run_are_named():
+    saved = plain_config(Config())
+    assert changed_fields(saved, Config()) == {}
+    config = Config(seed=3, train=TrainConfig(steps=7, log_every=1, checkpoint_every=1))
+    assert changed_fields(saved, config) == {"seed": (0, 3), "train.steps": (1000, 7)}
+    del saved["seed"]  # as a version of packvit without this field would have saved it
+    assert changed_fields(saved, config) == {"train.steps": (1000, 7)}

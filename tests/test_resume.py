@@ -34,14 +34,19 @@ def finish(flags: list[str]) -> None:
     assert process.returncode == 0, output
 
 
-def kill_at(flags: list[str], metrics: Path, step: int) -> None:
-    """Start a run and kill it, with its workers, as soon as it has logged `step`."""
-    process = start(flags)
+def wait_for(process: subprocess.Popen, metrics: Path, step: int) -> None:
+    """Wait until a run has logged `step`."""
     deadline = time.monotonic() + 120
     while not (metrics.exists() and any(line["step"] >= step for line in read_json_lines(metrics))):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def kill_at(flags: list[str], metrics: Path, step: int) -> None:
+    """Start a run and kill it, with its workers, as soon as it has logged `step`."""
+    process = start(flags)
+    wait_for(process, metrics, step)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -68,6 +73,21 @@ def test_killed_runs_go_on_bit_for_bit(run_flags, tmp_path):
         kill_at(flags, tmp_path / "killed/metrics.jsonl", step)
     finish(run_flags(tmp_path / "killed", **steps))
     assert_equal_runs(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_ends_well(run_flags, tmp_path):
+    steps = {"train__steps": 60, "train__checkpoint_every": 1000}
+    finish(run_flags(tmp_path / "whole", **steps))
+    process = start(run_flags(tmp_path / "asked", **steps))
+    wait_for(process, tmp_path / "asked/metrics.jsonl", 5)
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "the same command goes on from there" in output
+    assert not (tmp_path / "asked/model.safetensors").exists()
+    finish(run_flags(tmp_path / "asked", **steps))
+    assert_equal_runs(tmp_path / "whole", tmp_path / "asked")
 
 
 @pytest.mark.slow

@@ -12,10 +12,11 @@ from packvit.models import load_model
 from packvit.train.cli import dispatch
 from packvit.train.config import load_config
 from packvit.train.metrics import read_json_lines
+from packvit.train.run import lock_folder
 
 LINE = {
     "step", "images_seen", "tokens_seen", "loss", "lr", "images_per_s", "tokens_per_s", "padding_fraction",
-    "images_per_sequence", "data_wait_fraction", "mfu", "grad_norm",
+    "images_per_sequence", "data_wait_fraction", "mfu", "grad_norm", "nonfinite_steps",
 }  # fmt: skip
 ROW = {"resolution", "patch_size", "tokens_per_image", "gflops_per_image", "accuracy", "ece", "images"}
 
@@ -80,6 +81,59 @@ def test_eval_of_a_run_gives_the_same_rows(finished, digits_set, tmp_path):
     assert rows[1]["patch_size"] == 12
 
 
+def test_eval_keeps_the_results_of_before(finished, digits_set, capsys):
+    before = (finished / "eval/results.json").read_text()
+    arguments = ["--shards", str(digits_set / "val"), "--resolutions", "24", "--patch-sizes", "12"]
+    assert dispatch(["eval", str(finished), *arguments, "--workers", "0"]) == 0
+    assert "eval-1" in capsys.readouterr().out
+    assert (finished / "eval-1/results.json").read_text() == before
+    assert len(json.loads((finished / "eval/results.json").read_text())["rows"]) == 1
+
+
+def test_a_folder_is_for_one_run_at_a_time(capsys, run_flags, tmp_path):
+    with lock_folder(tmp_path):
+        assert "another run" in fails(capsys, ["train", *run_flags(tmp_path)])
+
+
+def test_changes_on_resuming_are_named_or_refused(capsys, run_flags, tmp_path):
+    assert dispatch(["train", *run_flags(tmp_path, train__steps=2, data__workers=0)]) == 0
+    flags = run_flags(tmp_path, train__steps=3, data__workers=0, optim__lr=0.5)
+    assert dispatch(["train", *flags]) == 0
+    output = capsys.readouterr().out
+    assert "train.steps was 2, is 3" in output
+    assert "optim.lr was 0.003, is 0.5" in output
+    assert read_json_lines(tmp_path / "metrics.jsonl")[-1]["step"] == 3
+    for change, message in (
+        ({"seed": 1}, "seed=0, not 1"),
+        ({"optim__kind": "adamw"}, "optim.kind=muon"),
+        ({"train__ema": 0}, "train.ema"),
+    ):
+        assert message in fails(capsys, ["train", *run_flags(tmp_path, data__workers=0, **change)])
+
+
+def test_steps_without_a_finite_gradient_are_skipped_and_then_stop_the_run(
+    capsys, run_flags, tmp_path, monkeypatch
+):
+    from packvit.train import loop
+
+    real, calls = loop.classification_loss, []
+
+    def sometimes(*args):
+        calls.append(1)
+        return real(*args) * (float("nan") if len(calls) in (2, 3) else 1)
+
+    monkeypatch.setattr(loop, "classification_loss", sometimes)
+    flags = run_flags(tmp_path / "a", data__workers=0, train__steps=5)
+    assert dispatch(["train", *flags]) == 0
+    lines = read_json_lines(tmp_path / "a/metrics.jsonl")
+    assert [line["nonfinite_steps"] for line in lines] == [0, 1, 2, 2, 2]
+    assert [line["loss"] is None for line in lines] == [False, True, True, False, False]
+    assert all(parameter.isfinite().all() for parameter in load_model(tmp_path / "a").parameters())
+    calls.clear()
+    flags = run_flags(tmp_path / "b", data__workers=0, train__max_nonfinite=1)
+    assert "not finite in 2 steps in a row, up to step 3" in fails(capsys, ["train", *flags])
+
+
 def fails(capsys, arguments: list[str]) -> str:
     assert dispatch(arguments) == 2
     captured = capsys.readouterr()
@@ -98,10 +152,13 @@ def test_mistakes_get_one_sentence(capsys, run_flags, digits_set, finished, tmp_
     assert "nowhere" in fails(capsys, ["train", *flags])
     budget = ["--shards", "x", "--resolutions", "8", "--patch-sizes", "8"]
     assert "nothing" in fails(capsys, ["eval", str(tmp_path / "nothing"), *budget])
+    budget = ["--shards", str(digits_set / "val"), "--resolutions", "0", "--patch-sizes", "8"]
+    assert "at least 1" in fails(capsys, ["eval", str(finished), *budget])
+    assert "num_classes" in fails(capsys, ["train", *run_flags(tmp_path / "a", model__num_classes=0)])
     flags = ["--data.streams", "2", "--train.steps", "9"]
     assert "data.streams" in fails(capsys, ["train", str(finished / "config.yaml"), *flags])
     flags = run_flags(finished, model__width=64, train__steps=9, data__workers=0)
-    assert "another model" in fails(capsys, ["train", *flags])
+    assert "model.width=32, not 64" in fails(capsys, ["train", *flags])
 
 
 def test_a_wrong_flag_is_named(capsys, run_flags, tmp_path):

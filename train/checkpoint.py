@@ -7,16 +7,18 @@
 
 import json
 import os
+import re
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.optim import Optimizer
 
 from packvit.models import PackedViT, save_model
 from packvit.train.distributed import Ranks
@@ -29,7 +31,7 @@ def save_checkpoint(
     step: int,
     model: PackedViT,
     average: PackedViT | None,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[Optimizer],
     progress: dict,
     ranks: Ranks,
     keep: int,
@@ -49,7 +51,7 @@ def save_checkpoint(
     with warnings.catch_warnings():
         # Saving from a single process is meant; torch warns of it.
         warnings.simplefilter("ignore")
-        save(_state(model, average, optimizer), checkpoint_id=partial / "state")
+        save(_state(model, average, optimizers), checkpoint_id=partial / "state")
     if ranks.is_main:
         save_model(average or model, partial)
         (partial / "progress.json").write_text(json.dumps({"version": VERSION, "step": step} | progress))
@@ -61,37 +63,64 @@ def save_checkpoint(
     return target
 
 
-def load_checkpoint(
-    path: Path, model: PackedViT, average: PackedViT | None, optimizer: torch.optim.Optimizer
-) -> dict:
-    """Restore the modules in place and return the progress that was saved with them.
+def read_progress(path: Path) -> dict:
+    """What `save_checkpoint` was given as progress.
 
     Raises:
-        ValueError: the checkpoint is of another version, or of a model of other shapes.
+        ValueError: the file is damaged, or of another version.
     """
-    progress = json.loads((path / "progress.json").read_text())
-    if progress["version"] != VERSION:
-        raise ValueError(f"{path}: version {progress['version']}, this packvit reads {VERSION}")
-    state = _state(model, average, optimizer)
+    try:
+        progress = json.loads((path / "progress.json").read_text())
+        version = progress["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise damaged(path, error) from error
+    if version != VERSION:
+        raise ValueError(f"{path}: version {version}, this packvit reads {VERSION}")
+    return progress
+
+
+def load_checkpoint(
+    path: Path, model: PackedViT, average: PackedViT | None, optimizers: Sequence[Optimizer]
+) -> None:
+    """Restore the modules in place; shapes are those that were saved, decay and the like stay as they are.
+
+    Raises:
+        ValueError: the checkpoint is damaged.
+    """
+    state = _state(model, average, optimizers)
+    settings = [[without_params(group) for group in o.param_groups] for o in optimizers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             load(state, checkpoint_id=path / "state")
-        except CheckpointException as error:
-            raise ValueError(
-                f"{path} was saved by a run with another model or optimizer configuration"
-            ) from error
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    return progress
+        except (CheckpointException, OSError) as error:
+            raise damaged(path, error) from error
+    set_state_dict(
+        model, list(optimizers), model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+    )
+    for optimizer, groups in zip(optimizers, settings, strict=True):
+        for group, setting in zip(optimizer.param_groups, groups, strict=True):
+            group.update(setting)
+
+
+def without_params(group: dict) -> dict:
+    """The settings of an optimizer's parameter group."""
+    return {name: value for name, value in group.items() if name != "params"}
+
+
+def damaged(path: Path, error: BaseException) -> ValueError:
+    """What to raise when a checkpoint cannot be read."""
+    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return ValueError(f"{path} is damaged ({reason}): remove it to go on from the checkpoint before")
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name))
 
 
-def _state(model: PackedViT, average: PackedViT | None, optimizer: torch.optim.Optimizer) -> dict:
-    weights, optim = get_state_dict(model, optimizer)
+def _state(model: PackedViT, average: PackedViT | None, optimizers: Sequence[Optimizer]) -> dict:
+    weights, optim = get_state_dict(model, list(optimizers))
     state: dict[str, dict[str, Tensor] | dict] = {"model": weights, "optimizer": optim}
     if average is not None:
         state["average"] = average.state_dict()

@@ -109,7 +109,8 @@ def evaluate_command(
         shards: webdataset shards: files, patterns or folders.
         resolutions: sides in pixels of the square with a view's area.
         patch_sizes: sides of a patch in pixels.
-        out: folder for results.json, accuracy.png and skipped.jsonl; by default CHECKPOINT/eval.
+        out: folder for results.json, accuracy.png and skipped.jsonl; by default CHECKPOINT/eval. Results that
+            are there already are kept under another name.
         seq_len: slots in a sequence; raised to the longest view's tokens where it is shorter.
         sequences: sequences in a batch.
         precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU.
@@ -119,6 +120,8 @@ def evaluate_command(
     for name, values in (("resolutions", resolutions), ("patch-sizes", patch_sizes), ("shards", shards)):
         if not values:
             raise ValueError(f"--{name} needs at least one value")
+        if any(isinstance(value, int) and value < 1 for value in values):
+            raise ValueError(f"--{name} {' '.join(map(str, values))}: every value must be at least 1")
     packing = PackingConfig(seq_len=seq_len, sequences=sequences)
     evaluate_folder(checkpoint, shards, resolutions, patch_sizes, out, packing, precision, workers, device)
 

@@ -14,10 +14,12 @@ from packvit.packing import PackingConfig, ViewsConfig
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its learning rate over time.
+    """The optimizer and its learning rate over time.
 
     Args:
-        lr: peak learning rate.
+        kind: `adamw`, or `muon` for the matrices of the blocks and AdamW for the rest.
+        lr: peak learning rate of AdamW.
+        muon_lr, momentum: of Muon; its updates have the size of AdamW's at the same learning rate.
         betas, eps: of AdamW.
         weight_decay, head_weight_decay: decoupled, times the learning rate (PyTorch's convention), on
             weight matrices only; the classification head has its own (NaViT: 0.03 body, 3.0 head).
@@ -28,7 +30,10 @@ class OptimConfig:
         clip: largest global gradient norm; 0 does not clip.
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-3
+    muon_lr: float = 1e-3
+    momentum: float = 0.95
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.05
@@ -40,8 +45,11 @@ class OptimConfig:
     clip: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise ValueError(f"optim.lr={self.lr} must be positive")
+        for name in ("lr", "muon_lr"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"optim.{name}={getattr(self, name)} must be positive")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"optim.momentum={self.momentum} must lie in [0, 1)")
         for name in ("weight_decay", "head_weight_decay", "warmup_steps", "cooldown_steps", "clip"):
             if getattr(self, name) < 0:
                 raise ValueError(f"optim.{name}={getattr(self, name)} must not be negative")
@@ -60,6 +68,7 @@ class TrainConfig:
         loss: `softmax` or, per class, `sigmoid` cross-entropy (NaViT).
         label_smoothing: share of the target spread evenly over the classes.
         precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU.
+        max_nonfinite: steps in a row whose gradient is not finite; each is skipped, one more stops the run.
         ema: decay of the weights' moving average that is evaluated and saved as the model; 0 has none.
         peak_tflops: the device's peak for MFU; None takes it from a table of GPUs where known.
     """
@@ -72,6 +81,7 @@ class TrainConfig:
     loss: Literal["softmax", "sigmoid"] = "softmax"
     label_smoothing: float = 0.0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    max_nonfinite: int = 10
     ema: float = 0.0
     peak_tflops: float | None = None
 
@@ -79,6 +89,8 @@ class TrainConfig:
         for name in ("steps", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
+        if self.max_nonfinite < 0:
+            raise ValueError(f"train.max_nonfinite={self.max_nonfinite} must not be negative")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"train.label_smoothing={self.label_smoothing} must lie in [0, 1)")
         if not 0 <= self.ema < 1:
@@ -134,8 +146,38 @@ class Config:
 
 def save_config(config: Config, path: Path) -> None:
     """Write YAML that `load_config` reads back equal."""
-    values = asdict(config) | {"run_dir": str(config.run_dir)}
-    path.write_text(yaml.safe_dump(_plain(values), sort_keys=False))
+    path.write_text(yaml.safe_dump(plain_config(config), sort_keys=False))
+
+
+def plain_config(config: Config) -> dict:
+    """The fields as nested dictionaries, lists, numbers and strings, as YAML and JSON hold them."""
+    plain = _plain(asdict(config) | {"run_dir": str(config.run_dir)})
+    assert isinstance(plain, dict)
+    return plain
+
+
+# Fields that change nothing of what a run computes, or only what comes after it.
+FREE_FIELDS = ("run_dir", "device", "data.workers", "data.val_shards", "eval.", "train.log_every")
+FREE_FIELDS += ("train.checkpoint_every", "train.keep_checkpoints", "train.peak_tflops")
+
+
+def changed_fields(saved: dict, config: Config) -> dict[str, tuple]:
+    """{"section.field": (saved value, value now)} of fields that differ and matter to what a run computes.
+
+    Args:
+        saved: from `plain_config`; fields that it lacks are new since and count as unchanged.
+    """
+    old, new = _flat(saved), _flat(plain_config(config))
+    changed = {name: (old[name], new[name]) for name in new if name in old and old[name] != new[name]}
+    return {name: pair for name, pair in changed.items() if not name.startswith(FREE_FIELDS)}
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in values.items():
+        inner = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        flat |= inner
+    return flat
 
 
 def load_config(path: Path) -> Config:

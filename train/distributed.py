@@ -22,10 +22,10 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Each value summed over ranks, in float64; waits for the device."""
+        """Each value summed over ranks, in float64; host memory only, so no device waits."""
         if self.world_size == 1:
             return list(values)
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total)
         return total.tolist()
 
@@ -58,7 +58,8 @@ def start_ranks(device: str) -> Ranks:
     if cuda:
         torch.cuda.set_device(target)
     if world_size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo", device_id=target if cuda else None)
+        # Counts and states of the data go through gloo: through NCCL they would wait for the device.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", device_id=target if cuda else None)
     return Ranks(rank, world_size, target)
 
 

@@ -30,16 +30,21 @@ def evaluate(
 
     Args:
         model: in eval mode, on the ranks' device.
-        skipped: gets {"shard", "key", "reason"} of every image that could not be decoded, once.
+        skipped: gets {"shard", "key", "reason"} of every image of any rank that could not be decoded, once.
+
+    Raises:
+        ValueError: the model has no head, or no image could be decoded.
     """
-    named = skipped if skipped is not None else []
+    if model.config.num_classes == 0:
+        raise ValueError("the model has no classification head, so there is no accuracy to evaluate")
+    named: dict[tuple, dict] = {}
     for patch_size in patch_sizes:
         for resolution in resolutions:
-            confidence, correct, tokens, flops = [], [], 0, 0.0
+            confidence, correct, lost, tokens, flops = [], [], [], 0, 0.0
             for loaded in images.batches(
                 resolution, patch_size, packing, workers, ranks.rank, ranks.world_size
             ):
-                named += [line for line in loaded.skipped if line not in named]
+                lost += loaded.skipped
                 assert loaded.batch is not None
                 if loaded.batch.num_images == 0:
                     continue
@@ -53,7 +58,9 @@ def evaluate(
                 assert loaded.batch.labels is not None
                 confidence.append(top)
                 correct.append(prediction == loaded.batch.labels)
-            parts = ranks.gather((confidence, correct, tokens, flops))
+            parts = ranks.gather((confidence, correct, lost, tokens, flops))
+            for line in (line for part in parts for line in part[2]):
+                named.setdefault(tuple(line.values()), line)
             all_confidence = torch.cat([torch.zeros(0)] + [t for part in parts for t in part[0]])
             all_correct = torch.cat(
                 [torch.zeros(0, dtype=torch.bool)] + [t for part in parts for t in part[1]]
@@ -64,9 +71,11 @@ def evaluate(
             yield {
                 "resolution": resolution,
                 "patch_size": patch_size,
-                "tokens_per_image": sum(part[2] for part in parts) / count,
-                "gflops_per_image": sum(part[3] for part in parts) / count / 1e9,
+                "tokens_per_image": sum(part[3] for part in parts) / count,
+                "gflops_per_image": sum(part[4] for part in parts) / count / 1e9,
                 "accuracy": float(all_correct.double().mean()),
                 "ece": expected_calibration_error(all_confidence, all_correct),
                 "images": count,
             }
+    if skipped is not None:
+        skipped += named.values()

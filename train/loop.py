@@ -1,7 +1,8 @@
 """The training loop, read from top to bottom: batches, schedule, forward, loss, step, log, save.
 
 The gradient of a step is the mean over all images of the step, over all ranks and accumulated batches.
-All batches of a step are therefore taken before the first forward pass.
+All batches of a step are therefore taken before the first forward pass. A step whose gradient is not
+finite changes nothing but the counters.
 """
 
 import copy
@@ -9,8 +10,9 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,13 +20,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from packvit.data import LoadedBatch, TrainLoader, merge_states
 from packvit.models import PackedViT
-from packvit.packing import derive_seed
-from packvit.train.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint
-from packvit.train.config import Config, save_config
+from packvit.packing import BatchStats, PackedBatch, derive_seed
+from packvit.train.checkpoint import find_checkpoints, load_checkpoint, read_progress, save_checkpoint
+from packvit.train.config import Config, changed_fields, plain_config, save_config
 from packvit.train.distributed import Ranks
 from packvit.train.losses import classification_loss
 from packvit.train.metrics import JsonLines, Window, peak_tflops
-from packvit.train.optim import make_optimizer, update_ema
+from packvit.train.optim import make_optimizers, set_lr, update_ema
+from packvit.train.preempt import Preemption
 from packvit.train.progress import Progress
 from packvit.train.report import draw_samples
 from packvit.train.schedule import lr_factor
@@ -39,13 +42,24 @@ class Counters:
     step: int = 0
     images_seen: int = 0
     tokens_seen: int = 0
+    nonfinite_steps: int = 0
 
 
-def train(config: Config, ranks: Ranks, progress: Progress) -> PackedViT:
-    """Train up to `config.train.steps` and return the model to evaluate.
+@dataclass
+class Taken:
+    """What one step of this rank trains on: its batches, counted, and the samples left out of them."""
+
+    batches: list[PackedBatch] = field(default_factory=list)
+    stats: BatchStats = field(default_factory=lambda: BatchStats(0, 0, 0, 0, 0))
+    skipped: list[dict] = field(default_factory=list)
+
+
+def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preemption) -> PackedViT | None:
+    """Train up to `config.train.steps` and return the model to evaluate; None if the run was asked to end.
 
     Raises:
-        ValueError: data or configuration cannot be used, too many samples are bad, or the loss is not finite.
+        ValueError: data or configuration cannot be used, too many samples are bad, or gradients stay
+            not finite.
     """
     # ---- Data, model, optimizer -----------------------------------------------------------------
     loader = TrainLoader(
@@ -60,7 +74,7 @@ def train(config: Config, ranks: Ranks, progress: Progress) -> PackedViT:
     )
     model = make_model(config).to(ranks.device)
     average = copy.deepcopy(model).requires_grad_(False) if config.train.ema else None
-    optimizer = make_optimizer(model, config.optim)
+    optimizers = make_optimizers(model, config.optim)
     autocast = make_autocast(config.train.precision, ranks.device)
     peak = peak_tflops(ranks.device, config.train.peak_tflops)
     counters = Counters()
@@ -68,7 +82,9 @@ def train(config: Config, ranks: Ranks, progress: Progress) -> PackedViT:
     # ---- Resume ---------------------------------------------------------------------------------
     checkpoints = config.run_dir / "checkpoints"
     if found := find_checkpoints(checkpoints):
-        saved = load_checkpoint(found[-1], model, average, optimizer)
+        saved = read_progress(found[-1])
+        check_same_run(found[-1], saved["config"], config, progress)
+        load_checkpoint(found[-1], model, average, optimizers)
         loader.load_state_dict(saved["data"])
         counters = Counters(**saved["counters"])
         progress.say(f"Resuming from {found[-1]}")
@@ -86,28 +102,28 @@ def train(config: Config, ranks: Ranks, progress: Progress) -> PackedViT:
         no_sync = parallel.no_sync
     model.train()
     window = Window()
+    skipped_here: list[dict] = []  # not yet written
+    nonfinite = 0  # in a row
     batches = iter(loader) if counters.step < config.train.steps else iter(())
     progress.start(counters.step, config.train.steps)
     while counters.step < config.train.steps:
-        loaded = take_batches(batches, config.train.accumulate, model, window)
-        images, tokens = ranks.sum(count(loaded))
+        taken = take_batches(batches, config.train.accumulate, model, window)
+        skipped_here += taken.skipped
+        images, tokens, leave = ranks.sum([taken.stats.images, taken.stats.tokens, preemption.asked])
         if counters.step == 0 and ranks.is_main:
-            first = loaded[0].batch
-            assert first is not None
-            progress.draw(partial(draw_samples, first, config.run_dir / "samples/step-0.png"))
+            progress.draw(partial(draw_samples, taken.batches[0], config.run_dir / "samples/step-0.png"))
         counters.step += 1
         counters.images_seen += int(images)
         counters.tokens_seen += int(tokens)
 
-        lr = config.optim.lr * lr_factor(counters.step - 1, config.train.steps, config.optim)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        factor = lr_factor(counters.step - 1, config.train.steps, config.optim)
+        set_lr(optimizers, factor)
         # What the forward pass draws depends on the step alone, so a resumed run draws the same.
         torch.manual_seed(derive_seed(config.seed, "step", counters.step, ranks.rank) % 2**63)
-        for index, part in enumerate(loaded):
-            assert part.batch is not None
-            batch = part.batch.to(ranks.device)
-            with no_sync() if index + 1 < len(loaded) else nullcontext():
+        losses = []
+        for index, waiting in enumerate(taken.batches):
+            batch = waiting.to(ranks.device)
+            with no_sync() if index + 1 < len(taken.batches) else nullcontext():
                 with autocast:
                     logits = forward(batch)
                 assert batch.labels is not None
@@ -116,27 +132,43 @@ def train(config: Config, ranks: Ranks, progress: Progress) -> PackedViT:
                 )
                 # DDP takes the mean over ranks, and the sum is what is wanted.
                 (loss * (ranks.world_size / max(1, images))).backward()
-            window.add_loss(loss)
-        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip or math.inf)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if average is not None:
-            update_ema(average.parameters(), model.parameters(), config.train.ema, counters.step - 1)
+            losses.append(loss.detach())
+        # The one wait for the device of a step; the norm is the same on all ranks, so all decide the same.
+        grad_norm = float(nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip or math.inf))
+        if math.isfinite(grad_norm):
+            nonfinite = 0
+            window.add_loss(sum(losses), taken.stats.images)
+            for optimizer in optimizers:
+                optimizer.step()
+            if average is not None:
+                update_ema(average.parameters(), model.parameters(), config.train.ema, counters.step - 1)
+        else:
+            nonfinite += 1
+            counters.nonfinite_steps += 1
+            check_finite(nonfinite, counters.step, config)
+        model.zero_grad(set_to_none=True)
 
-        named = [line for rank in ranks.gather(name_skipped(loaded)) for line in rank]
-        for line in named:
-            skipped.write({"step": counters.step} | line)
-        last = counters.step == config.train.steps
-        if counters.step % config.train.log_every == 0 or last:
+        last = counters.step == config.train.steps or leave > 0
+        log = counters.step % config.train.log_every == 0 or last
+        checkpoint = counters.step % config.train.checkpoint_every == 0 or last
+        if log or checkpoint:
+            for line in (line for rank in ranks.gather(skipped_here) for line in rank):
+                skipped.write({"step": counters.step} | line)
+            skipped_here = []
+        if log:
             line = asdict(counters) | window.summary(ranks, peak)
-            line |= {"lr": lr, "grad_norm": float(grad_norm)}
+            line |= {
+                "lr": config.optim.lr * factor,
+                "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
+            }
             metrics.write(line)
             progress.update(line)
             window = Window()
-            check_health(line, loader, ranks, config, named)
-        if counters.step % config.train.checkpoint_every == 0 or last:
+            check_bad_share(loader, ranks, config)
+        if checkpoint:
             state = {
                 "counters": asdict(counters),
+                "config": plain_config(config),
                 "data": merge_states(ranks.gather(loader.state_dict())),
             }
             save_checkpoint(
@@ -144,11 +176,14 @@ def train(config: Config, ranks: Ranks, progress: Progress) -> PackedViT:
                 counters.step,
                 model,
                 average,
-                optimizer,
+                optimizers,
                 state,
                 ranks,
                 config.train.keep_checkpoints,
             )
+        if leave and counters.step < config.train.steps:
+            progress.say(f"Asked to end: saved step {counters.step}; the same command goes on from there")
+            return None
     progress.stop()
     return (average if average is not None else model).eval()
 
@@ -166,46 +201,62 @@ def make_autocast(precision: str, device: torch.device) -> AbstractContextManage
     return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
 
 
-def take_batches(
-    batches: Iterator[LoadedBatch], number: int, model: PackedViT, window: Window
-) -> list[LoadedBatch]:
-    """The next `number` batches of this rank, counted in `window`."""
-    taken = []
+def take_batches(batches: Iterator[LoadedBatch], number: int, model: PackedViT, window: Window) -> Taken:
+    """The next `number` batches of this rank, counted in `window` too."""
+    taken = Taken()
     for _ in range(number):
         before = time.perf_counter()
         loaded = next(batches)
         wait = time.perf_counter() - before
-        assert loaded.batch is not None
-        lengths = loaded.batch.image_lengths().tolist()
-        sizes = loaded.batch.patch_sizes.tolist()
+        batch = loaded.batch
+        assert batch is not None
+        lengths = batch.image_lengths().tolist()
+        sizes = batch.patch_sizes.tolist()
         # A backward pass costs two forward passes.
         flops = 3 * sum(model.config.flops(n, p) for n, p in zip(lengths, sizes, strict=True))
-        window.add_batch(loaded.batch.stats(), flops, wait)
-        taken.append(loaded)
+        stats = batch.stats()
+        window.add_batch(stats, flops, wait)
+        taken.batches.append(batch)
+        taken.stats += stats
+        taken.skipped += loaded.skipped
     return taken
 
 
-def count(loaded: list[LoadedBatch]) -> tuple[int, int]:
-    """Images and tokens of this rank in one step."""
-    stats = [part.batch.stats() for part in loaded if part.batch is not None]
-    return sum(s.images for s in stats), sum(s.tokens for s in stats)
-
-
-def name_skipped(loaded: list[LoadedBatch]) -> list[dict]:
-    """The samples that were left out of these batches."""
-    return [line for part in loaded for line in part.skipped]
-
-
-def check_health(line: dict, loader: TrainLoader, ranks: Ranks, config: Config, named: list[dict]) -> None:
-    """Stop a run that learns nothing or loses data.
+def check_same_run(path: Path, saved: dict, config: Config, progress: Progress) -> None:
+    """Refuse to resume what would be another run; name what else has changed.
 
     Raises:
-        ValueError: the loss is not finite, or more samples are bad than `data.max_bad_fraction` allows.
+        ValueError: `path` was saved with another seed, model, optimizer or no moving average.
     """
-    if not math.isfinite(line["loss"]):
+    for name, (old, new) in changed_fields(saved, config).items():
+        averaged = name == "train.ema" and (old == 0) != (new == 0)
+        if averaged or name in ("seed", "optim.kind") or name.startswith("model."):
+            raise ValueError(
+                f"{path} was saved with {name}={old}, not {new}: resume with the same, or take another "
+                "run_dir"
+            )
+        progress.say(f"Changed since {path.name}: {name} was {old}, is {new}")
+
+
+def check_finite(nonfinite: int, step: int, config: Config) -> None:
+    """Stop a run that learns nothing.
+
+    Raises:
+        ValueError: more than `train.max_nonfinite` steps in a row had a gradient that is not finite.
+    """
+    if nonfinite > config.train.max_nonfinite:
         raise ValueError(
-            f"the loss is {line['loss']} at step {line['step']}: lower optim.lr, or see the data"
+            f"the gradient was not finite in {nonfinite} steps in a row, up to step {step}: lower optim.lr, "
+            "raise optim.warmup_steps or look at the data; the last checkpoint is good"
         )
+
+
+def check_bad_share(loader: TrainLoader, ranks: Ranks, config: Config) -> None:
+    """Stop a run that loses data.
+
+    Raises:
+        ValueError: more samples are bad than `data.max_bad_fraction` allows.
+    """
     seen, bad = ranks.sum(loader.counts())
     if bad > config.data.max_bad_fraction * max(seen, BAD_GRACE):
         raise ValueError(

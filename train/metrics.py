@@ -21,7 +21,9 @@ PEAK_TFLOPS = {
     "H100": 989.0,
     "H200": 989.0,
     "B200": 2250.0,
+    "GB200": 2500.0,
     "L40S": 362.0,
+    "L40": 181.0,
     "L4": 121.0,
 }
 
@@ -31,8 +33,9 @@ def peak_tflops(device: torch.device, stated: float | None) -> float | None:
     if stated is not None or device.type != "cuda":
         return stated
     name = torch.cuda.get_device_name(device)
-    matches = [peak for part, peak in PEAK_TFLOPS.items() if part in name]
-    return matches[0] if matches else None
+    # "L4" is also the start of "L40" and "B200" the end of "GB200": the longest match is the device.
+    matches = [part for part in PEAK_TFLOPS if part in name]
+    return PEAK_TFLOPS[max(matches, key=len)] if matches else None
 
 
 @dataclass
@@ -42,7 +45,8 @@ class Window:
     batches: BatchStats = field(default_factory=lambda: BatchStats(0, 0, 0, 0, 0))
     flops: float = 0.0
     wait: float = 0.0
-    loss: Tensor | None = None
+    loss: Tensor | float = 0.0
+    loss_images: int = 0
     start: float = field(default_factory=time.perf_counter)
 
     def add_batch(self, stats: BatchStats, flops: float, wait: float) -> None:
@@ -51,20 +55,32 @@ class Window:
         self.flops += flops
         self.wait += wait
 
-    def add_loss(self, loss_sum: Tensor) -> None:
-        """Count a batch's loss, summed over its images; stays on the device."""
-        self.loss = loss_sum.detach() if self.loss is None else self.loss + loss_sum.detach()
+    def add_loss(self, loss_sum: Tensor | float, images: int) -> None:
+        """Count a step's loss, summed over this rank's `images`; stays on the device."""
+        self.loss = self.loss + loss_sum
+        self.loss_images += images
 
     def summary(self, ranks: Ranks, peak: float | None) -> dict[str, Any]:
-        """Rates and means over all ranks; waits for the device. `mfu` is None where the peak is unknown."""
-        loss = 0.0 if self.loss is None else float(self.loss)
+        """Rates and means over all ranks; waits for the device.
+
+        `mfu` is None where the peak is unknown, `loss` where no step of the window counted.
+        """
         seconds = time.perf_counter() - self.start
         b = self.batches
-        images, tokens, slots, sequences, flops, loss, wait = ranks.sum(
-            [b.images, b.tokens, b.slots, b.sequences, self.flops, loss, self.wait]
+        images, tokens, slots, sequences, flops, wait, loss, loss_images = ranks.sum(
+            [
+                b.images,
+                b.tokens,
+                b.slots,
+                b.sequences,
+                self.flops,
+                self.wait,
+                float(self.loss),
+                self.loss_images,
+            ]
         )
         return {
-            "loss": loss / max(1, images),
+            "loss": loss / loss_images if loss_images else None,
             "images_per_s": images / seconds,
             "tokens_per_s": tokens / seconds,
             "padding_fraction": 1 - tokens / max(1, slots),
@@ -101,6 +117,15 @@ class JsonLines:
 
 
 def read_json_lines(path: Path) -> list[dict]:
-    """All complete lines; a last line that a kill cut short is left out."""
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    """All complete lines; a last line that a kill cut short is left out.
+
+    Raises:
+        ValueError: a line is no JSON; names the file and the line.
+    """
+    found = []
+    for number, line in enumerate(path.read_text().split("\n")[:-1], 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}, is damaged ({error})") from error
+    return found

@@ -42,10 +42,8 @@ class Progress:
 
     def update(self, line: dict) -> None:
         """Show a line of metrics.jsonl."""
-        state = (
-            f"loss {line['loss']:.3f}  {line['images_per_s']:,.0f} images/s  "
-            f"padding {line['padding_fraction']:.2%}"
-        )
+        loss = "not finite" if line["loss"] is None else f"{line['loss']:.3f}"
+        state = f"loss {loss}  {line['images_per_s']:,.0f} images/s  padding {line['padding_fraction']:.2%}"
         if self.bar is not None:
             self.bar.update(self.task, completed=line["step"], state=state)
             return

@@ -71,7 +71,8 @@ def draw_curves(metrics: Iterable[dict[str, Any]], path: Path) -> None:
     panels = (("loss", "loss", 1), ("lr", "learning rate", 1), ("padding_fraction", "padding, %", 100))
     for number, (name, title, factor) in enumerate(panels):
         axes = figure.add_subplot(len(panels), 1, number + 1)
-        axes.plot([line["step"] for line in lines], [factor * line[name] for line in lines], color=COLOURS[0])
+        known = [line for line in lines if line[name] is not None]
+        axes.plot([line["step"] for line in known], [factor * line[name] for line in known], color=COLOURS[0])
         axes.set_ylabel(title)
         axes.set_xlabel("step" if number == len(panels) - 1 else "")
         axes.grid(alpha=0.3)

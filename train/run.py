@@ -1,10 +1,13 @@
 """A run from start to finish: train, save the model, evaluate it, draw, and say what was made."""
 
+import fcntl
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
+from typing import IO
 
 import torch
 
@@ -16,6 +19,7 @@ from packvit.train.distributed import Ranks, start_ranks, stop_ranks
 from packvit.train.evaluate import evaluate
 from packvit.train.loop import make_autocast, train
 from packvit.train.metrics import read_json_lines
+from packvit.train.preempt import catch_sigterm
 from packvit.train.progress import Progress
 from packvit.train.report import draw_accuracy, draw_curves
 
@@ -28,16 +32,23 @@ def run(config: Config) -> None:
     """
     if not config.data.shards:
         raise ValueError("data.shards names no training shards: add --data.shards PATH")
+    if config.model.num_classes == 0:
+        raise ValueError("model.num_classes=0 leaves nothing to learn from labels: set it to their number")
     ranks = start_ranks(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
     progress = Progress(quiet=not ranks.is_main)
+    lock = None
     try:
         if ranks.is_main:
             (config.run_dir / "samples").mkdir(parents=True, exist_ok=True)
+            lock = lock_folder(config.run_dir)
         # The validation set is opened first: a wrong path should not show after days of training.
         images = EvalSet(config.data.val_shards, config.model.num_classes) if config.data.val_shards else None
-        model = train(config, ranks, progress)
+        with catch_sigterm() as preemption:
+            model = train(config, ranks, progress, preemption)
+        if model is None:
+            return
         if ranks.is_main:
             save_model(model, config.run_dir)
             history = read_json_lines(config.run_dir / "metrics.jsonl")
@@ -52,6 +63,23 @@ def run(config: Config) -> None:
     finally:
         progress.stop()
         stop_ranks()
+        if lock is not None:
+            lock.close()
+
+
+def lock_folder(folder: Path) -> IO:
+    """Hold `folder` for this process until the returned file is closed or the process ends.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    file = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise ValueError(f"another run is writing to {folder}: end it, or take another run_dir") from error
+    return file
 
 
 def budgets(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -149,6 +177,15 @@ def list_files(folder: Path) -> list[list[str]]:
     return [[str(path), meaning] for path, meaning in found if path.exists() and path.stat().st_size > 0]
 
 
+def keep_old(folder: Path) -> Path | None:
+    """Rename a `folder` that holds results to the first free of `folder`-1, -2, ...; returns the new name."""
+    if not (folder / "results.json").exists():
+        return None
+    kept = next(path for n in count(1) if not (path := folder.with_name(f"{folder.name}-{n}")).exists())
+    folder.rename(kept)
+    return kept
+
+
 def evaluate_folder(
     checkpoint: Path,
     shards: Sequence[str],
@@ -162,12 +199,16 @@ def evaluate_folder(
 ) -> None:
     """`packvit eval`: any model that `load_model` reads, at any budgets."""
     model = load_model(checkpoint)
+    if model.config.num_classes == 0:
+        raise ValueError(f"{checkpoint} has no classification head, so there is no accuracy to evaluate")
     ranks = start_ranks(device)
     progress = Progress(quiet=not ranks.is_main)
     try:
         images = EvalSet(shards, model.config.num_classes)
         evaluator = Evaluator(images, packing, precision, workers, ranks, progress)
         folder = out or (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "eval"
+        if ranks.is_main and (kept := keep_old(folder)):
+            progress.say(f"Kept the results of before as {kept}")
         evaluator.write_results(model.to(ranks.device), resolutions, patch_sizes, folder)
         progress.say(f"Wrote {folder / 'results.json'}")
     finally:
