@@ -1,6 +1,7 @@
 """Configurations: what is written can be read, and what is wrong is named."""
 
 import pytest
+import tyro
 import yaml
 
 from packvit.train.config import Config, TrainConfig, changed_fields, load_config, plain_config, save_config
@@ -54,6 +55,34 @@ def test_unknown_recipes_are_refused_with_the_known_ones():
 def test_impossible_values_name_their_field():
     with pytest.raises(ValueError, match=r"train\.steps=0"):
         TrainConfig(steps=0)
+
+
+FIXED_FLAGS = {
+    "--run-dir": "x",
+    "--seed": "3",
+    "--data.shards": "a b",
+    "--data.val-shards": "c",
+    "--data.workers": "0",
+    "--data.streams": "2",
+    "--data.max-bad-fraction": "0.5",
+    "--train.steps": "2",
+    "--train.checkpoint-every": "1",
+    "--train.log-every": "1",
+    "--train.accumulate": "2",
+    "--packing.seq-len": "77",
+    "--packing.sequences": "3",
+    "--packing.algorithm": "next_fit",
+    "--packing.lookahead": "5",
+    "--views.patch-sizes": "7 14",
+}
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_recipe_takes_the_fixed_flags(name):
+    flags = [text for flag, values in FIXED_FLAGS.items() for text in (flag, *values.split())]
+    config = tyro.cli(Config, default=find_recipe(name), args=flags)
+    assert (config.seed, config.data.shards, config.packing.seq_len) == (3, ("a", "b"), 77)
+    assert config.views.patch_sizes == (7, 14)
 
 
 def test_only_changes_that_matter_to_a_run_are_named():

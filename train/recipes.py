@@ -24,8 +24,6 @@ def digits() -> Config:
         data=DataConfig(workers=1, streams=8),
         views=ViewsConfig(
             patch_sizes=(4, 6, 8, 12, 16),
-            # A patch of 4 costs sixteen times the tokens of one of 16: the weights buy images per second.
-            patch_weights=(1, 2, 4, 3, 1),
             resolution=ResolutionConfig(low=24, high=64, distribution="uniform"),
             drop=DropConfig(kind="beta", mean=0.2, maximum=0.75),
         ),
