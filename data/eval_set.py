@@ -76,7 +76,7 @@ class EvalSet:
         views = [full_view(entry.native_size, patch_size, resolution) for entry in self.entries]
         lengths = [view.num_tokens for view in views]
         seq_len = max(packing.seq_len, *lengths)
-        sequences = pack_lengths(lengths, seq_len, packing.algorithm, packing.lookahead)
+        sequences = pack_lengths(lengths, seq_len, packing.whole_views, packing.lookahead)
         size = packing.sequences
         groups = [sequences[start : start + size] for start in range(0, len(sequences), size)]
         load = partial(self._load, views=views, seq_len=seq_len)

@@ -9,7 +9,7 @@ its sequence is full, so the whole state of a stream is where it reads and which
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from packvit.data.samples import describe_skipped, load_sample
@@ -22,10 +22,9 @@ from packvit.packing import (
     ViewsConfig,
     derive_seed,
     draw_view,
-    make_packer,
 )
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,11 @@ def epoch_units(num_shards: int, streams: int, stream: int, epoch: int, seed: in
     return units[stream::streams]
 
 
+def as_shown(row: list[tuple[Planned, int]]) -> list[Planned]:
+    """A sequence's samples with the tokens that the packer left them."""
+    return [replace(planned, view=replace(planned.view, num_tokens=kept)) for planned, kept in row]
+
+
 class Stream:
     """One stream: an endless sequence of batches with a small, exact state.
 
@@ -125,7 +129,7 @@ class Stream:
         """
         while len(self._ready) < self.packing.sequences:
             planned = next(self._samples)
-            self._ready += self._packer.add(planned, planned.view.num_tokens)
+            self._ready += map(as_shown, self._packer.add(planned, planned.view.num_tokens))
         sequences = self._ready[: self.packing.sequences]
         del self._ready[: self.packing.sequences]
         decoded = [[i for i in map(self._decode, sequence) if i is not None] for sequence in sequences]
@@ -140,8 +144,10 @@ class Stream:
             "offset": self._offset,
             "seen": self.seen,
             "bad": self.bad,
-            "waiting": [list(planned.reference) for _, planned in self._packer.waiting()],
-            "ready": [[list(planned.reference) for planned in sequence] for sequence in self._ready],
+            "waiting": [[list(planned.reference) for planned, _ in row] for row in self._packer.waiting()],
+            "ready": [
+                [[*planned.reference, planned.view.num_tokens] for planned in row] for row in self._ready
+            ],
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -150,10 +156,13 @@ class Stream:
             raise ValueError(f"data state has version {state['version']}, this packvit reads {STATE_VERSION}")
         self._epoch, self._group, self._offset = state["epoch"], state["group"], state["offset"]
         self.seen, self.bad = state["seen"], state["bad"]
-        waiting = [self._plan(tuple(reference)) for reference in state["waiting"]]
-        self._packer = make_packer(self.packing.seq_len, self.packing.algorithm, self.packing.lookahead)
-        self._packer.restore([(planned.view.num_tokens, planned) for planned in waiting])
-        self._ready = [[self._plan(tuple(reference)) for reference in row] for row in state["ready"]]
+        waiting = [[self._plan(tuple(reference)) for reference in row] for row in state["waiting"]]
+        self._packer = self.packing.new_packer()
+        self._packer.restore([[(planned, planned.view.num_tokens) for planned in row] for row in waiting])
+        self._ready = [
+            as_shown([(self._plan((epoch, shard, member)), kept) for epoch, shard, member, kept in row])
+            for row in state["ready"]
+        ]
         self._samples = self._read()
 
     def _read(self) -> Iterator[Planned]:

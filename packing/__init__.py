@@ -1,7 +1,8 @@
 """Views, samplers, packers and the batch type. Knows no other folder."""
 
 from packvit.packing.batch import BatchStats, PackedBatch, PackedImage
-from packvit.packing.policy import Packer, PackingConfig, make_packer, pack_lengths
+from packvit.packing.packer import Packer
+from packvit.packing.policy import PackingConfig, make_packer, pack_lengths
 from packvit.packing.samplers import DropConfig, ResolutionConfig, ViewsConfig, draw_view, full_view
 from packvit.packing.view import View, derive_seed
 

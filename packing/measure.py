@@ -10,6 +10,7 @@ from itertools import chain
 import numpy as np
 
 from packvit.packing.cost import Work
+from packvit.packing.packer import Row
 from packvit.packing.policy import make_packer
 
 BLOCK = 16_384  # items between two measurements
@@ -80,7 +81,7 @@ def measure(lengths: np.ndarray, seq_len: int, algorithm: str, lookahead: int) -
     used: list[np.ndarray] = []
     for start in range(0, len(lengths) + 1, BLOCK):
         block = lengths[start : start + BLOCK].tolist()
-        sequences: list[list[tuple[int, int]]] = []
+        sequences: list[Row[int]] = []
         began = time.perf_counter()
         for item, length in enumerate(block, start):
             sequences += packer.add(item, length)
@@ -90,8 +91,7 @@ def measure(lengths: np.ndarray, seq_len: int, algorithm: str, lookahead: int) -
         if not sequences:
             continue
         counts.append(np.array([len(sequence) for sequence in sequences]))
-        flat = list(chain.from_iterable(sequences))
-        pairs = np.array([i if isinstance(i, tuple) else (i, lengths[i]) for i in flat], np.int64)
+        pairs = np.array(list(chain.from_iterable(sequences)), np.int64)
         offsets = np.append(0, counts[-1].cumsum()[:-1])
         items, kept = pairs[:, 0], pairs[:, 1]
         used.append(np.add.reduceat(kept, offsets))

@@ -54,7 +54,7 @@ def run(config: Config) -> None:
             history = read_json_lines(config.run_dir / "metrics.jsonl")
             progress.draw(partial(draw_curves, history, config.run_dir / "curves.png"))
         if images is not None:
-            packing = replace(config.packing, sequences=config.eval.sequences)
+            packing = replace(config.packing, sequences=config.eval.sequences, max_batch_images=None)
             evaluator = Evaluator(
                 images, packing, config.train.precision, config.data.workers, ranks, progress
             )
