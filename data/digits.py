@@ -29,7 +29,7 @@ def write_digits(
     test_images: int = 2_000,
     seed: int = 0,
     *,
-    clutter: float = 0.4,
+    clutter: float = 0.3,
     shard_size: int = 500,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:

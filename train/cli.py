@@ -168,7 +168,7 @@ def write_command(
 
 
 def demo_command(
-    out: Folder, /, train_images: int = 20_000, test_images: int = 2_000, seed: int = 0, clutter: float = 0.4
+    out: Folder, /, train_images: int = 20_000, test_images: int = 2_000, seed: int = 0, clutter: float = 0.3
 ) -> None:
     """Write the demo set: handwritten digits on canvases of every size and shape, over clutter.
 
