@@ -50,10 +50,12 @@ class View:
 
 def fit_grid(height: float, width: float, resolution: float, patch_size: int) -> tuple[int, int]:
     """Rows and columns, each at least 1, nearest to the area `resolution`**2 at the image's aspect ratio."""
-    scale = resolution / math.sqrt(height * width)
-    rows = max(1, round(height * scale / patch_size))
-    cols = max(1, round(width * scale / patch_size))
-    return rows, cols
+    scale = resolution / math.sqrt(height * width) / patch_size
+    # A side shorter than a patch becomes one patch, and the other side has the whole area.
+    area = (resolution / patch_size) ** 2
+    rows = height * scale if width * scale >= 1 else area
+    cols = width * scale if height * scale >= 1 else area
+    return max(1, round(rows)), max(1, round(cols))
 
 
 def shrink_grid(rows: int, cols: int, max_tokens: int) -> tuple[int, int]:

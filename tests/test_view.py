@@ -13,11 +13,13 @@ sides = st.integers(1, 4000)
 @given(sides, sides, st.integers(1, 1024), st.sampled_from([4, 8, 15, 16, 32, 48]))
 def test_grid_keeps_area_and_aspect_as_nearly_as_whole_patches_allow(height, width, resolution, p):
     rows, cols = fit_grid(height, width, resolution, p)
-    scale = resolution / (height * width) ** 0.5
-    assert rows >= 1
-    assert cols >= 1
-    assert abs(rows - height * scale / p) <= 0.5 or rows == 1
-    assert abs(cols - width * scale / p) <= 0.5 or cols == 1
+    exact_rows, exact_cols = (side * resolution / (height * width) ** 0.5 / p for side in (height, width))
+    if min(exact_rows, exact_cols) < 0.999:
+        assert min(rows, cols) == 1
+        assert abs(max(rows, cols) - max(1, (resolution / p) ** 2)) <= 0.5
+    elif min(exact_rows, exact_cols) > 1.001:
+        assert abs(rows - exact_rows) <= 0.5
+        assert abs(cols - exact_cols) <= 0.5
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 5000))
