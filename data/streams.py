@@ -15,6 +15,7 @@ from random import Random
 from packvit.data.samples import describe_skipped, load_sample
 from packvit.data.shards import BadSample, BadShard, Shard
 from packvit.packing import (
+    Dealer,
     PackedBatch,
     PackedImage,
     PackingConfig,
@@ -82,11 +83,6 @@ def epoch_units(num_shards: int, streams: int, stream: int, epoch: int, seed: in
     return units[stream::streams]
 
 
-def as_shown(row: list[tuple[Planned, int]]) -> list[Planned]:
-    """A sequence's samples with the tokens that the packer left them."""
-    return [replace(planned, view=replace(planned.view, num_tokens=kept)) for planned, kept in row]
-
-
 class Stream:
     """One stream: an endless sequence of batches with a small, exact state.
 
@@ -117,7 +113,7 @@ class Stream:
         self.skipped: list[dict] = []
         self.load_state_dict(
             {"version": STATE_VERSION, "epoch": 0, "group": 0, "offset": 0, "seen": 0, "bad": 0}
-            | {"waiting": [], "ready": []}
+            | {"waiting": [], "ready": {"rows": [], "seen": 0, "cost": 0}}
         )
 
     def next_batch(self) -> PackedBatch:
@@ -127,16 +123,18 @@ class Stream:
             ValueError: a view is longer than `packing.seq_len` and `packing.oversize` is `error`; or a
                 whole epoch of this stream holds no usable sample.
         """
-        while len(self._ready) < self.packing.sequences:
+        seq_len = self.packing.seq_len
+        while (rows := self._dealer.deal()) is None:
             planned = next(self._samples)
-            self._ready += map(as_shown, self._packer.add(planned, planned.view.num_tokens))
-        sequences = self._ready[: self.packing.sequences]
-        del self._ready[: self.packing.sequences]
-        decoded = [[i for i in map(self._decode, sequence) if i is not None] for sequence in sequences]
-        return PackedBatch.build(decoded, self.packing.seq_len)
+            tokens = planned.view.num_tokens
+            too_long = tokens > seq_len
+            self._dealer.add([[(planned, tokens)]] if too_long else self._packer.add(planned, tokens))
+        decoded = [[image for item in row if (image := self._decode(*item))] for row in rows]
+        return PackedBatch.build(decoded, seq_len, min_rows=self.packing.sequences)
 
     def state_dict(self) -> dict:
         """The state after the last batch: integers only, some bytes for each waiting sample."""
+        ready = self._dealer.state_dict()
         return {
             "version": STATE_VERSION,
             "epoch": self._epoch,
@@ -145,9 +143,7 @@ class Stream:
             "seen": self.seen,
             "bad": self.bad,
             "waiting": [[list(planned.reference) for planned, _ in row] for row in self._packer.waiting()],
-            "ready": [
-                [[*planned.reference, planned.view.num_tokens] for planned in row] for row in self._ready
-            ],
+            "ready": ready | {"rows": [[[*p.reference, kept] for p, kept in row] for row in ready["rows"]]},
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -159,10 +155,9 @@ class Stream:
         waiting = [[self._plan(tuple(reference)) for reference in row] for row in state["waiting"]]
         self._packer = self.packing.new_packer()
         self._packer.restore([[(planned, planned.view.num_tokens) for planned in row] for row in waiting])
-        self._ready = [
-            as_shown([(self._plan((epoch, shard, member)), kept) for epoch, shard, member, kept in row])
-            for row in state["ready"]
-        ]
+        rows = [[(self._plan(tuple(item[:3])), item[3]) for item in row] for row in state["ready"]["rows"]]
+        self._dealer = Dealer(self.packing.seq_len, self.packing.sequences, self.packing.balance)
+        self._dealer.restore(state["ready"] | {"rows": rows})
         self._samples = self._read()
 
     def _read(self) -> Iterator[Planned]:
@@ -220,21 +215,25 @@ class Stream:
         shrink = self.packing.oversize == "shrink"
         rng = Random(derive_seed(self.seed, "view", epoch, key))
         view = draw_view(rng, native_size, self.views, self.packing.seq_len if shrink else None)
-        if view.num_tokens > self.packing.seq_len:
+        rows = self.packing.sequences if self.packing.oversize == "own_row" else 1
+        if view.num_tokens > rows * self.packing.seq_len:
+            times = f" times packing.sequences={rows}" if rows > 1 else ""
             raise ValueError(
-                f"packing.seq_len={self.packing.seq_len} is shorter than image {key!r} ({view.num_tokens} "
-                f"tokens at p={view.patch_size}): raise packing.seq_len or set packing.oversize=shrink"
+                f"packing.seq_len={self.packing.seq_len}{times} is shorter than image {key!r} "
+                f"({view.num_tokens} tokens at p={view.patch_size}): raise packing.seq_len or set "
+                "packing.oversize=shrink"
             )
         return Planned(reference, key, native_size, view)
 
-    def _decode(self, planned: Planned) -> PackedImage | None:
+    def _decode(self, planned: Planned, kept: int) -> PackedImage | None:
+        """The sample with as many tokens as the packer left it."""
         epoch, shard_index, member = planned.reference
         seed = derive_seed(self.seed, "drop", epoch, planned.key)
         try:
             return load_sample(
                 Shard.open(self.paths[shard_index]),
                 member,
-                planned.view,
+                replace(planned.view, num_tokens=kept),
                 planned.native_size,
                 seed,
                 self.num_classes,

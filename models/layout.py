@@ -81,5 +81,5 @@ class Layout:
             slot_of=slot_of,
             image_segment=image_segment,
             prefix_slots=cu[image_segment][:, None] + torch.arange(prefix, device=device),
-            max_len=batch.seq_len + prefix,
+            max_len=batch.max_len + prefix,
         )

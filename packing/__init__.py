@@ -1,5 +1,6 @@
 """Views, samplers, packers and the batch type. Knows no other folder."""
 
+from packvit.packing.balance import Dealer
 from packvit.packing.batch import BatchStats, PackedBatch, PackedImage
 from packvit.packing.packer import Packer
 from packvit.packing.policy import PackingConfig, make_packer, pack_lengths
@@ -8,6 +9,7 @@ from packvit.packing.view import View, derive_seed
 
 __all__ = [
     "BatchStats",
+    "Dealer",
     "DropConfig",
     "PackedBatch",
     "PackedImage",

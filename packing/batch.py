@@ -7,6 +7,7 @@ slots of one image; the padding at a row's end is a segment of its own that belo
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import chain, repeat
 
 import numpy as np
 import torch
@@ -79,6 +80,7 @@ class PackedBatch:
         native_sizes: int32 [N, 2], height and width of the stored image.
         cu_seqlens: int32 [segments + 1], offsets of the segments in the flat batch.
         seq_len: S.
+        max_len: a bound on the segments' lengths, S or, where an image takes several rows, a multiple of it.
         labels: int64 [N], or None where the task has none.
         keys: N sample names.
     """
@@ -92,6 +94,7 @@ class PackedBatch:
     native_sizes: Tensor
     cu_seqlens: Tensor
     seq_len: int
+    max_len: int
     labels: Tensor | None = None
     keys: list[str] = field(default_factory=list)
 
@@ -140,27 +143,36 @@ class PackedBatch:
 
     @staticmethod
     def build(
-        sequences: Sequence[Sequence[PackedImage]], seq_len: int, numbers: Sequence[int] | None = None
+        sequences: Sequence[Sequence[PackedImage]],
+        seq_len: int,
+        numbers: Sequence[int] | None = None,
+        min_rows: int = 0,
     ) -> "PackedBatch":
         """Lay images out in sequences of `seq_len` slots; what is left of a row becomes padding.
+
+        An image with a sequence of its own may be longer: its sequence is as many rows as it needs.
 
         Args:
             numbers: the `image_index` of each image in the order in which the sequences hold them, a
                 permutation of 0..N-1; None numbers them in that order.
+            min_rows: empty rows are added up to this number.
 
         Raises:
             ValueError: a sequence's images have more than `seq_len` tokens; names the first that is over.
         """
-        total = len(sequences) * seq_len
+        heights = [-(-len(s[0].patches) // seq_len) if len(s) == 1 else 1 for s in sequences]
+        heights += [1] * (min_rows - sum(heights))
+        total = sum(heights) * seq_len
         image_index = np.full(total, -1, np.int32)
         coords = np.zeros((total, 2), np.int32)
         offsets = [0]
         by_patch_size: dict[int, tuple[list[np.ndarray], list[np.ndarray]]] = {}
         images: list[PackedImage] = []
         numbers = range(sum(map(len, sequences))) if numbers is None else numbers
-        for row, sequence in enumerate(sequences):
-            start = row * seq_len
-            end_of_row = start + seq_len
+        end_of_row = 0
+        for height, sequence in zip(heights, chain(sequences, repeat(())), strict=False):
+            start = end_of_row
+            end_of_row += height * seq_len
             for image in sequence:
                 end = start + len(image.patches)
                 if end > end_of_row:
@@ -189,6 +201,7 @@ class PackedBatch:
             native_sizes=torch.tensor([i.native_size for i in images], dtype=torch.int32).reshape(-1, 2),
             cu_seqlens=torch.tensor(offsets, dtype=torch.int32),
             seq_len=seq_len,
+            max_len=max(heights, default=1) * seq_len,
             labels=labels,
             keys=[image.key for image in images],
         )

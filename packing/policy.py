@@ -25,22 +25,26 @@ class PackingConfig:
         algorithm: see docs/packing.md.
         lookahead: views that wait in a packer, for algorithms that choose among them.
         oversize: what happens to a view of more than S tokens: `shrink` shows the image at a lower
-            resolution, `error` stops and names the image.
+            resolution, `own_row` gives it as many whole rows of the batch as it needs, `error` stops and
+            names the image.
         max_images: most images in a sequence; None has no limit.
         max_batch_images: most images in a batch (NaViT's E_max): an equal share of it limits each sequence;
             None has no limit.
+        balance: batches' worth of sequences from which a batch is dealt, so that all cost about the same; 1
+            takes them as they come.
     """
 
     seq_len: int = 1024
     sequences: int = 8
     algorithm: Algorithm = "oldest_first"
     lookahead: int = 256
-    oversize: Literal["shrink", "error"] = "shrink"
+    oversize: Literal["shrink", "own_row", "error"] = "shrink"
     max_images: int | None = None
     max_batch_images: int | None = None
+    balance: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("seq_len", "sequences", "lookahead", "max_images"):
+        for name in ("seq_len", "sequences", "lookahead", "max_images", "balance"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"packing.{name}={value} must be at least 1")

@@ -59,6 +59,16 @@ def test_stats_count_padding_and_attention():
     assert (stats + stats).tokens == 18
 
 
+def test_a_long_image_takes_several_rows_and_empty_ones_are_added():
+    batch = PackedBatch.build([[image(3, 4)], [image(12, 4)], [image(2, 4), image(3, 8)]], 5, min_rows=6)
+    assert batch.cu_seqlens.tolist() == [0, 3, 5, 17, 20, 22, 25, 30]
+    assert batch.image_lengths().tolist() == [3, 12, 2, 3]
+    assert batch.stats().sequences == 6
+    assert batch.max_len == 15
+    with pytest.raises(ValueError, match="'image-9' does not fit"):
+        PackedBatch.build([[image(3, 4), image(12, 4, fill=9)]], 5)
+
+
 def test_types():
     batch = PackedBatch.build([[image(3, 4), image(2, 8)]], 8)
     assert {t.dtype for t in batch.patches.values()} == {torch.uint8}

@@ -147,3 +147,15 @@ def test_every_backend_of_the_cpu_gives_the_same_numbers(cut_image):
     torch.testing.assert_close(sdpa, dense, atol=1e-10, rtol=0)
     for key, grad in grads.items():
         torch.testing.assert_close(grad, dense_grads[key], atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_image_of_several_rows_is_the_same_alone(cut_image, name: str):
+    model = make_model(CONFIGS[name])
+    long, *others = sorted(make_images(cut_image, drop=True), key=lambda i: -len(i.patches))
+    rows = [[other] for other in others if len(other.patches) <= 20]
+    batch = PackedBatch.build([*rows[:2], [long], *rows[2:]], 20, min_rows=len(rows) + 5)
+    assert batch.max_len == 60
+    out, _ = run(model, batch)
+    alone, _ = run(model, PackedBatch.build([[long]], len(long.patches)))
+    torch.testing.assert_close(out[2:3], alone, atol=1e-9, rtol=0)

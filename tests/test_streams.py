@@ -15,11 +15,12 @@ from packvit.data import DataConfig, EvalSet, Stream, TrainLoader, merge_states,
 from packvit.data.streams import epoch_units
 from packvit.data.write import Sample
 from packvit.packing import DropConfig, PackedBatch, PackingConfig, ResolutionConfig, ViewsConfig
+from packvit.packing.policy import PACKERS
 
 VIEWS = ViewsConfig(
     patch_sizes=(4, 8), resolution=ResolutionConfig(16, 40, "uniform"), drop=DropConfig("beta", 0.3, 0.8)
 )
-PACKING = PackingConfig(seq_len=64, sequences=2, lookahead=8)
+PACKING = PackingConfig(seq_len=64, sequences=2, lookahead=8, balance=1)
 SAMPLES, SHARD_SIZE = 60, 15
 
 
@@ -102,6 +103,32 @@ def test_two_ranks_share_the_batches_of_one(shards):
     ranks = [take(make_loader(shards, rank=rank, ranks=2), 4) for rank in range(2)]
     for k, batch in enumerate(alone):
         assert_same(batch, ranks[k % 2][k // 2])
+
+
+@pytest.mark.parametrize("oversize", ["shrink", "own_row"])
+@pytest.mark.parametrize("algorithm", sorted(PACKERS))
+def test_every_packer_restores_exactly_and_shows_every_sample_once(shards, algorithm, oversize):
+    packing = replace(PACKING, algorithm=algorithm, oversize=oversize, seq_len=48, sequences=4, balance=3)
+    paths = [str(path) for path in sorted(shards.glob("*.tar"))]
+
+    def make(state=None) -> Stream:
+        stream = Stream(0, paths, config(shards, streams=1), VIEWS, packing, 7, 10)
+        if state is not None:
+            stream.load_state_dict(json.loads(json.dumps(state)))
+        return stream
+
+    stream, keys = make(), Counter()
+    for _ in range(40):
+        state = stream.state_dict()
+        batch = stream.next_batch()
+        assert_same(batch, make(state).next_batch())
+        assert batch.num_slots == 48 * 4
+        assert batch.image_lengths().max() <= batch.max_len
+        keys.update(batch.keys)
+    waiting = stream.state_dict()
+    held = sum(map(len, waiting["waiting"])) + sum(map(len, waiting["ready"]["rows"]))
+    assert keys.total() + held == stream.seen
+    assert max(keys.values()) - min(keys.values()) <= 2 + held // SAMPLES
 
 
 @pytest.mark.parametrize("cut", [1, 2, 5, 9])
