@@ -6,11 +6,18 @@ the same however often, and in whichever process, it is drawn.
 """
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass, field
+from functools import lru_cache
 from random import Random
 from typing import Literal
 
+import numpy as np
+
+from packvit.packing.budget import tilt
 from packvit.packing.view import View, fit_grid, shrink_grid
+
+BUDGET_STEPS = 256  # parts of the range of resolutions that a budget weighs
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,9 @@ class ViewsConfig:
         patch_sizes: sides in pixels, drawn for every image (FlexiViT 3.2).
         patch_weights: relative weight of each patch size; empty means equal.
         resolution, drop: see their classes.
+        budget: mean tokens of a view, met by showing small patches at lower and large ones at higher
+            resolutions of the range; S / budget images fit in a sequence. None leaves the resolutions as they
+            are. Views that are shrunk to fit S or are not upscaled lower the mean.
         crop: smallest share of the image's area that a random crop keeps; 1 shows the whole image.
         flip: probability of mirroring left and right.
     """
@@ -83,6 +93,7 @@ class ViewsConfig:
     patch_weights: tuple[float, ...] = ()
     resolution: ResolutionConfig = field(default_factory=ResolutionConfig)
     drop: DropConfig = field(default_factory=DropConfig)
+    budget: float | None = None
     crop: float = 1.0
     flip: float = 0.0
 
@@ -99,6 +110,11 @@ class ViewsConfig:
             raise ValueError(f"views.crop={self.crop} must lie in (0, 1]")
         if not 0 <= self.flip <= 1:
             raise ValueError(f"views.flip={self.flip} must lie in [0, 1]")
+        if self.budget is not None:
+            try:
+                budget_shares(self)
+            except ValueError as error:
+                raise ValueError(f"views.budget: {error}") from None
 
 
 def draw_view(
@@ -114,9 +130,11 @@ def draw_view(
     box = draw_box(rng, native, config.crop)
     flip = rng.random() < config.flip
     resolution = draw_resolution(rng, config.resolution)
+    patch_size = rng.choices(config.patch_sizes, config.patch_weights or None)[0]
+    if config.budget is not None:
+        resolution = draw_within_budget(rng, config, patch_size)
     if not config.resolution.upscale:
         resolution = min(resolution, math.sqrt(box[2] * box[3]))
-    patch_size = rng.choices(config.patch_sizes, config.patch_weights or None)[0]
     rate = draw_rate(rng, config.drop)
     rows, cols = fit_grid(box[2], box[3], resolution, patch_size)
     num_tokens = kept_tokens(rows * cols, rate)
@@ -141,10 +159,42 @@ def draw_resolution(rng: Random, config: ResolutionConfig) -> float:
         u = rng.gauss(config.mean, config.std)
         while not -1 <= u <= 1:
             u = rng.gauss(config.mean, config.std)
-    share = (u + 1) / 2
+    return side((u + 1) / 2, config)
+
+
+def side(share: float, config: ResolutionConfig) -> float:
+    """Pixels of the side at a share, 0..1, of the range."""
     if config.measure == "side":
         return config.low + share * (config.high - config.low)
     return math.sqrt(config.low**2 + share * (config.high**2 - config.low**2))
+
+
+def draw_within_budget(rng: Random, config: ViewsConfig, patch_size: int) -> float:
+    """Side in pixels, so that views have `config.budget` tokens on average."""
+    place = bisect_right(budget_shares(config)[patch_size], rng.random(), hi=BUDGET_STEPS - 1)
+    return side((place + rng.random()) / BUDGET_STEPS, config.resolution)
+
+
+@lru_cache(maxsize=16)
+def budget_shares(config: ViewsConfig) -> dict[int, list[float]]:
+    """Cumulative probability of each of `BUDGET_STEPS` equal parts of the resolutions' range, by patch size.
+
+    Raises:
+        ValueError: the budget is out of reach.
+    """
+    resolution, drop = config.resolution, config.drop
+    shares = (np.arange(BUDGET_STEPS) + 0.5) / BUDGET_STEPS
+    sides = np.array([side(share, resolution) for share in shares])
+    base = np.ones(BUDGET_STEPS)
+    if resolution.distribution == "normal":
+        base = np.exp(-(((2 * shares - 1 - resolution.mean) / resolution.std) ** 2) / 2)
+    # Square views; others have as many tokens within the rounding of their sides.
+    patches = np.maximum(1, np.rint(sides / np.array(config.patch_sizes)[:, None])) ** 2  # [P, K]
+    kept = np.maximum(1, patches * (1 if drop.kind == "none" else 1 - drop.mean))
+    weights = np.array(config.patch_weights or [1] * len(config.patch_sizes), float)
+    assert config.budget is not None
+    tilted = tilt(base, kept, weights, config.budget)
+    return dict(zip(config.patch_sizes, tilted.cumsum(1).tolist(), strict=True))
 
 
 def draw_rate(rng: Random, config: DropConfig) -> float:

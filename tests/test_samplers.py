@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packvit.packing import DropConfig, ResolutionConfig, ViewsConfig, draw_view
+from packvit.packing.budget import tilt
 from packvit.packing.samplers import draw_box, draw_rate, draw_resolution
 
 DRAWS = 20_000
@@ -59,6 +60,40 @@ def test_patch_sizes_come_by_weight():
     assert np.isclose(counts[16] / counts[8], 3, rtol=0.15)
 
 
+BUDGETS = [
+    ViewsConfig(budget=60, drop=DropConfig("beta")),
+    ViewsConfig(budget=200),
+    ViewsConfig(
+        (8, 16, 32), (1, 3, 2), ResolutionConfig(96, 384, "uniform"), DropConfig("constant", 0.25), 300
+    ),
+    ViewsConfig((48, 40, 30, 24, 20, 16, 15, 12, 10, 8), resolution=ResolutionConfig(160, 320), budget=150),
+    ViewsConfig((12, 24), resolution=ResolutionConfig(64, 256, "uniform", measure="area"), budget=100),
+]
+
+
+@pytest.mark.parametrize("config", BUDGETS)
+def test_a_budget_is_met_on_average_and_keeps_the_patch_sizes(config):
+    rng = Random(0)
+    sizes = [(300, 400), (400, 300), (333, 333), (250, 400)]
+    views = [draw_view(rng, sizes[i % 4], config) for i in range(3 * DRAWS)]
+    assert np.isclose(np.mean([view.num_tokens for view in views]), config.budget, rtol=0.02)
+    counts = Counter(view.patch_size for view in views)
+    weights = np.array(config.patch_weights or [1] * len(config.patch_sizes))
+    shares = [counts[p] / len(views) for p in config.patch_sizes]
+    assert np.allclose(shares, weights / weights.sum(), atol=0.01)
+
+
+def test_a_budget_is_the_nearest_distribution_with_that_mean():
+    base, tokens, weights = np.array([1.0, 2, 3, 0]), np.array([[1.0, 4, 9, 16], [4, 16, 36, 64]]), np.ones(2)
+    mean = (np.array([1, 2, 3, 0]) / 6 * tokens).sum(1).mean()
+    assert np.allclose(tilt(base, tokens, weights, mean), [base / 6, base / 6])
+    tilted = tilt(base, tokens, weights, 10)
+    assert np.isclose((tilted * tokens).sum(1).mean(), 10)
+    # log(tilted / base) is linear in tokens, with one slope for all patch sizes.
+    slopes = np.diff(np.log(tilted[:, :3] / base[:3])) / np.diff(tokens[:, :3])
+    assert np.allclose(slopes, slopes[0, 0])
+
+
 @given(
     st.tuples(st.integers(1, 3000), st.integers(1, 3000)),
     st.integers(0, 2**32),
@@ -95,6 +130,8 @@ def test_crops_keep_at_least_the_share_asked_for():
         (lambda: ViewsConfig(patch_sizes=(8, 8)), "views.patch_sizes"),
         (lambda: ViewsConfig(patch_sizes=(8, 16), patch_weights=(1,)), "views.patch_weights"),
         (lambda: ViewsConfig(crop=0), "views.crop"),
+        (lambda: ViewsConfig(budget=15), "views.budget: a mean of 15 tokens is out of reach"),
+        (lambda: ViewsConfig(budget=257), "allow 16.0 to 256.0"),
         (lambda: ResolutionConfig(300, 200), "views.resolution"),
         (lambda: DropConfig("beta", 0.9, 0.5), "views.drop"),
     ],
