@@ -27,7 +27,8 @@ class Packed:
         padding_squares: sum of padding² over sequences: the padding of a row is a segment, too.
         images_per_sequence, images_p1, images_p99: mean and percentiles.
         dropped: tokens that exact fill took away.
-        fill_drop: mean over images of the share of its tokens that exact fill took away.
+        fill_drop, fill_worst: share of an image's tokens that exact fill took away, mean and largest.
+        fill_images: share of the images that it took any from.
         microseconds: time per item in the packer, by the clock.
     """
 
@@ -44,6 +45,8 @@ class Packed:
     images_p99: float
     dropped: int
     fill_drop: float
+    fill_worst: float
+    fill_images: float
     microseconds: float
 
     @property
@@ -75,7 +78,8 @@ def measure(lengths: np.ndarray, seq_len: int, algorithm: str, lookahead: int) -
         ValueError: a length outside 1..seq_len, an unknown algorithm or a lookahead below 1.
     """
     packer = make_packer(seq_len, algorithm, lookahead)
-    seconds = fill_drop = 0.0
+    seconds = fill_drop = fill_worst = 0.0
+    cut_images = 0
     tokens = squares = 0
     counts: list[np.ndarray] = []
     used: list[np.ndarray] = []
@@ -97,7 +101,10 @@ def measure(lengths: np.ndarray, seq_len: int, algorithm: str, lookahead: int) -
         used.append(np.add.reduceat(kept, offsets))
         tokens += int(kept.sum())
         squares += int((kept**2).sum())
-        fill_drop += float((1 - kept / lengths[items]).sum())
+        lost = 1 - kept / lengths[items]
+        fill_drop += float(lost.sum())
+        fill_worst = max(fill_worst, float(lost.max()))
+        cut_images += np.count_nonzero(lost)
     per_sequence, filled = np.concatenate(counts), np.concatenate(used)
     return Packed(
         seq_len=seq_len,
@@ -113,5 +120,7 @@ def measure(lengths: np.ndarray, seq_len: int, algorithm: str, lookahead: int) -
         images_p99=float(np.percentile(per_sequence, 99)),
         dropped=int(lengths.sum(dtype=np.int64)) - tokens,
         fill_drop=fill_drop / len(lengths),
+        fill_worst=fill_worst,
+        fill_images=cut_images / len(lengths),
         microseconds=1e6 * seconds / len(lengths),
     )

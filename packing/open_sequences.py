@@ -214,41 +214,49 @@ class BestFit(OpenSequences[Item]):
 
 
 class BestFitDecreasing(Generic[Item]):
-    """`best_fit_decreasing`: collects `lookahead` items and packs them, longest first, each by best fit.
+    """`best_fit_decreasing`: collects items and packs them, longest first, each by best fit.
 
-    O(log lookahead) comparisons an item. The items of a window leave together, in at most `lookahead`
-    sequences.
+    O(log lookahead) comparisons an item. Of each window the emptiest sequence stays open for the next, which
+    finishes it: an item leaves with its window or the next, at the latest in the 2 * `lookahead`-th sequence.
 
     Args:
         seq_len: S, slots in a sequence.
-        lookahead: items in a window.
+        lookahead: items held when they are packed.
         max_images: most items in a sequence; None has no limit.
     """
 
     def __init__(self, seq_len: int, lookahead: int = 256, max_images: int | None = None) -> None:
         self.seq_len = seq_len
         self.lookahead = lookahead
-        self.max_images = max_images or sys.maxsize
-        self.restore([])
+        self.max_images = max_images
+        self.restore([[], []])
 
     def add(self, item: Item, length: int) -> list[Row[Item]]:
         """See `Packer.add`; gives a whole window's sequences at once."""
         self._window.append((item, check_length(length, self.seq_len)))
-        return self.flush() if len(self._window) >= self.lookahead else []
+        if len(self._open) + len(self._window) < self.lookahead:
+            return []
+        older = 1 if self._open else 0
+        rows = self.flush()
+        if newer := rows[older:]:
+            self._open = min(newer, key=lambda row: sum(length for _, length in row))
+            rows.remove(self._open)
+        return rows
 
     def flush(self) -> list[Row[Item]]:
         """See `Packer.flush`."""
-        # One more than fits, so that the window itself closes no sequence.
-        packer = BestFit[Item](self.seq_len, len(self._window) + 1, self.max_images)
+        # Room for one more than there are, so that it closes no sequence by itself.
+        packer = BestFit[Item](self.seq_len, len(self._open) + len(self._window) + 1, self.max_images)
+        packer.restore([self._open] if self._open else [])
         for item, length in sorted(self._window, key=lambda pair: -pair[1]):
             packer.add(item, length)
-        self.restore([])
+        self.restore([[], []])
         return packer.flush()
 
     def waiting(self) -> list[Row[Item]]:
-        """See `Packer.waiting`; one row, oldest first."""
-        return [list(self._window)]
+        """See `Packer.waiting`; the open sequence, then the window, oldest first."""
+        return [list(self._open), list(self._window)]
 
     def restore(self, rows: Iterable[Row[Item]]) -> None:
         """See `Packer.restore`."""
-        self._window: Row[Item] = [pair for row in rows for pair in row]
+        self._open, self._window = (list(row) for row in rows)

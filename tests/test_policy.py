@@ -2,13 +2,23 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
+from random import Random
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packvit.packing import PackingConfig, make_packer, pack_lengths
+from packvit.packing import (
+    DropConfig,
+    PackingConfig,
+    ResolutionConfig,
+    ViewsConfig,
+    draw_view,
+    make_packer,
+    pack_lengths,
+)
 from packvit.packing.oldest_first import shorten
 from packvit.packing.policy import PACKERS
 
@@ -86,7 +96,8 @@ def test_saving_and_restoring_anywhere_changes_nothing(algorithm, case, lookahea
 @given(case=lengths_and_limit, lookahead=st.integers(1, 12), max_images=caps)
 def test_nobody_starves(algorithm, case, lookahead, max_images):
     lengths, seq_len = case
-    bound = {"next_fit": 2, "exact_fill": max(lookahead, seq_len)}.get(algorithm, lookahead)
+    bounds = {"next_fit": 2, "exact_fill": max(lookahead, seq_len), "best_fit_decreasing": 2 * lookahead}
+    bound = bounds.get(algorithm, lookahead)
     packer = make_packer(seq_len, algorithm, lookahead, max_images)
     finished = 0
     arrived = {}
@@ -234,6 +245,22 @@ def test_padding_stays_under_its_bar(lengths, seq_len, bar):
     lost = np.array([1 - kept / lengths[i] for row in exact for i, kept in row])
     assert lost.mean() < 0.003
     assert lost.max() < 0.15
+
+
+def test_exact_fill_keeps_resolutions_and_patch_sizes_and_hardly_any_bias():
+    config = ViewsConfig(
+        (8, 16, 32), drop=DropConfig("beta"), resolution=ResolutionConfig(64, 256, "uniform")
+    )
+    views = [draw_view(Random(i), (300, 400), config, 512) for i in range(10_000)]
+    kept = sorted(
+        pair for row in packed([v.num_tokens for v in views], 512, "exact_fill", 256) for pair in row
+    )
+    shown = [replace(view, num_tokens=tokens) for view, (_, tokens) in zip(views, kept, strict=True)]
+    for feature in (lambda v: v.patch_size, lambda v: (v.rows, v.cols)):
+        assert Counter(map(feature, shown)) == Counter(map(feature, views))
+    for p in config.patch_sizes:
+        before, after = (np.mean([v.drop_rate for v in some if v.patch_size == p]) for some in (views, shown))
+        assert before <= after < before + 0.002
 
 
 def test_pairs_do_not_use_up_short_items_where_they_are_scarce():
