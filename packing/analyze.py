@@ -139,6 +139,8 @@ def _row(packed: Packed, longer: int, padded: dict[str, Work], model: CostConfig
         "images_per_sequence_p99": packed.images_p99,
         "longer_than_seq_len": longer,
         "fill_drop": packed.fill_drop,
+        "fill_images": packed.fill_images,
+        "fill_worst": packed.fill_worst,
         "microseconds_per_item": packed.microseconds,
         **gflops,
         **attention,
