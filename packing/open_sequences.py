@@ -229,7 +229,7 @@ class BestFitDecreasing(Generic[Item]):
         self.seq_len = seq_len
         self.lookahead = lookahead
         self.max_images = max_images
-        self.restore([[], []])
+        self.restore([])
 
     def add(self, item: Item, length: int) -> list[Row[Item]]:
         """See `Packer.add`; gives a whole window's sequences at once."""
@@ -250,7 +250,7 @@ class BestFitDecreasing(Generic[Item]):
         packer.restore([self._open] if self._open else [])
         for item, length in sorted(self._window, key=lambda pair: -pair[1]):
             packer.add(item, length)
-        self.restore([[], []])
+        self.restore([])
         return packer.flush()
 
     def waiting(self) -> list[Row[Item]]:
@@ -259,4 +259,6 @@ class BestFitDecreasing(Generic[Item]):
 
     def restore(self, rows: Iterable[Row[Item]]) -> None:
         """See `Packer.restore`."""
-        self._open, self._window = (list(row) for row in rows)
+        self._open: Row[Item]
+        self._window: Row[Item]
+        self._open, self._window = [list(row) for row in rows] or ([], [])

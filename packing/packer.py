@@ -33,7 +33,7 @@ class Packer(Protocol[Item]):
         ...
 
     def restore(self, rows: Iterable[Row[Item]]) -> None:
-        """Replace the state by one that `waiting` returned."""
+        """Replace the state by one that `waiting` returned; [] leaves nothing waiting."""
         ...
 
 

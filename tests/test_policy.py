@@ -86,6 +86,9 @@ def test_saving_and_restoring_anywhere_changes_nothing(algorithm, case, lookahea
     rows = [row for i in range(cut) for row in packer.add(i, lengths[i])]
     state = json.loads(json.dumps(packer.waiting()))
     restored = make_packer(seq_len, algorithm, lookahead, max_images)
+    restored.add("forgotten", 1)
+    restored.restore([])
+    assert restored.flush() == []
     restored.restore([[tuple(pair) for pair in row] for row in state])
     assert restored.waiting() == packer.waiting()
     rows += [row for i in range(cut, len(lengths)) for row in restored.add(i, lengths[i])]
