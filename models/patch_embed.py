@@ -99,6 +99,11 @@ class PatchEmbed(nn.Module):
         Returns:
             [T, D] in the weights' dtype; zeros where no patch goes.
         """
+        if not patches:
+            # A batch without images still gives the weights a gradient, of zeros: other ranks wait for it.
+            buffer = self.weight.shape[0]
+            patches = {buffer: self.weight.new_empty(0, buffer**2 * 3)}
+            slots = {buffer: torch.empty(0, dtype=torch.int64, device=self.weight.device)}
         tokens, places = [], []
         for p, values in patches.items():
             if values.is_floating_point():
@@ -113,8 +118,6 @@ class PatchEmbed(nn.Module):
             tokens.append(x @ weight.to(x.dtype))
             places.append(slots[p])
         out = self.weight.new_zeros(is_patch.shape[0], self.weight.shape[-1])
-        if not tokens:
-            return out
         # Summing in the residual stream's dtype keeps float32 under autocast.
         x = torch.cat(tokens).to(out.dtype) + self.bias  # [n, D]
         return out.index_copy(0, torch.cat(places), x)

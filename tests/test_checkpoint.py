@@ -1,35 +1,34 @@
 """Checkpoints restore everything, appear whole, and name what is wrong with them."""
 
-import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
 from packvit.models import PackedViT, ViTConfig, load_model
-from packvit.train.checkpoint import find_checkpoints, load_checkpoint, read_progress, save_checkpoint
-from packvit.train.config import OptimConfig
+from packvit.train.checkpoint import Checkpointer, find_checkpoints, load_checkpoint, read_progress
+from packvit.train.config import Config, OptimConfig, TrainConfig
 from packvit.train.distributed import Ranks
-from packvit.train.optim import make_optimizers
+from packvit.train.engine import Engine
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
+CONFIG = Config(model=ViTConfig(width=16, depth=1, heads=2, num_classes=3), train=TrainConfig(ema=0.5))
 
 
-def trained(seed: int, optim: OptimConfig):
-    """A small model with its average and optimizers after one step on made-up gradients."""
+def trained(seed: int, config: Config = CONFIG) -> Engine:
+    """A small engine after one step on made-up gradients."""
     torch.manual_seed(seed)
-    model = PackedViT(ViTConfig(width=16, depth=1, heads=2, num_classes=3))
-    average = copy.deepcopy(model)
-    optimizers = make_optimizers(model, optim)
-    for parameter in model.parameters():
+    engine = Engine(PackedViT(config.model), config, ALONE)
+    for parameter in engine.model.parameters():
         parameter.grad = torch.randn_like(parameter)
-    for optimizer in optimizers:
-        optimizer.step()
-    return model, average, optimizers
+    engine.step(True, 0, 1.0)
+    return engine
 
 
-def state_of(model, average, optimizers):
-    tensors = [*model.parameters(), *average.parameters()]
-    for optimizer in optimizers:
+def tensors_of(engine: Engine) -> list[torch.Tensor]:
+    assert engine.average is not None
+    tensors: list[torch.Tensor] = [*engine.model.parameters(), *engine.average.parameters()]
+    for optimizer in engine.optimizers:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 tensors += list(optimizer.state[parameter].values())
@@ -37,36 +36,63 @@ def state_of(model, average, optimizers):
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_everything_comes_back_but_settings_stay(kind, tmp_path):
-    model, average, optimizers = trained(0, OptimConfig(kind=kind, weight_decay=0.1))
-    save_checkpoint(tmp_path, 7, model, average, optimizers, {"x": 1}, ALONE, keep=1)
-    other = trained(1, OptimConfig(kind=kind, weight_decay=0.2))
+@pytest.mark.parametrize("in_background", [False, True])
+def test_everything_comes_back_but_settings_stay(kind, in_background, tmp_path):
+    config = replace(CONFIG, optim=OptimConfig(kind=kind, weight_decay=0.1))
+    engine = trained(0, config)
+    expected = [tensor.clone() for tensor in tensors_of(engine)]
+    checkpointer = Checkpointer(tmp_path, replace(CONFIG.train, async_checkpoints=in_background), ALONE)
+    checkpointer.save(7, engine, {"x": 1})
+    engine.step(True, 1, 1.0)
+    for parameter in engine.model.parameters():
+        parameter.data += 1  # what happens after the save must not be in it
+    checkpointer.wait()
+    other = trained(1, replace(CONFIG, optim=OptimConfig(kind=kind, weight_decay=0.2)))
     found = find_checkpoints(tmp_path)[-1]
     assert read_progress(found)["x"] == 1
-    load_checkpoint(found, *other)
-    for one, two in zip(state_of(model, average, optimizers), state_of(*other), strict=True):
+    load_checkpoint(found, other)
+    for one, two in zip(expected, tensors_of(other), strict=True):
         assert torch.equal(one, two)
-    assert {group["weight_decay"] for group in other[2][0].param_groups} <= {0.2, 0.05, 0.0}
+    assert 0.1 not in {group["weight_decay"] for o in other.optimizers for group in o.param_groups}
     loaded = load_model(found)
-    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), average.parameters(), strict=True))
+    assert other.average is not None
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.parameters(), other.average.parameters(), strict=True)
+    )
 
 
-def test_old_ones_go_and_other_folders_are_left_alone(tmp_path):
-    parts = trained(0, OptimConfig())
+def test_old_ones_go_and_others_are_left_alone(tmp_path):
+    engine = trained(0)
     (tmp_path / "step-best").mkdir()
-    for step in (1, 2, 3):
-        save_checkpoint(tmp_path, step, *parts, {}, ALONE, keep=2)
-    assert [path.name for path in find_checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
+    checkpointer = Checkpointer(tmp_path, replace(CONFIG.train, keep_checkpoints=2, keep_every=3), ALONE)
+    for step in range(1, 7):
+        checkpointer.save(step, engine, {})
+    assert [path.name for path in find_checkpoints(tmp_path)] == [
+        "step-00000003",
+        "step-00000005",
+        "step-00000006",
+    ]
     assert (tmp_path / "step-best").exists()
 
 
+def test_a_checkpoint_that_is_not_complete_does_not_count(tmp_path):
+    checkpointer = Checkpointer(tmp_path, replace(CONFIG.train, async_checkpoints=True), ALONE)
+    checkpointer.save(1, trained(0), {})
+    assert find_checkpoints(tmp_path) == []
+    assert checkpointer.pending is not None
+    checkpointer.pending.written.result()
+    checkpointer.poll()
+    assert len(find_checkpoints(tmp_path)) == 1
+
+
 def test_damage_is_named(tmp_path):
-    parts = trained(0, OptimConfig())
-    path = save_checkpoint(tmp_path, 1, *parts, {}, ALONE, keep=1)
+    engine = trained(0)
+    Checkpointer(tmp_path, CONFIG.train, ALONE).save(1, engine, {})
+    path = find_checkpoints(tmp_path)[0]
     for file in (path / "state").glob("*.distcp"):
         file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ValueError, match="step-00000001 is damaged"):
-        load_checkpoint(path, *parts)
+        load_checkpoint(path, engine)
     (path / "progress.json").write_text("{")
     with pytest.raises(ValueError, match="step-00000001 is damaged"):
         read_progress(path)

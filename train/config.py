@@ -64,11 +64,14 @@ class TrainConfig:
         accumulate: batches of each rank in one step.
         checkpoint_every: steps between checkpoints; the last step always saves one.
         keep_checkpoints: newest checkpoints that stay.
+        keep_every: checkpoints of steps that it divides stay too; 0 keeps none of them.
+        async_checkpoints: write checkpoints in the background, from a copy in host memory.
         log_every: steps between lines of metrics.jsonl.
         loss: `softmax` or, per class, `sigmoid` cross-entropy (NaViT).
         label_smoothing: share of the target spread evenly over the classes.
-        precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU.
+        precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU; fp16 scales its gradients.
         max_nonfinite: steps in a row whose gradient is not finite; each is skipped, one more stops the run.
+        parallel: how several ranks share the model: `ddp` copies it, `fsdp` cuts it into shards.
         ema: decay of the weights' moving average that is evaluated and saved as the model; 0 has none.
         peak_tflops: the device's peak for MFU; None takes it from a table of GPUs where known.
     """
@@ -77,10 +80,13 @@ class TrainConfig:
     accumulate: int = 1
     checkpoint_every: int = 500
     keep_checkpoints: int = 3
+    keep_every: int = 0
+    async_checkpoints: bool = False
     log_every: int = 20
     loss: Literal["softmax", "sigmoid"] = "softmax"
     label_smoothing: float = 0.0
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     max_nonfinite: int = 10
     ema: float = 0.0
     peak_tflops: float | None = None
@@ -89,8 +95,9 @@ class TrainConfig:
         for name in ("steps", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
-        if self.max_nonfinite < 0:
-            raise ValueError(f"train.max_nonfinite={self.max_nonfinite} must not be negative")
+        for name in ("max_nonfinite", "keep_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name}={getattr(self, name)} must not be negative")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"train.label_smoothing={self.label_smoothing} must lie in [0, 1)")
         if not 0 <= self.ema < 1:
@@ -158,7 +165,7 @@ def plain_config(config: Config) -> dict:
 
 # Fields that change nothing of what a run computes, or only what comes after it.
 FREE_FIELDS = ("run_dir", "device", "data.workers", "data.val_shards", "eval.", "train.log_every")
-FREE_FIELDS += ("train.checkpoint_every", "train.keep_checkpoints", "train.peak_tflops")
+FREE_FIELDS += ("train.checkpoint_every", "train.keep_", "train.async_checkpoints", "train.peak_tflops")
 
 
 def changed_fields(saved: dict, config: Config) -> dict[str, tuple]:

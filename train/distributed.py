@@ -1,6 +1,7 @@
 """Ranks: one process a device, started by torchrun; alone, everything here is the identity."""
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -66,4 +67,7 @@ def start_ranks(device: str) -> Ranks:
 def stop_ranks() -> None:
     """Leave the group, if there is one."""
     if dist.is_initialized():
+        # gloo's thread needs the interpreter's lock to let go of a finished operation; a group that is
+        # destroyed before that, by this thread with the lock, waits for its own thread for ever.
+        time.sleep(0.2)
         dist.destroy_process_group()

@@ -5,28 +5,24 @@ All batches of a step are therefore taken before the first forward pass. A step 
 finite changes nothing but the counters.
 """
 
-import copy
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from packvit.data import LoadedBatch, TrainLoader, merge_states
-from packvit.models import PackedViT
+from packvit.models import PackedViT, ViTConfig
 from packvit.packing import BatchStats, PackedBatch, derive_seed
-from packvit.train.checkpoint import find_checkpoints, load_checkpoint, read_progress, save_checkpoint
+from packvit.train.checkpoint import Checkpointer, find_checkpoints, load_checkpoint, read_progress
 from packvit.train.config import Config, changed_fields, plain_config, save_config
 from packvit.train.distributed import Ranks
+from packvit.train.engine import Engine
 from packvit.train.losses import classification_loss
 from packvit.train.metrics import JsonLines, Window, peak_tflops
-from packvit.train.optim import make_optimizers, set_lr, update_ema
 from packvit.train.preempt import Preemption
 from packvit.train.progress import Progress
 from packvit.train.report import draw_samples
@@ -72,19 +68,17 @@ def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preempti
         ranks.world_size,
         pin_memory=ranks.device.type == "cuda",
     )
-    model = make_model(config).to(ranks.device)
-    average = copy.deepcopy(model).requires_grad_(False) if config.train.ema else None
-    optimizers = make_optimizers(model, config.optim)
-    autocast = make_autocast(config.train.precision, ranks.device)
+    engine = Engine(make_model(config), config, ranks)
     peak = peak_tflops(ranks.device, config.train.peak_tflops)
     counters = Counters()
 
     # ---- Resume ---------------------------------------------------------------------------------
-    checkpoints = config.run_dir / "checkpoints"
-    if found := find_checkpoints(checkpoints):
+    checkpointer = Checkpointer(config.run_dir / "checkpoints", config.train, ranks)
+    if found := find_checkpoints(checkpointer.folder):
         saved = read_progress(found[-1])
         check_same_run(found[-1], saved["config"], config, progress)
-        load_checkpoint(found[-1], model, average, optimizers)
+        load_checkpoint(found[-1], engine)
+        engine.scaler.load_state_dict(saved["scaler"])
         loader.load_state_dict(saved["data"])
         counters = Counters(**saved["counters"])
         progress.say(f"Resuming from {found[-1]}")
@@ -95,19 +89,13 @@ def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preempti
     skipped = JsonLines(config.run_dir / "skipped.jsonl", counters.step, write=ranks.is_main)
 
     # ---- Steps ----------------------------------------------------------------------------------
-    forward: nn.Module = model
-    no_sync: Callable[[], AbstractContextManager] = nullcontext
-    if ranks.world_size > 1:
-        forward = parallel = DistributedDataParallel(model)
-        no_sync = parallel.no_sync
-    model.train()
     window = Window()
     skipped_here: list[dict] = []  # not yet written
     nonfinite = 0  # in a row
     batches = iter(loader) if counters.step < config.train.steps else iter(())
     progress.start(counters.step, config.train.steps)
     while counters.step < config.train.steps:
-        taken = take_batches(batches, config.train.accumulate, model, window)
+        taken = take_batches(batches, config.train.accumulate, config.model, window)
         skipped_here += taken.skipped
         images, tokens, leave = ranks.sum([taken.stats.images, taken.stats.tokens, preemption.asked])
         if counters.step == 0 and ranks.is_main:
@@ -117,36 +105,31 @@ def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preempti
         counters.tokens_seen += int(tokens)
 
         factor = lr_factor(counters.step - 1, config.train.steps, config.optim)
-        set_lr(optimizers, factor)
         # What the forward pass draws depends on the step alone, so a resumed run draws the same.
         torch.manual_seed(derive_seed(config.seed, "step", counters.step, ranks.rank) % 2**63)
         losses = []
         for index, waiting in enumerate(taken.batches):
             batch = waiting.to(ranks.device)
-            with no_sync() if index + 1 < len(taken.batches) else nullcontext():
-                with autocast:
-                    logits = forward(batch)
+            with engine.sharing(last=index + 1 == len(taken.batches)):
+                with engine.autocast:
+                    logits = engine.forward(batch)
                 assert batch.labels is not None
                 loss = classification_loss(
                     logits, batch.labels, config.train.loss, config.train.label_smoothing
                 )
-                # DDP takes the mean over ranks, and the sum is what is wanted.
-                (loss * (ranks.world_size / max(1, images))).backward()
+                engine.backward(loss, images)
             losses.append(loss.detach())
         # The one wait for the device of a step; the norm is the same on all ranks, so all decide the same.
-        grad_norm = float(nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip or math.inf))
-        if math.isfinite(grad_norm):
+        grad_norm = engine.clip()
+        finite = math.isfinite(grad_norm)
+        engine.step(finite, counters.step - 1, factor)
+        if finite:
             nonfinite = 0
             window.add_loss(sum(losses), taken.stats.images)
-            for optimizer in optimizers:
-                optimizer.step()
-            if average is not None:
-                update_ema(average.parameters(), model.parameters(), config.train.ema, counters.step - 1)
         else:
             nonfinite += 1
             counters.nonfinite_steps += 1
             check_finite(nonfinite, counters.step, config)
-        model.zero_grad(set_to_none=True)
 
         last = counters.step == config.train.steps or leave > 0
         log = counters.step % config.train.log_every == 0 or last
@@ -159,7 +142,7 @@ def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preempti
             line = asdict(counters) | window.summary(ranks, peak)
             line |= {
                 "lr": config.optim.lr * factor,
-                "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
+                "grad_norm": grad_norm if finite else None,
             }
             metrics.write(line)
             progress.update(line)
@@ -169,23 +152,18 @@ def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preempti
             state = {
                 "counters": asdict(counters),
                 "config": plain_config(config),
+                "scaler": engine.scaler.state_dict(),
                 "data": merge_states(ranks.gather(loader.state_dict())),
             }
-            save_checkpoint(
-                checkpoints,
-                counters.step,
-                model,
-                average,
-                optimizers,
-                state,
-                ranks,
-                config.train.keep_checkpoints,
-            )
+            checkpointer.save(counters.step, engine, state)
+        checkpointer.poll()
         if leave and counters.step < config.train.steps:
+            checkpointer.wait()
             progress.say(f"Asked to end: saved step {counters.step}; the same command goes on from there")
             return None
     progress.stop()
-    return (average if average is not None else model).eval()
+    checkpointer.wait()
+    return engine.whole().eval()
 
 
 def make_model(config: Config) -> PackedViT:
@@ -195,13 +173,7 @@ def make_model(config: Config) -> PackedViT:
         return PackedViT(config.model)
 
 
-def make_autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """A context in which matrix products run in `precision`; `auto` is bf16 on CUDA, fp32 elsewhere."""
-    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
-
-
-def take_batches(batches: Iterator[LoadedBatch], number: int, model: PackedViT, window: Window) -> Taken:
+def take_batches(batches: Iterator[LoadedBatch], number: int, model: ViTConfig, window: Window) -> Taken:
     """The next `number` batches of this rank, counted in `window` too."""
     taken = Taken()
     for _ in range(number):
@@ -213,7 +185,7 @@ def take_batches(batches: Iterator[LoadedBatch], number: int, model: PackedViT, 
         lengths = batch.image_lengths().tolist()
         sizes = batch.patch_sizes.tolist()
         # A backward pass costs two forward passes.
-        flops = 3 * sum(model.config.flops(n, p) for n, p in zip(lengths, sizes, strict=True))
+        flops = 3 * sum(model.flops(n, p) for n, p in zip(lengths, sizes, strict=True))
         stats = batch.stats()
         window.add_batch(stats, flops, wait)
         taken.batches.append(batch)

@@ -16,8 +16,9 @@ from packvit.models import PackedViT, load_model, save_model
 from packvit.packing import PackingConfig
 from packvit.train.config import Config
 from packvit.train.distributed import Ranks, start_ranks, stop_ranks
+from packvit.train.engine import make_autocast
 from packvit.train.evaluate import evaluate
-from packvit.train.loop import make_autocast, train
+from packvit.train.loop import train
 from packvit.train.metrics import read_json_lines
 from packvit.train.preempt import catch_sigterm
 from packvit.train.progress import Progress
@@ -60,6 +61,7 @@ def run(config: Config) -> None:
             )
             evaluator.write_results(model, *budgets(config), config.run_dir / "eval")
         progress.table("Made by this run", ["file", "what it is"], list_files(config.run_dir))
+        ranks.barrier()  # a rank that leaves early would cut off those that still read from it
     finally:
         progress.stop()
         stop_ranks()

@@ -1,0 +1,104 @@
+"""Run by test_ranks under torchrun: the gradient of a step, or a checkpoint read and written, on its ranks."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.distributed.tensor import DTensor
+
+from packvit.models import PackedViT, ViTConfig
+from packvit.packing import PackedBatch, PackedImage
+from packvit.train.checkpoint import Checkpointer, find_checkpoints, load_checkpoint
+from packvit.train.config import Config, OptimConfig, TrainConfig
+from packvit.train.distributed import Ranks, start_ranks, stop_ranks
+from packvit.train.engine import Engine
+from packvit.train.losses import classification_loss
+
+BATCHES = 4  # of one step, over all ranks
+COUNTS = (1, 3, 0, 5)  # images in each: as unequal as can be
+
+
+def make_batch(number: int) -> PackedBatch:
+    """Batch `number` of the step: random images of two patch sizes in two sequences."""
+    rng = np.random.default_rng(number)
+    images = []
+    for index in range(COUNTS[number]):
+        p, rows, cols = (8, 2, 2) if index % 2 else (4, 1, 3)
+        patches = rng.integers(0, 256, (rows * cols, p * p * 3), dtype=np.uint8)
+        coords = np.stack(np.divmod(np.arange(rows * cols), cols), 1).astype(np.int32)
+        images.append(PackedImage(patches, coords, (rows, cols), p, (8, 8), label=int(rng.integers(3))))
+    return PackedBatch.build([images[:2], images[2:]], 16)
+
+
+def make_engine(ranks: Ranks, parallel: str, kind: str, seed: int = 0) -> Engine:
+    model = ViTConfig(width=16, depth=2, heads=2, num_classes=3, registers=1)
+    train = TrainConfig(parallel=parallel, ema=0.5)  # pyright: ignore[reportArgumentType]
+    config = Config(model=model, optim=OptimConfig(kind=kind), train=train)  # pyright: ignore[reportArgumentType]
+    torch.manual_seed(seed)
+    vit = PackedViT(model)
+    assert vit.head is not None
+    torch.nn.init.normal_(vit.head.weight)  # zeros would hide the body's gradient
+    return Engine(vit, config, ranks)
+
+
+def gradients(engine: Engine, ranks: Ranks) -> dict[str, torch.Tensor]:
+    """The gradient of one step on all batches, before clipping."""
+    share = range(ranks.rank, BATCHES, ranks.world_size)
+    batches = [make_batch(number) for number in share]
+    (images,) = ranks.sum([sum(batch.num_images for batch in batches)])
+    for index, batch in enumerate(batches):
+        with engine.sharing(last=index + 1 == len(batches)):
+            logits = engine.forward(batch)
+            labels = batch.labels if batch.labels is not None else torch.zeros(0, dtype=torch.int64)
+            engine.backward(classification_loss(logits, labels, "softmax"), images)
+    found = {}
+    for name, parameter in engine.model.named_parameters():
+        assert parameter.grad is not None, name
+        found[name] = whole(parameter.grad)
+    return found
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def weights(engine: Engine) -> dict[str, torch.Tensor]:
+    assert engine.average is not None
+    found = {name: whole(p) for name, p in engine.model.named_parameters()}
+    found |= {f"average.{name}": whole(p) for name, p in engine.average.named_parameters()}
+    for number, optimizer in enumerate(engine.optimizers):
+        for g, group in enumerate(optimizer.param_groups):
+            for i, parameter in enumerate(group["params"]):
+                for name, value in optimizer.state[parameter].items():
+                    found[f"optimizer.{number}.{g}.{i}.{name}"] = whole(value)
+    return found
+
+
+def main(task: str, parallel: str, kind: str, folder: Path) -> None:
+    ranks = start_ranks("cpu")
+    engine = make_engine(ranks, parallel, kind, seed=0 if task == "gradient" else ranks.world_size)
+    if task == "gradient":
+        result = gradients(engine, ranks)
+    else:
+        checkpointer = Checkpointer(folder, engine.config.train, ranks)
+        found = find_checkpoints(folder)
+        if found:
+            load_checkpoint(found[-1], engine)
+        before = weights(engine) if found else {}
+        gradients(engine, ranks)
+        engine.clip()
+        engine.step(True, len(found), 1.0)
+        checkpointer.save(len(found) + 1, engine, {})
+        result = {"before": before, "after": weights(engine)}
+    if ranks.is_main:
+        torch.save(result, folder / f"{task}-{parallel}-{ranks.world_size}.pt")
+    ranks.barrier()
+    stop_ranks()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    main(sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4]))

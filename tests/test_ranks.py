@@ -1,0 +1,69 @@
+"""One process, accumulation, and several ranks with either way of sharing compute the same step."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from packvit.models import PackedViT, ViTConfig
+from packvit.packing import PackedBatch
+
+PROGRAM = Path(__file__).with_name("ranks_program.py")
+
+
+def launch(ranks: int, task: str, parallel: str, folder: Path, kind: str = "adamw") -> dict:
+    command = [sys.executable]
+    if ranks > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    result = subprocess.run(
+        [*command, str(PROGRAM), task, parallel, kind, str(folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return torch.load(folder / f"{task}-{parallel}-{ranks}.pt")
+
+
+@pytest.mark.parametrize("pool", ["mean", "map", "cls"])
+@pytest.mark.parametrize("pos_embed", ["factorized", "grid_2d", "rope_2d"])
+def test_a_batch_without_images_gives_every_parameter_a_gradient(pool, pos_embed):
+    """Ranks that have images would otherwise wait for it for ever."""
+    config = ViTConfig(
+        width=16, depth=2, heads=2, num_classes=3, cls=True, registers=2, pool=pool, pos_embed=pos_embed
+    )
+    model = PackedViT(config)
+    logits = model(PackedBatch.build([[], []], 8))
+    assert logits.shape == (0, 3)
+    logits.sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
+
+
+@pytest.mark.slow
+def test_gradients_do_not_depend_on_how_images_are_shared(tmp_path):
+    """Ranks hold 1 to 9 images, one batch none; the gradient stays that of the mean over all of them."""
+    alone = launch(1, "gradient", "ddp", tmp_path)
+    for ranks, parallel in ((2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp")):
+        shared = launch(ranks, "gradient", parallel, tmp_path)
+        assert alone.keys() == shared.keys()
+        for name, gradient in alone.items():
+            error = (gradient - shared[name]).norm() / gradient.norm()
+            assert error < 1e-6, (ranks, parallel, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_sharded_checkpoint_goes_on_with_any_number_of_ranks(kind, tmp_path):
+    after = launch(2, "checkpoint", "fsdp", tmp_path, kind)["after"]
+    for ranks, parallel in ((1, "ddp"), (4, "fsdp"), (2, "ddp")):
+        result = launch(ranks, "checkpoint", parallel, tmp_path, kind)
+        assert after.keys() == result["before"].keys()
+        assert all(torch.equal(tensor, result["before"][name]) for name, tensor in after.items())
+        assert any(not torch.equal(tensor, result["after"][name]) for name, tensor in after.items())
+        after = result["after"]
