@@ -1,4 +1,4 @@
-"""Run by test_ranks under torchrun: the gradient of a step, or a checkpoint read and written, on its ranks."""
+"""Run by test_ranks under torchrun: the gradient of a step, or a checkpoint read and written."""
 
 import os
 import sys
