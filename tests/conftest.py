@@ -64,7 +64,7 @@ def run_flags(digits_set) -> Callable[..., list[str]]:
             "train.steps": 6,
             "train.log-every": 1,
             "train.checkpoint-every": 3,
-            "optim.warmup-steps": 2,
+            "optim.warmup": 2,
         }
         values |= {name.replace("__", ".").replace("_", "-"): value for name, value in changes.items()}
         return ["digits", *(text for name, value in values.items() for text in (f"--{name}", str(value)))]

@@ -5,7 +5,7 @@ import torch
 
 from packvit.models import PackedViT, ViTConfig
 from packvit.train.config import OptimConfig
-from packvit.train.optim import make_optimizers, set_lr, update_ema
+from packvit.train.optim import freeze, make_optimizers, set_lr, update_ema
 
 
 def small_model() -> PackedViT:
@@ -59,3 +59,26 @@ def test_the_average_forgets_the_start_and_then_follows_slowly():
     update_ema(average, current, decay=0.9, updates=1000)
     torch.testing.assert_close(average[0], torch.full((3,), 0.1))
     torch.testing.assert_close(current[0], torch.ones(3))
+
+
+def test_layers_learn_slower_the_earlier_they_come():
+    model = small_model()
+    (adamw,) = make_optimizers(model, OptimConfig(lr=1.0, layer_decay=0.5))
+    peak = {p: group["peak_lr"] for group in adamw.param_groups for p in group["params"]}
+    by_name = {name: peak[parameter] for name, parameter in model.named_parameters()}
+    assert by_name["head.weight"] == by_name["norm.weight"] == 1
+    assert {by_name[name] for name in by_name if name.startswith("blocks.1.")} == {0.5}
+    assert {by_name[name] for name in by_name if name.startswith("blocks.0.")} == {0.25}
+    assert by_name["patch_embed.weight"] == by_name["prefix"] == by_name["pos_embed.table_y"] == 0.125
+
+
+def test_frozen_parameters_are_in_no_group():
+    model = small_model()
+    freeze(model, ["body"])
+    (adamw,) = make_optimizers(model, OptimConfig(kind="muon"))
+    trained = {p for group in adamw.param_groups for p in group["params"]}
+    assert trained == {model.get_parameter("head.weight"), model.get_parameter("head.bias")}
+    with pytest.raises(ValueError, match="no parameter to train"):
+        freeze(model, ["head"])
+    with pytest.raises(ValueError, match=r"optim\.freeze='heda'"):
+        freeze(small_model(), ["heda"])

@@ -23,10 +23,13 @@ class OptimConfig:
         betas, eps: of AdamW.
         weight_decay, head_weight_decay: decoupled, times the learning rate (PyTorch's convention), on
             weight matrices only; the classification head has its own (NaViT: 0.03 body, 3.0 head).
-        schedule: `cosine` to zero (FlexiViT) or `rsqrt`, 1 / sqrt(step), with a linear cooldown (NaViT).
-        warmup_steps: linear from 0 to `lr`.
-        rsqrt_timescale: steps after which `rsqrt` begins to fall; at least warmup_steps.
-        cooldown_steps: linear to 0 at the end of `rsqrt`.
+        layer_decay: factor of the learning rate from each block to the one before it; 1 has none (BEiT A).
+        freeze: starts of the names of parameters that stay as they are; `body` is all but the head.
+        schedule: shape of the learning rate; see packvit.train.schedule.
+        warmup: linear from 0 to the peak. This and the next two count what the run's length counts: steps,
+            or images or tokens where `train.images` or `train.tokens` is set.
+        timescale: after which `rsqrt` begins to fall; at least the warm-up.
+        cooldown: linear to 0 at the end.
         clip: largest global gradient norm; 0 does not clip.
     """
 
@@ -38,19 +41,23 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.05
     head_weight_decay: float = 0.05
-    schedule: Literal["cosine", "rsqrt"] = "cosine"
-    warmup_steps: int = 500
-    rsqrt_timescale: int = 10_000
-    cooldown_steps: int = 0
+    layer_decay: float = 1.0
+    freeze: tuple[str, ...] = ()
+    schedule: Literal["cosine", "linear", "rsqrt", "constant"] = "cosine"
+    warmup: int = 500
+    timescale: int = 10_000
+    cooldown: int = 0
     clip: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optim.layer_decay={self.layer_decay} must lie in (0, 1]")
         for name in ("lr", "muon_lr"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"optim.{name}={getattr(self, name)} must be positive")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"optim.momentum={self.momentum} must lie in [0, 1)")
-        for name in ("weight_decay", "head_weight_decay", "warmup_steps", "cooldown_steps", "clip"):
+        for name in ("weight_decay", "head_weight_decay", "warmup", "cooldown", "clip"):
             if getattr(self, name) < 0:
                 raise ValueError(f"optim.{name}={getattr(self, name)} must not be negative")
 
@@ -60,7 +67,8 @@ class TrainConfig:
     """The loop.
 
     Args:
-        steps: optimizer steps of the whole run.
+        steps: length of the run in optimizer steps, unless one of the next two is set.
+        images, tokens: length of the run in images or tokens seen by all ranks; 0 counts steps.
         accumulate: batches of each rank in one step.
         checkpoint_every: steps between checkpoints; the last step always saves one.
         keep_checkpoints: newest checkpoints that stay.
@@ -77,6 +85,8 @@ class TrainConfig:
     """
 
     steps: int = 1000
+    images: int = 0
+    tokens: int = 0
     accumulate: int = 1
     checkpoint_every: int = 500
     keep_checkpoints: int = 3
@@ -95,13 +105,24 @@ class TrainConfig:
         for name in ("steps", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
-        for name in ("max_nonfinite", "keep_every"):
+        if self.images and self.tokens:
+            raise ValueError("train.images and train.tokens cannot both be the length of the run")
+        for name in ("images", "tokens", "max_nonfinite", "keep_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)} must not be negative")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"train.label_smoothing={self.label_smoothing} must lie in [0, 1)")
         if not 0 <= self.ema < 1:
             raise ValueError(f"train.ema={self.ema} must lie in [0, 1)")
+
+    @property
+    def length(self) -> tuple[str, int]:
+        """The field of metrics.jsonl that tells how far the run is, and its value at the end."""
+        if self.images:
+            return "images_seen", self.images
+        if self.tokens:
+            return "tokens_seen", self.tokens
+        return "step", self.steps
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from packvit.models import PackedViT
 from packvit.train.config import Config
 from packvit.train.distributed import Ranks
-from packvit.train.optim import make_optimizers, set_lr, update_ema
+from packvit.train.optim import freeze, make_optimizers, set_lr, update_ema
 
 
 class Engine:
@@ -40,6 +40,7 @@ class Engine:
         self.config = config
         self.ranks = ranks
         self.model = model.to(ranks.device)
+        freeze(self.model, config.optim.freeze)
         self.average = copy.deepcopy(self.model).requires_grad_(False) if config.train.ema else None
         self.forward: nn.Module = self.model
         if ranks.world_size > 1 and config.train.parallel == "fsdp":

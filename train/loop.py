@@ -51,7 +51,7 @@ class Taken:
 
 
 def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preemption) -> PackedViT | None:
-    """Train up to `config.train.steps` and return the model to evaluate; None if the run was asked to end.
+    """Train to the end of the run and return the model to evaluate; None if it was asked to stop before.
 
     Raises:
         ValueError: data or configuration cannot be used, too many samples are bad, or gradients stay
@@ -92,9 +92,10 @@ def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preempti
     window = Window()
     skipped_here: list[dict] = []  # not yet written
     nonfinite = 0  # in a row
-    batches = iter(loader) if counters.step < config.train.steps else iter(())
-    progress.start(counters.step, config.train.steps)
-    while counters.step < config.train.steps:
+    field, length = config.train.length
+    batches = iter(loader) if getattr(counters, field) < length else iter(())
+    progress.start(field, getattr(counters, field), length)
+    while (before := getattr(counters, field)) < length:
         taken = take_batches(batches, config.train.accumulate, config.model, window)
         skipped_here += taken.skipped
         images, tokens, leave = ranks.sum([taken.stats.images, taken.stats.tokens, preemption.asked])
@@ -104,7 +105,7 @@ def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preempti
         counters.images_seen += int(images)
         counters.tokens_seen += int(tokens)
 
-        factor = lr_factor(counters.step - 1, config.train.steps, config.optim)
+        factor = lr_factor(before, getattr(counters, field), length, config.optim)
         # What the forward pass draws depends on the step alone, so a resumed run draws the same.
         torch.manual_seed(derive_seed(config.seed, "step", counters.step, ranks.rank) % 2**63)
         losses = []
@@ -131,7 +132,7 @@ def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preempti
             counters.nonfinite_steps += 1
             check_finite(nonfinite, counters.step, config)
 
-        last = counters.step == config.train.steps or leave > 0
+        last = getattr(counters, field) >= length or leave > 0
         log = counters.step % config.train.log_every == 0 or last
         checkpoint = counters.step % config.train.checkpoint_every == 0 or last
         if log or checkpoint:
@@ -157,7 +158,7 @@ def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preempti
             }
             checkpointer.save(counters.step, engine, state)
         checkpointer.poll()
-        if leave and counters.step < config.train.steps:
+        if leave and getattr(counters, field) < length:
             checkpointer.wait()
             progress.say(f"Asked to end: saved step {counters.step}; the same command goes on from there")
             return None
@@ -219,7 +220,7 @@ def check_finite(nonfinite: int, step: int, config: Config) -> None:
     if nonfinite > config.train.max_nonfinite:
         raise ValueError(
             f"the gradient was not finite in {nonfinite} steps in a row, up to step {step}: lower optim.lr, "
-            "raise optim.warmup_steps or look at the data; the last checkpoint is good"
+            "raise optim.warmup or look at the data; the last checkpoint is good"
         )
 
 

@@ -15,8 +15,7 @@ class Progress:
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(quiet=quiet, highlight=False)
-        self.steps = 0
-        self.first = 0
+        self.field, self.first, self.length = "step", 0, 0
         self.began = 0.0
         self.bar: Bar | None = None
 
@@ -24,12 +23,12 @@ class Progress:
         """One line of text."""
         self.console.print(text, markup=False, soft_wrap=True)
 
-    def start(self, step: int, steps: int) -> None:
-        """Training goes from `step` to `steps`."""
-        self.first, self.steps, self.began = step, steps, time.perf_counter()
+    def start(self, field: str, first: int, length: int) -> None:
+        """Training goes from `first` to `length` of what `field` of metrics.jsonl counts."""
+        self.field, self.first, self.length, self.began = field, first, length, time.perf_counter()
         if self.console.is_terminal and not self.console.quiet:
             self.bar = Bar(
-                TextColumn("step"),
+                TextColumn(field.removesuffix("_seen")),
                 MofNCompleteColumn(),
                 BarColumn(),
                 TextColumn("{task.fields[state]}"),
@@ -38,18 +37,19 @@ class Progress:
                 console=self.console,
             )
             self.bar.start()
-            self.task = self.bar.add_task("train", total=steps, completed=step, state="")
+            self.task = self.bar.add_task("train", total=length, completed=first, state="")
 
     def update(self, line: dict) -> None:
         """Show a line of metrics.jsonl."""
         loss = "not finite" if line["loss"] is None else f"{line['loss']:.3f}"
         state = f"loss {loss}  {line['images_per_s']:,.0f} images/s  padding {line['padding_fraction']:.2%}"
         if self.bar is not None:
-            self.bar.update(self.task, completed=line["step"], state=state)
+            self.bar.update(self.task, completed=min(line[self.field], self.length), state=state)
             return
-        done = line["step"] - self.first
-        left = (time.perf_counter() - self.began) / max(1, done) * (self.steps - line["step"])
-        self.say(f"step {line['step']}/{self.steps}  {state}  ETA {int(left) // 60}:{int(left) % 60:02d}")
+        done = line[self.field] - self.first
+        left = (time.perf_counter() - self.began) / max(1, done) * max(0, self.length - line[self.field])
+        share = f"/{self.length}" if self.field == "step" else f" ({line[self.field] / self.length:.1%})"
+        self.say(f"step {line['step']}{share}  {state}  ETA {int(left) // 60}:{int(left) % 60:02d}")
         sys.stdout.flush()
 
     def stop(self) -> None:

@@ -30,7 +30,7 @@ def digits() -> Config:
         # One rank waits for nobody, and the set is small: batches need no balance.
         packing=PackingConfig(seq_len=256, sequences=12, balance=1),
         model=ViTConfig(width=64, depth=4, heads=2, qk_norm="layer", patch_buffer=16, num_classes=10),
-        optim=OptimConfig(kind="muon", lr=3e-3, muon_lr=1e-2, warmup_steps=100),
+        optim=OptimConfig(kind="muon", lr=3e-3, muon_lr=1e-2, warmup=100),
         train=TrainConfig(steps=1700, checkpoint_every=500, log_every=25, precision="bf16", ema=0.99),
         eval=EvalConfig(resolutions=(32, 48, 64, 80), patch_sizes=(4, 6, 8, 12, 16), sequences=16),
     )

@@ -1,24 +1,29 @@
-"""Learning rate as a function of the step, as a factor of the peak."""
+"""Learning rate over the course of a run, as a factor of the peak."""
 
 import math
 
 from packvit.train.config import OptimConfig
 
 
-def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
-    """Factor in [0, 1] for step 0..steps-1.
+def lr_factor(before: float, after: float, length: float, config: OptimConfig) -> float:
+    """Factor in [0, 1] of one step.
 
-    `cosine`: linear warm-up, then half a cosine to zero (FlexiViT). `rsqrt`: linear warm-up, flat up to
-    `rsqrt_timescale`, then sqrt(timescale / step), and a linear cooldown at the end (NaViT).
+    Linear warm-up, a shape, and a linear cooldown at the end. Shapes: `cosine`, half of one down to zero
+    (FlexiViT); `linear` to zero; `rsqrt`, flat up to the timescale and then sqrt(timescale / after) (NaViT);
+    `constant`.
+
+    Args:
+        before, after: how far the run is before and after the step, in the unit of `length`.
+        length: of the whole run: steps, images or tokens.
     """
-    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    factor = min(1.0, after / config.warmup) if config.warmup else 1.0
+    progress = min(1.0, max(0.0, (before - config.warmup) / max(1, length - config.warmup)))
     if config.schedule == "cosine":
-        if step < config.warmup_steps:
-            return warmup
-        progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
-        return 0.5 * (1 + math.cos(math.pi * progress))
-    timescale = max(config.rsqrt_timescale, config.warmup_steps, 1)
-    factor = warmup * min(1.0, math.sqrt(timescale / (step + 1)))
-    if config.cooldown_steps:
-        factor *= min(1.0, (steps - step) / config.cooldown_steps)
+        factor *= 0.5 * (1 + math.cos(math.pi * progress))
+    elif config.schedule == "linear":
+        factor *= 1 - progress
+    elif config.schedule == "rsqrt":
+        factor *= min(1.0, math.sqrt(max(config.timescale, config.warmup, 1) / after))
+    if config.cooldown:
+        factor *= min(1.0, max(0.0, length - before) / config.cooldown)
     return factor
