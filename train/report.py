@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 MARKERS = "osD^vPX*"
 PADDING = "#B0B0B0"
-MIN_ACROSS, MAX_ACROSS = 7, 12  # images side by side
+MIN_ACROSS, MAX_ACROSS = 5, 12  # images side by side
 
 
 def draw_accuracy(rows: Iterable[dict[str, Any]], path: Path) -> None:
