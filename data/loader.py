@@ -6,6 +6,7 @@ stream belongs to one worker. Each worker has a DataLoader of its own, which let
 serve any number of streams in the one fixed order.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from packvit.data.shards import expand_shards
 from packvit.data.streams import STATE_VERSION, DataConfig, Stream
-from packvit.packing import PackedBatch, PackingConfig, ViewsConfig
+from packvit.packing import PackedBatch, PackingConfig, ViewsConfig, derive_seed
 
 PREFETCH = 3  # batches ready in each worker
 
@@ -92,6 +93,7 @@ class TrainLoader:
             raise ValueError(f"data.streams={data.streams} must be a multiple of the {world_size} ranks")
         paths = tuple(expand_shards(data.shards))
         self.data, self.paths = data, paths
+        self.shards = identify_shards(paths)
         self.make_stream = partial(
             Stream,
             paths=paths,
@@ -144,7 +146,7 @@ class TrainLoader:
         """The state of this rank's streams after the batches taken so far; JSON-serialisable."""
         return {
             "version": STATE_VERSION,
-            "shards": [path.rsplit("/", 1)[-1] for path in self.paths],
+            "shards": self.shards,
             "num_streams": self.data.streams,
             "start": self.start,
             "streams": {str(index): state for index, state in self.states.items()},
@@ -154,9 +156,15 @@ class TrainLoader:
         """Go on after `state`, which may be the union of several ranks' (`merge_states`)."""
         mine = self.state_dict()
         if state["shards"] != mine["shards"]:
+            old, new = state["shards"], mine["shards"]
+            what = (
+                "others"
+                if (old["number"], old["first"]) != (new["number"], new["first"])
+                else "other contents"
+            )
             raise ValueError(
-                f"the run was started on {len(state['shards'])} shards ({state['shards'][0]}, ...), but "
-                f"data.shards names {len(mine['shards'])} ({mine['shards'][0]}, ...): resume with the same"
+                f"the run was started on {old['number']} shards ({old['first']}, ...), but data.shards names "
+                f"{what} ({new['number']}: {self.paths[0]}, ...): resume with the same"
             )
         if state["num_streams"] != mine["num_streams"]:
             raise ValueError(
@@ -167,6 +175,13 @@ class TrainLoader:
         own = (self.start + self.rank) % self.world_size
         streams = {int(index): stream for index, stream in state["streams"].items()}
         self.states = {index: s for index, s in streams.items() if index % self.world_size == own}
+
+
+def identify_shards(paths: Sequence[str]) -> dict:
+    """What tells a list of shards from another: names in order and sizes, wherever the files lie."""
+    names = [os.path.basename(path) for path in paths]
+    sizes = [os.path.getsize(path) for path in paths]
+    return {"number": len(paths), "first": names[0], "digest": f"{derive_seed(*names, *sizes):032x}"}
 
 
 def merge_states(states: Sequence[dict]) -> dict:

@@ -104,7 +104,13 @@ class Shard:
         return len(self._samples)
 
     def key(self, index: int) -> str:
-        """Name of a sample."""
+        """Name of a sample.
+
+        Raises:
+            BadShard: there are fewer samples, because the file was replaced since its number was taken.
+        """
+        if index >= len(self._samples):
+            raise BadShard(self.path, f"it has only {len(self)} samples now, so sample {index} is lost")
         return self._samples[index][0]
 
     def fields(self, index: int) -> tuple[str, ...]:

@@ -8,8 +8,11 @@ drawn from (seed, epoch, key), which the stream's packer puts into sequences. No
 its sequence is full, so the whole state of a stream is where it reads and which samples wait.
 """
 
+import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from random import Random
 
 from packvit.data.samples import describe_skipped, load_sample
@@ -26,6 +29,9 @@ from packvit.packing import (
 )
 
 STATE_VERSION = 2
+
+# A stream gives up after this many samples, or epochs without any, in a row of which none could be used.
+BARREN_SAMPLES, BARREN_EPOCHS = 1000, 64
 
 
 @dataclass(frozen=True)
@@ -75,9 +81,18 @@ class Unit:
     parts: int
 
 
+def parts_of_shard(num_shards: int, streams: int) -> int:
+    """How many units a shard is cut into.
+
+    All streams give equally many batches, so all should own equally many units: otherwise the samples of some
+    would be seen more often. With many shards to a stream the difference is small and shards stay whole.
+    """
+    return 1 if num_shards >= 16 * streams else streams // math.gcd(num_shards, streams)
+
+
 def epoch_units(num_shards: int, streams: int, stream: int, epoch: int, seed: int) -> list[Unit]:
     """The units of one stream in one epoch, in order; over all streams they cover every sample once."""
-    parts = -(-streams // num_shards)
+    parts = parts_of_shard(num_shards, streams)
     units = [Unit(shard, part, parts) for shard in range(num_shards) for part in range(parts)]
     Random(derive_seed(seed, "units", epoch)).shuffle(units)
     return units[stream::streams]
@@ -120,8 +135,8 @@ class Stream:
         """The next `packing.sequences` sequences, decoded. Slots of a sample that fails to decode stay empty.
 
         Raises:
-            ValueError: a view is longer than `packing.seq_len` and `packing.oversize` is `error`; or a
-                whole epoch of this stream holds no usable sample.
+            ValueError: a view is longer than `packing.seq_len` and `packing.oversize` is `error`; or no
+                sample can be used any more.
         """
         seq_len = self.packing.seq_len
         while (rows := self._dealer.deal()) is None:
@@ -161,10 +176,13 @@ class Stream:
         self._samples = self._read()
 
     def _read(self) -> Iterator[Planned]:
-        """Every good sample from the stream's place on, for ever."""
-        while True:
+        """Every good sample from the stream's place on, for ever.
+
+        An epoch may hold none: small or broken shards leave units empty; the next epoch has others.
+        """
+        failed, epochs = 0, 0  # since the last good sample
+        while failed < BARREN_SAMPLES and epochs < BARREN_EPOCHS:
             units = epoch_units(len(self.paths), self.data.streams, self.index, self._epoch, self.seed)
-            found = self._group > 0 or self._offset > 0
             for start in range(self._group * self.data.shuffle_shards, len(units), self.data.shuffle_shards):
                 for member in self._shuffled(units[start : start + self.data.shuffle_shards])[self._offset :]:
                     self._offset += 1
@@ -173,18 +191,19 @@ class Stream:
                         planned = self._plan((self._epoch, *member))
                     except (BadSample, BadShard) as error:
                         self._skip(error)
+                        failed += 1
                         continue
-                    found = True
+                    failed, epochs = 0, 0
                     yield planned
                 self._group += 1
                 self._offset = 0
-            if not found:
-                raise ValueError(
-                    f"data stream {self.index} has no usable sample in a whole epoch: "
-                    f"use more data or a smaller data.streams than {self.data.streams}"
-                )
             self._epoch += 1
             self._group = 0
+            epochs += 1
+        named = f": {self.skipped[-1]['shard']}: {self.skipped[-1]['reason']}" if self.skipped else ""
+        raise ValueError(
+            f"data stream {self.index} finds no usable sample any more in {self.paths[0]}, ...{named}"
+        )
 
     def _shuffled(self, units: list[Unit]) -> list[tuple[int, int]]:
         """(shard, member) of every sample of these units, in the epoch's order."""
@@ -193,19 +212,32 @@ class Stream:
             try:
                 shard = Shard.open(self.paths[unit.shard])
             except BadShard as error:
-                self._report(describe_skipped(error))
+                self._report(describe_skipped(error), self._unit_size)
                 continue
             for problem in shard.problems if unit.part == 0 else ():
-                self._report({"shard": shard.path, "key": None, "reason": problem})
+                self._report({"shard": shard.path, "key": None, "reason": problem}, 1)
             members += [(unit.shard, member) for member in range(unit.part, len(shard), unit.parts)]
         first = units[0]
         Random(derive_seed(self.seed, "members", self._epoch, first.shard, first.part)).shuffle(members)
         return members
 
-    def _report(self, problem: dict) -> None:
-        """Name a shard's problem, but not again when a resumed stream comes back to the middle of a group."""
+    def _report(self, problem: dict, samples: int) -> None:
+        """Name a shard's problem and count the samples it may have cost.
+
+        Not again when a resumed stream comes back to the middle of a group.
+        """
         if self._offset == 0:
             self.skipped.append(problem)
+            self.seen += samples
+            self.bad += samples
+
+    @cached_property
+    def _unit_size(self) -> int:
+        """Samples that a shard which cannot be read counts for: as many as a unit of one that can."""
+        for path in self.paths:
+            with suppress(BadShard):
+                return max(1, len(Shard.open(path)) // parts_of_shard(len(self.paths), self.data.streams))
+        return 1
 
     def _plan(self, reference: tuple[int, int, int]) -> Planned:
         epoch, shard_index, member = reference
@@ -230,8 +262,11 @@ class Stream:
         epoch, shard_index, member = planned.reference
         seed = derive_seed(self.seed, "drop", epoch, planned.key)
         try:
+            shard = Shard.open(self.paths[shard_index])
+            if shard.key(member) != planned.key:
+                raise BadShard(shard.path, f"it was replaced, so sample {planned.key!r} is lost")
             return load_sample(
-                Shard.open(self.paths[shard_index]),
+                shard,
                 member,
                 replace(planned.view, num_tokens=kept),
                 planned.native_size,

@@ -55,12 +55,12 @@ class BatchStats:
     @property
     def padding_fraction(self) -> float:
         """Empty slots / all slots."""
-        return 1 - self.tokens / self.slots
+        return 1 - self.tokens / max(1, self.slots)
 
     @property
     def images_per_sequence(self) -> float:
         """Mean number of images in a sequence."""
-        return self.images / self.sequences
+        return self.images / max(1, self.sequences)
 
     def __add__(self, other: "BatchStats") -> "BatchStats":
         return BatchStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -189,7 +189,8 @@ class PackedBatch:
                 offsets.append(end_of_row)
         images = [image for _, image in sorted(zip(numbers, images, strict=True), key=lambda pair: pair[0])]
         labels = None
-        if images and all(image.label is not None for image in images):
+        # A batch without images has labels, too: none of them.
+        if all(image.label is not None for image in images):
             labels = torch.tensor([image.label for image in images], dtype=torch.int64)
         return PackedBatch(
             patches={p: torch.from_numpy(np.concatenate(v[0])) for p, v in sorted(by_patch_size.items())},

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from packvit.data import DataConfig, EvalSet, Stream, TrainLoader, merge_states, write_shards
-from packvit.data.streams import epoch_units
+from packvit.data.streams import epoch_units, parts_of_shard
 from packvit.data.write import Sample
 from packvit.packing import DropConfig, PackedBatch, PackingConfig, ResolutionConfig, ViewsConfig
 from packvit.packing.policy import PACKERS
@@ -196,6 +197,72 @@ def test_a_stream_without_usable_samples_says_so(tmp_path):
         take(make_loader(tmp_path, streams=1), 1)
     with pytest.raises(ValueError, match="no usable sample"):
         take(make_loader(tmp_path, streams=1, workers=1), 1)
+
+
+def test_streams_own_equally_many_units_and_shards_stay_whole_where_that_is_nearly_so():
+    for num_shards, streams in [(1, 64), (3, 8), (40, 8), (6, 4), (127, 8)]:
+        units = [len(epoch_units(num_shards, streams, stream, 0, 0)) for stream in range(streams)]
+        assert len(set(units)) == 1
+    assert parts_of_shard(130, 8) == 1
+    assert parts_of_shard(40, 8) == 1
+
+
+def test_empty_units_and_broken_shards_stop_no_stream(tmp_path):
+    rng = np.random.default_rng(0)
+    image = jpeg(rng)
+    write_shards((Sample(f"s{i}", image, "jpg", 0) for i in range(41)), tmp_path, 40)  # 40 and 1
+    (tmp_path / "shard-000002.tar").write_bytes(b"broken" * 500)
+    loader = make_loader(tmp_path, streams=64)
+    keys, skipped = Counter(), []
+    batches = iter(loader)
+    for _ in range(128):
+        loaded = next(batches)
+        assert loaded.batch is not None
+        keys.update(loaded.batch.keys)
+        skipped += loaded.skipped
+    assert set(keys) == {f"s{i}" for i in range(41)}
+    assert {(line["shard"][-16:], line["key"]) for line in skipped} == {("shard-000002.tar", None)}
+
+
+def test_a_broken_shard_counts_as_many_samples_as_another_holds(tmp_path):
+    rng = np.random.default_rng(0)
+    image = jpeg(rng)
+    write_shards((Sample(f"s{i}", image, "jpg", 0) for i in range(80)), tmp_path, 20)
+    (tmp_path / "shard-000001.tar").write_bytes(b"broken" * 500)
+    loader = make_loader(tmp_path, streams=1)
+    batches = iter(loader)
+    while loader.counts()[0] < 400:
+        next(batches)
+    seen, bad = loader.counts()
+    assert 0.2 < bad / seen < 0.3
+
+
+def test_other_contents_under_the_same_names_are_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    write_shards((Sample(f"s{i}", jpeg(rng), "jpg", 0) for i in range(20)), tmp_path / "a", 10)
+    write_shards((Sample(f"s{i}", jpeg(rng), "jpg", 0) for i in range(18)), tmp_path / "b", 10)
+    loader = make_loader(tmp_path / "a")
+    take(loader, 3)
+    make_loader(tmp_path / "a", loader.state_dict())
+    with pytest.raises(ValueError, match="other contents"):
+        make_loader(tmp_path / "b", loader.state_dict())
+
+
+def test_a_shard_that_vanishes_or_shrinks_in_the_middle_is_named(tmp_path):
+    rng = np.random.default_rng(0)
+    image = jpeg(rng)
+    write_shards((Sample(f"s{i}", image, "jpg", 0) for i in range(60)), tmp_path / "a", 20)
+    write_shards((Sample(f"t{i}", image, "jpg", 0) for i in range(2)), tmp_path / "b", 20)
+    loader = make_loader(tmp_path / "a", streams=1, shuffle_shards=3)
+    batches = iter(loader)
+    skipped = list(next(batches).skipped)
+    (tmp_path / "a/shard-000000.tar").unlink()
+    os.replace(tmp_path / "b/shard-000000.tar", tmp_path / "a/shard-000001.tar")
+    while loader.counts()[0] < 120:
+        skipped += next(batches).skipped
+    reasons = {line["shard"][-16:]: line["reason"] for line in skipped if "is lost" in line["reason"]}
+    assert set(reasons) == {"shard-000001.tar"}
+    assert any("cannot be read" in line["reason"] for line in skipped)
 
 
 def test_an_oversize_view_is_refused_by_name_or_shrunk(shards):
