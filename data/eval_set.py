@@ -11,8 +11,8 @@ from functools import partial
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from packvit.data.loader import LoadedBatch, as_loaded
-from packvit.data.samples import describe_skipped, load_sample
+from packvit.data.loader import HandedOver, LoadedBatch
+from packvit.data.samples import describe_skipped, label_of, load_sample
 from packvit.data.shards import BadSample, BadShard, Shard, expand_shards
 from packvit.packing import PackedBatch, PackingConfig, View, full_view, pack_lengths
 
@@ -34,7 +34,7 @@ class EvalSet:
         num_classes: samples without a label in 0..num_classes-1 are skipped; None accepts any.
 
     Attributes:
-        entries: samples with a readable header.
+        entries: samples with a readable header and, with num_classes, a label.
         skipped: {"shard", "key", "reason"} of the others; failures to decode come with the batches.
     """
 
@@ -52,12 +52,14 @@ class EvalSet:
             self.skipped += [{"shard": path, "key": None, "reason": problem} for problem in shard.problems]
             for member in range(len(shard)):
                 try:
+                    label_of(shard, member, num_classes)
                     self.entries.append(Entry(index, member, shard.native_size(member)))
-                except BadSample as error:
+                except (BadSample, BadShard) as error:
                     self.skipped.append(describe_skipped(error))
         if not self.entries:
+            why = f": {self.skipped[0]['reason']}" if self.skipped else ", which are empty"
             raise ValueError(
-                f"no usable image in the {len(self.paths)} validation shards ({self.paths[0]}, ...)"
+                f"no usable image in the {len(self.paths)} validation shards ({self.paths[0]}, ...){why}"
             )
 
     def batches(
@@ -84,10 +86,10 @@ class EvalSet:
             _Batches(groups[rank::world_size], load),
             batch_size=None,
             num_workers=workers,
-            collate_fn=as_loaded,
+            collate_fn=HandedOver.pack,
             generator=torch.Generator(),
         )
-        return iter(loader)
+        return (handed.unpack() for handed in loader)
 
     def _load(self, group: list[list[int]], views: list[View], seq_len: int) -> LoadedBatch:
         skipped: list[dict] = []

@@ -8,7 +8,7 @@ serve any number of streams in the one fixed order.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, cycle
 from typing import Any
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from packvit.data.shards import expand_shards
 from packvit.data.streams import STATE_VERSION, DataConfig, Stream
-from packvit.packing import PackedBatch, PackingConfig, ViewsConfig, derive_seed
+from packvit.packing import FlatBatch, PackedBatch, PackingConfig, ViewsConfig, derive_seed
 
 PREFETCH = 3  # batches ready in each worker
 
@@ -40,10 +40,27 @@ class LoadedBatch:
     skipped: list[dict] = field(default_factory=list)
     error: str | None = None
 
-    def pin_memory(self) -> "LoadedBatch":
+
+@dataclass
+class HandedOver:
+    """A loaded batch on its way from a worker: see FlatBatch."""
+
+    loaded: LoadedBatch
+    flat: FlatBatch | None
+
+    @staticmethod
+    def pack(loaded: Any) -> "HandedOver":
+        """For DataLoader.collate_fn, typed for lists of samples; the worker calls it with a LoadedBatch."""
+        flat = FlatBatch.pack(loaded.batch) if loaded.batch is not None else None
+        return HandedOver(replace(loaded, batch=None), flat)
+
+    def pin_memory(self) -> "HandedOver":
         """Called by the DataLoader, in its pinning thread."""
-        self.batch = self.batch.pin_memory() if self.batch else None
-        return self
+        return replace(self, flat=self.flat.pin_memory() if self.flat is not None else None)
+
+    def unpack(self) -> LoadedBatch:
+        """The loaded batch again."""
+        return replace(self.loaded, batch=self.flat.unpack() if self.flat is not None else None)
 
 
 class StreamDataset(IterableDataset):
@@ -122,7 +139,7 @@ class TrainLoader:
                     num_workers=min(1, data.workers),
                     prefetch_factor=PREFETCH if data.workers else None,
                     pin_memory=self.pin_memory,
-                    collate_fn=as_loaded,
+                    collate_fn=HandedOver.pack,
                     # Its own generator: the DataLoader would otherwise draw from, and shift, the global one.
                     generator=torch.Generator(),
                 )
@@ -130,7 +147,7 @@ class TrainLoader:
             for worker in range(workers)
         ]
         for i in count():
-            loaded: LoadedBatch = next(sources[i % len(order) % workers])
+            loaded: LoadedBatch = next(sources[i % len(order) % workers]).unpack()
             if loaded.error is not None:
                 raise ValueError(loaded.error)
             self.states[loaded.stream] = loaded.state
@@ -188,8 +205,3 @@ def merge_states(states: Sequence[dict]) -> dict:
     """One state of all ranks' states."""
     streams = {index: stream for state in states for index, stream in state["streams"].items()}
     return states[0] | {"streams": streams}
-
-
-def as_loaded(loaded: Any) -> Any:
-    """For DataLoader.collate_fn: batches come ready-made."""
-    return loaded

@@ -19,17 +19,29 @@ def load_sample(
         BadSample: it cannot be decoded; or, with `num_classes` given, has no label in 0..num_classes-1.
     """
     key = shard.key(member)
-    label = shard.label(member)
-    if num_classes is not None:
-        if label is None:
-            raise BadSample(shard.path, key, "it has no label")
-        if not 0 <= label < num_classes:
-            raise BadSample(shard.path, key, f"its label {label} is not in 0..{num_classes - 1}")
+    label = label_of(shard, member, num_classes)
     data = shard.image(member)
     try:
         return present(data, view, native_size, seed, label, key)
     except ValueError as error:
         raise BadSample(shard.path, key, str(error)) from error
+
+
+def label_of(shard: Shard, member: int, num_classes: int | None) -> int | None:
+    """The class index of a sample; None where it has none and `num_classes` is not given.
+
+    Raises:
+        BadSample: with `num_classes` given, there is no label in 0..num_classes-1.
+    """
+    label = shard.label(member)
+    if num_classes is not None:
+        if label is None:
+            raise BadSample(shard.path, shard.key(member), "it has no label")
+        if not 0 <= label < num_classes:
+            raise BadSample(
+                shard.path, shard.key(member), f"its label {label} is not in 0..{num_classes - 1}"
+            )
+    return label
 
 
 def describe_skipped(error: BadSample | BadShard) -> dict:

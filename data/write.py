@@ -15,9 +15,9 @@ from random import Random
 from PIL import Image
 from webdataset.writer import TarWriter
 
-from packvit.packing import derive_seed
+from packvit.data.decode import decode, native_size_of
+from packvit.packing import derive_seed, full_view
 
-FORMATS = ("JPEG", "PNG", "WEBP")
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # MPO: a JPEG of several pictures
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 LONGEST_KEY = 80  # bytes; a ustar header has room for 100 with the extension
@@ -50,13 +50,15 @@ class FolderReport:
         classes: names in the order of their indices.
         images: {folder of shards: images written}.
         broken: image files that cannot be decoded, with the reason; left out.
-        not_images: other files, left out.
+        not_images: other files and links to folders, left out.
+        empty: classes without a single image; they keep their index.
     """
 
     classes: list[str]
     images: dict[Path, int] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
     not_images: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
 
 
 def write_shards(
@@ -166,9 +168,14 @@ def write_image_folder(
     rng = Random(derive_seed(seed, "write_image_folder"))
     splits: dict[Path, list[tuple[Path, int]]] = {}
     for label, class_folder in enumerate(class_folders):
-        files = sorted(path for path in class_folder.rglob("*") if path.is_file())
+        found = sorted(class_folder.rglob("*"))
+        files = [path for path in found if path.is_file()]
+        report.not_images += [
+            f"{path} (a link)" for path in found if path.is_symlink() and not path.is_file()
+        ]
         images = [path for path in files if path.suffix.lower() in SUFFIXES]
         report.not_images += [str(path) for path in files if path.suffix.lower() not in SUFFIXES]
+        report.empty += [] if images else [class_folder.name]
         rng.shuffle(images)
         held_out = round(len(images) * val_fraction)
         val, train = (out / "val", out / "train") if val_fraction else (out, out)
@@ -190,7 +197,7 @@ def write_image_folder(
         for path, label in files:
             try:
                 image, extension = read_image(path)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            except (OSError, ValueError) as error:
                 report.broken.append(f"{path}: {error}")
             else:
                 report.images[target] = report.images.get(target, 0) + 1
@@ -207,15 +214,19 @@ def write_image_folder(
 
 
 def read_image(path: Path) -> tuple[bytes, str]:
-    """The file's bytes and its extension by content, after decoding it once.
+    """The file's bytes and its extension by content, after decoding it once as training will.
 
     Raises:
-        OSError, ValueError, SyntaxError: as Pillow does for a broken file.
+        OSError: the file cannot be read.
+        ValueError: it is no image of these formats, broken, or too large.
     """
     content = path.read_bytes()
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        image.load()
-        return content, EXTENSIONS[str(image.format)]
+    size = native_size_of(content)
+    decode(content, full_view(size, 1), size)
+    with Image.open(io.BytesIO(content)) as image:
+        if image.format not in EXTENSIONS:
+            raise ValueError(f"it is a {image.format} file, none of {', '.join(EXTENSIONS)}")
+        return content, EXTENSIONS[image.format]
 
 
 class KeyMaker:

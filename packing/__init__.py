@@ -2,6 +2,7 @@
 
 from packvit.packing.balance import Dealer
 from packvit.packing.batch import BatchStats, PackedBatch, PackedImage
+from packvit.packing.flat import FlatBatch
 from packvit.packing.packer import Packer
 from packvit.packing.policy import PackingConfig, make_packer, pack_lengths
 from packvit.packing.samplers import DropConfig, ResolutionConfig, ViewsConfig, draw_view, full_view
@@ -11,6 +12,7 @@ __all__ = [
     "BatchStats",
     "Dealer",
     "DropConfig",
+    "FlatBatch",
     "PackedBatch",
     "PackedImage",
     "Packer",

@@ -161,6 +161,7 @@ def write_command(
     for name, lines in (
         ("broken images left out", report.broken),
         ("other files left out", report.not_images),
+        ("classes without images", report.empty),
     ):
         if lines:
             print(f"{len(lines)} {name}:")
