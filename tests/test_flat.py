@@ -52,7 +52,8 @@ import resource, sys
 from packvit.data import DataConfig, TrainLoader
 from packvit.packing import PackingConfig, ResolutionConfig, ViewsConfig
 resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))
-views = ViewsConfig(patch_sizes=(4, 5, 6, 7, 8, 9, 10, 11, 12), resolution=ResolutionConfig(16, 32, "uniform"))
+sizes = tuple(range(4, 13))
+views = ViewsConfig(patch_sizes=sizes, resolution=ResolutionConfig(16, 32, "uniform"))
 packing = PackingConfig(seq_len=64, sequences=8, lookahead=16, balance=1)
 batches = iter(TrainLoader(DataConfig((sys.argv[1],), workers=2, streams=2), views, packing, 0, 10))
 held = [next(batches).batch for _ in range(24)]
