@@ -1,29 +1,23 @@
 """Shards: tar files of samples, read in any order through an index of byte offsets.
 
 webdataset's conventions: the members of one sample stand side by side and share the name up to its first
-dot, the rest is the field (`cat/01.jpg`, `cat/01.cls`). The index is built by walking the tar's headers
-once and kept in a cache folder, so that a sample, or only its header, is one read at a known place.
+dot, the rest is the field (`cat/01.jpg`, `cat/01.cls`). Through its index a sample, or only its header, is
+one read at a known place.
 """
 
-import functools
 import glob
-import json
 import os
 import re
-import tarfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from braceexpand import braceexpand
-from webdataset.tariterators import base_plus_ext
 
 from packvit.data.decode import native_size_of
-from packvit.packing import derive_seed
+from packvit.data.index import Index, open_index
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "ppm", "pgm", "bmp")
 HEAD_BYTES = 16 * 1024  # enough for the header of nearly every image
-INDEX_VERSION = 2
 
 
 class BadSample(ValueError):
@@ -82,10 +76,10 @@ class Shard:
         problems: sentences about members that are lost, e.g. behind the place where a file is cut off.
     """
 
-    def __init__(self, path: str, samples: list[tuple[str, dict[str, tuple[int, int]]]], problems: list[str]):
+    def __init__(self, path: str, index: Index) -> None:
         self.path = path
-        self.problems = problems
-        self._samples = samples
+        self.problems = list(index.problems)
+        self._index = index
 
     @staticmethod
     def open(path: str | Path) -> "Shard":
@@ -98,10 +92,13 @@ class Shard:
             status = os.stat(path)
         except OSError as error:
             raise BadShard(str(path), f"it cannot be read ({error.strerror})") from error
-        return _open_indexed(str(path), status.st_size, status.st_mtime_ns)
+        try:
+            return Shard(str(path), open_index(str(path), status.st_size, status.st_mtime_ns))
+        except ValueError as error:
+            raise BadShard(str(path), str(error)) from error
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._index)
 
     def key(self, index: int) -> str:
         """Name of a sample.
@@ -109,13 +106,13 @@ class Shard:
         Raises:
             BadShard: there are fewer samples, because the file was replaced since its number was taken.
         """
-        if index >= len(self._samples):
+        if index >= len(self):
             raise BadShard(self.path, f"it has only {len(self)} samples now, so sample {index} is lost")
-        return self._samples[index][0]
+        return self._index.key(index)
 
     def fields(self, index: int) -> tuple[str, ...]:
         """The fields that a sample has, lower-case, without dots at their ends."""
-        return tuple(self._samples[index][1])
+        return self._index.fields(index)
 
     def read(self, index: int, field: str, size: int | None = None) -> bytes:
         """A field of a sample, or its first `size` bytes.
@@ -124,10 +121,10 @@ class Shard:
             BadSample: the sample lacks the field.
             BadShard: the file is gone or shorter than it was.
         """
-        key, fields = self._samples[index]
-        if field not in fields:
-            raise BadSample(self.path, key, f"it has no .{field}")
-        offset, length = fields[field]
+        span = self._index.span(index, field)
+        if span is None:
+            raise BadSample(self.path, self.key(index), f"it has no .{field}")
+        offset, length = span
         wanted = length if size is None else min(size, length)
         try:
             handle = os.open(self.path, os.O_RDONLY)
@@ -169,7 +166,7 @@ class Shard:
         Raises:
             BadSample: the field is not a whole number.
         """
-        if "cls" not in self._samples[index][1]:
+        if "cls" not in self.fields(index):
             return None
         text = self.read(index, "cls")
         try:
@@ -178,79 +175,11 @@ class Shard:
             raise BadSample(self.path, self.key(index), f"its label {text[:40]!r} is no number") from error
 
     def _image_field(self, index: int) -> str:
-        key, fields = self._samples[index]
+        fields = self.fields(index)
         for field in fields:
             if field in IMAGE_FIELDS:
                 return field
-        raise BadSample(self.path, key, f"it has no image, only {', '.join(fields)}")
-
-
-@functools.lru_cache(maxsize=512)
-def _open_indexed(path: str, size: int, mtime_ns: int) -> Shard:
-    # The modification time is part of the key, so a file that was replaced is indexed anew.
-    cache = _cache_folder() / f"{_digest(os.path.abspath(path), size, mtime_ns)}.json"
-    try:
-        stored = json.loads(cache.read_text())
-        samples = [(key, {f: (o, n) for f, (o, n) in fields.items()}) for key, fields in stored["samples"]]
-        return Shard(path, samples, stored["problems"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # not there yet, or damaged: made again
-    samples, problems = _build_index(path)
-    partial = cache.with_name(f"{cache.name}.{os.getpid()}")
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({"samples": samples, "problems": problems}))
-        os.replace(partial, cache)
-    except OSError:
-        # Without a cache the next process walks the headers again.
-        with suppress(OSError):
-            partial.unlink()
-    return Shard(path, samples, problems)
-
-
-def _build_index(path: str) -> tuple[list[tuple[str, dict[str, tuple[int, int]]]], list[str]]:
-    samples: list[tuple[str, dict[str, tuple[int, int]]]] = []
-    problems: list[str] = []
-    name: str | None = None
-    try:
-        # Names in another encoding become escapes, because keys must be printable and hashable as UTF-8.
-        with (
-            open(path, "rb") as file,
-            tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace") as tar,
-        ):
-            for member in tar:
-                name = member.name
-                base, field = base_plus_ext(name)
-                # A base that ends in a slash belongs to a hidden file, such as macOS's `._01.jpg`.
-                if not member.isfile() or not base or base.endswith("/") or not field:
-                    continue
-                field = field.lower()
-                if not samples or samples[-1][0] != base:
-                    samples.append((base, {}))
-                if field in samples[-1][1]:
-                    problems.append(f"member {name!r} is there twice: the first one is used")
-                else:
-                    samples[-1][1][field] = (member.offset_data, member.size)
-            # tarfile takes a broken header, or none, for the end of the archive; the end is a block of zeros.
-            file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                raise tarfile.ReadError("no end of archive")
-    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-        if name is None:
-            raise BadShard(path, f"it is no readable tar file ({error})") from error
-        problems.append(f"it breaks off in or after {name!r} ({error}): what follows is lost")
-        samples = samples[:-1]  # the last sample may lack members, or the end of one
-    return samples, problems
-
-
-def _cache_folder() -> Path:
-    if folder := os.environ.get("PACKVIT_CACHE"):
-        return Path(folder) / "index"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "packvit" / "index"
-
-
-def _digest(*parts: object) -> str:
-    return f"{derive_seed(INDEX_VERSION, *map(str, parts)):032x}"
+        raise BadSample(self.path, self.key(index), f"it has no image, only {', '.join(fields)}")
 
 
 def _natural(path: str) -> list[tuple[int, str]]:
