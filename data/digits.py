@@ -21,6 +21,7 @@ STEEPEST = 3.0  # aspect ratios from 1:3 to 3:1
 SMALLEST_DIGIT = 12  # pixels
 TEST_SHARE = 0.2
 JPEG_QUALITY = 92
+CLUTTER = 0.3  # what minutes of training on a CPU can learn to see through
 
 
 def write_digits(
@@ -29,7 +30,7 @@ def write_digits(
     test_images: int = 2_000,
     seed: int = 0,
     *,
-    clutter: float = 0.3,
+    clutter: float = CLUTTER,
     shard_size: int = 500,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:

@@ -11,7 +11,16 @@ from PIL import Image
 
 from packvit.data import Shard, check_shards, expand_shards, write_digits
 from packvit.data import digits as digits_module
-from packvit.data.digits import LARGEST, SMALLEST, STEEPEST, draw_canvas, draw_size, load_scans, split_scans
+from packvit.data.digits import (
+    CLUTTER,
+    LARGEST,
+    SMALLEST,
+    STEEPEST,
+    draw_canvas,
+    draw_size,
+    load_scans,
+    split_scans,
+)
 from packvit.packing import derive_seed
 
 pytest.importorskip("sklearn")
@@ -100,7 +109,7 @@ def test_the_set_is_readable_and_its_labels_are_right(small_set):
         assert len(found) == count
         for index, (key, (data, label)) in enumerate(found.items()):
             rng = np.random.default_rng(derive_seed(5, split, index))
-            canvas, digit = draw_canvas(rng, scans[part], labels[part], 0.5)
+            canvas, digit = draw_canvas(rng, scans[part], labels[part], CLUTTER)
             assert label == digit, key
             stored = np.asarray(Image.open(io.BytesIO(data)))
             assert stored.shape == canvas.shape

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from packvit.data import check_shards, write_digits, write_image_folder
+from packvit.data.digits import CLUTTER
 from packvit.packing import PackingConfig
 from packvit.train.analyze import analyze_command
 from packvit.train.config import Config
@@ -169,7 +170,12 @@ def write_command(
 
 
 def demo_command(
-    out: Folder, /, train_images: int = 20_000, test_images: int = 2_000, seed: int = 0, clutter: float = 0.3
+    out: Folder,
+    /,
+    train_images: int = 20_000,
+    test_images: int = 2_000,
+    seed: int = 0,
+    clutter: float = CLUTTER,
 ) -> None:
     """Write the demo set: handwritten digits on canvases of every size and shape, over clutter.
 
