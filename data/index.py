@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from webdataset.tariterators import base_plus_ext
 
+from packvit.data.fetch import cache_folder
 from packvit.packing import derive_seed
 
 INDEX_VERSION = 3
@@ -137,7 +138,8 @@ def open_index(path: str, size: int, mtime_ns: int) -> Index:
     if key in _memory:
         _memory.move_to_end(key)
         return _memory[key]
-    cache = cache_folder() / f"{derive_seed(INDEX_VERSION, os.path.abspath(path), size, mtime_ns):032x}.npz"
+    digest = derive_seed(INDEX_VERSION, os.path.abspath(path), size, mtime_ns)
+    cache = cache_folder("index") / f"{digest:032x}.npz"
     index = Index.load(cache)
     if index is None:
         index = build_index(path)
@@ -191,10 +193,3 @@ def build_index(path: str) -> Index:
         problems.append(f"it breaks off in or after {name!r} ({error}): what follows is lost")
         samples = samples[:-1]  # the last sample may lack members, or the end of one
     return Index.of(samples, problems)
-
-
-def cache_folder() -> Path:
-    """Where indices are kept: $PACKVIT_CACHE, else the user's cache folder."""
-    if folder := os.environ.get("PACKVIT_CACHE"):
-        return Path(folder) / "index"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "packvit" / "index"

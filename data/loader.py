@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from packvit.data.fetch import is_remote
 from packvit.data.shards import expand_shards
 from packvit.data.streams import STATE_VERSION, DataConfig, Stream
 from packvit.packing import FlatBatch, PackedBatch, PackingConfig, ViewsConfig, derive_seed
@@ -197,7 +198,7 @@ class TrainLoader:
 def identify_shards(paths: Sequence[str]) -> dict:
     """What tells a list of shards from another: names in order and sizes, wherever the files lie."""
     names = [os.path.basename(path) for path in paths]
-    sizes = [os.path.getsize(path) for path in paths]
+    sizes = [-1 if is_remote(path) else os.path.getsize(path) for path in paths]
     return {"number": len(paths), "first": names[0], "digest": f"{derive_seed(*names, *sizes):032x}"}
 
 

@@ -14,9 +14,12 @@ from pathlib import Path
 from braceexpand import braceexpand
 
 from packvit.data.decode import native_size_of
+from packvit.data.fetch import GZIP_SUFFIXES, FetchConfig, is_remote, local_file
 from packvit.data.index import Index, open_index
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "ppm", "pgm", "bmp")
+FETCH = FetchConfig()
+SHARD_SUFFIXES = (".tar", *GZIP_SUFFIXES)
 HEAD_BYTES = 16 * 1024  # enough for the header of nearly every image
 
 
@@ -37,7 +40,7 @@ class BadShard(ValueError):
 
 
 def expand_shards(patterns: str | Sequence[str]) -> list[str]:
-    """Paths of tar files, in natural order, from paths, brace patterns, globs and folders.
+    """Shards in natural order, from paths, brace patterns, globs, folders, and URLs that gopen knows.
 
     Raises:
         ValueError: a pattern matches nothing, a file is missing, or a file is named twice.
@@ -45,8 +48,14 @@ def expand_shards(patterns: str | Sequence[str]) -> list[str]:
     paths: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         for name in braceexpand(pattern):
+            if is_remote(name):
+                paths.append(name)
+                continue
             if os.path.isdir(name):
-                found = glob.glob(os.path.join(glob.escape(name), "*.tar"))
+                inside = glob.escape(name)
+                found = [
+                    path for end in SHARD_SUFFIXES for path in glob.glob(os.path.join(inside, f"*{end}"))
+                ]
                 if not found:
                     raise ValueError(f"{name} is a folder without .tar files")
             elif glob.has_magic(name) and not os.path.exists(name):
@@ -62,7 +71,7 @@ def expand_shards(patterns: str | Sequence[str]) -> list[str]:
         raise ValueError("no shards are named")
     seen: set[str] = set()
     for path in paths:
-        if (absolute := os.path.abspath(path)) in seen:
+        if (absolute := path if is_remote(path) else os.path.abspath(path)) in seen:
             raise ValueError(f"{path} is named twice")
         seen.add(absolute)
     return paths
@@ -76,24 +85,25 @@ class Shard:
         problems: sentences about members that are lost, e.g. behind the place where a file is cut off.
     """
 
-    def __init__(self, path: str, index: Index) -> None:
+    def __init__(self, path: str, file: str, index: Index) -> None:
         self.path = path
+        self._file = file
         self.problems = list(index.problems)
         self._index = index
 
     @staticmethod
-    def open(path: str | Path) -> "Shard":
-        """The shard, indexed.
+    def open(path: str | Path, fetch: FetchConfig = FETCH) -> "Shard":
+        """The shard, fetched if it is remote, and indexed.
 
         Raises:
             BadShard: it is missing, or no tar file.
         """
         try:
-            status = os.stat(path)
+            file = local_file(str(path), fetch)
+            status = os.stat(file)
+            return Shard(str(path), file, open_index(file, status.st_size, status.st_mtime_ns))
         except OSError as error:
-            raise BadShard(str(path), f"it cannot be read ({error.strerror})") from error
-        try:
-            return Shard(str(path), open_index(str(path), status.st_size, status.st_mtime_ns))
+            raise BadShard(str(path), f"it cannot be read ({error.strerror or error})") from error
         except ValueError as error:
             raise BadShard(str(path), str(error)) from error
 
@@ -127,7 +137,7 @@ class Shard:
         offset, length = span
         wanted = length if size is None else min(size, length)
         try:
-            handle = os.open(self.path, os.O_RDONLY)
+            handle = os.open(self._file, os.O_RDONLY)
             try:
                 data = os.pread(handle, wanted, offset)
             finally:

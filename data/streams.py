@@ -11,10 +11,11 @@ its sequence is full, so the whole state of a stream is where it reads and which
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from random import Random
 
+from packvit.data.fetch import FetchConfig
 from packvit.data.samples import describe_skipped, load_sample
 from packvit.data.shards import BadSample, BadShard, Shard
 from packvit.packing import (
@@ -39,10 +40,12 @@ class DataConfig:
     """Where samples come from.
 
     Args:
-        shards, val_shards: tar files, brace patterns, globs or folders, for training and validation.
+        shards, val_shards: tar files, plain or gzipped, brace patterns, globs, folders or URLs (`https://...`,
+            `pipe:COMMAND`, what else webdataset's gopen knows), for training and validation.
         workers: processes of each rank that read and decode; 0 does it in the trainer.
         streams: logical streams; a multiple of the number of ranks. Part of the run's identity.
         shuffle_shards: units (see above) whose samples are shuffled together.
+        fetch: how remote and gzipped shards are fetched.
         max_bad_fraction: the run stops when more than this share of the samples had to be skipped.
     """
 
@@ -51,6 +54,7 @@ class DataConfig:
     workers: int = 2
     streams: int = 64
     shuffle_shards: int = 4
+    fetch: FetchConfig = field(default_factory=FetchConfig)
     max_bad_fraction: float = 0.05
 
     def __post_init__(self) -> None:
@@ -210,7 +214,7 @@ class Stream:
         members = []
         for unit in units:
             try:
-                shard = Shard.open(self.paths[unit.shard])
+                shard = self._open(unit.shard)
             except BadShard as error:
                 self._report(describe_skipped(error), self._unit_size)
                 continue
@@ -234,14 +238,14 @@ class Stream:
     @cached_property
     def _unit_size(self) -> int:
         """Samples that a shard which cannot be read counts for: as many as a unit of one that can."""
-        for path in self.paths:
+        for index in range(len(self.paths)):
             with suppress(BadShard):
-                return max(1, len(Shard.open(path)) // parts_of_shard(len(self.paths), self.data.streams))
+                return max(1, len(self._open(index)) // parts_of_shard(len(self.paths), self.data.streams))
         return 1
 
     def _plan(self, reference: tuple[int, int, int]) -> Planned:
         epoch, shard_index, member = reference
-        shard = Shard.open(self.paths[shard_index])
+        shard = self._open(shard_index)
         key = shard.key(member)
         native_size = shard.native_size(member)
         shrink = self.packing.oversize == "shrink"
@@ -262,7 +266,7 @@ class Stream:
         epoch, shard_index, member = planned.reference
         seed = derive_seed(self.seed, "drop", epoch, planned.key)
         try:
-            shard = Shard.open(self.paths[shard_index])
+            shard = self._open(shard_index)
             if shard.key(member) != planned.key:
                 raise BadShard(shard.path, f"it was replaced, so sample {planned.key!r} is lost")
             return load_sample(
@@ -276,6 +280,9 @@ class Stream:
         except (BadSample, BadShard) as error:
             self._skip(error)
             return None
+
+    def _open(self, index: int) -> Shard:
+        return Shard.open(self.paths[index], self.data.fetch)
 
     def _skip(self, error: BadSample | BadShard) -> None:
         self.bad += 1
