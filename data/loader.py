@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import count, cycle
+from itertools import accumulate, count, cycle
 from typing import Any
 
 import torch
@@ -110,6 +110,11 @@ class TrainLoader:
         if data.streams % world_size:
             raise ValueError(f"data.streams={data.streams} must be a multiple of the {world_size} ranks")
         paths = tuple(expand_shards(data.shards))
+        sources = None
+        if data.weights:
+            counts = [len(expand_shards(entry)) for entry in data.shards]
+            ends = list(accumulate(counts))
+            sources = [range(end - n, end) for end, n in zip(ends, counts, strict=True)]
         self.data, self.paths = data, paths
         self.shards = identify_shards(paths)
         self.make_stream = partial(
@@ -120,6 +125,7 @@ class TrainLoader:
             packing=packing,
             seed=seed,
             num_classes=num_classes,
+            sources=sources,
         )
         self.rank, self.world_size, self.pin_memory = rank, world_size, pin_memory
         self.states: dict[int, dict] = {}

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from packvit.data import DataConfig, EvalSet, Stream, TrainLoader, merge_states, write_shards
-from packvit.data.streams import epoch_units, parts_of_shard
+from packvit.data.reader import epoch_units, parts_of_shard
 from packvit.data.write import Sample
 from packvit.packing import DropConfig, PackedBatch, PackingConfig, ResolutionConfig, ViewsConfig
 from packvit.packing.policy import PACKERS
@@ -85,10 +85,10 @@ def test_every_sample_of_an_epoch_is_read_once(shards):
     keys: Counter = Counter()
     for index in range(2):
         stream = Stream(index, [str(p) for p in sorted(shards.glob("*.tar"))], data, VIEWS, PACKING, 7, 10)
-        samples = [next(stream._samples) for _ in range(SAMPLES // 2)]
+        samples = [stream._next_planned() for _ in range(SAMPLES // 2)]
         assert {sample.reference[0] for sample in samples} == {0}
         keys.update(sample.key for sample in samples)
-        assert next(stream._samples).reference[0] == 1
+        assert stream._next_planned().reference[0] == 1
     assert keys == Counter(f"s{i:03d}" for i in range(SAMPLES))
 
 
@@ -263,6 +263,44 @@ def test_a_shard_that_vanishes_or_shrinks_in_the_middle_is_named(tmp_path):
     reasons = {line["shard"][-16:]: line["reason"] for line in skipped if "is lost" in line["reason"]}
     assert set(reasons) == {"shard-000001.tar"}
     assert any("cannot be read" in line["reason"] for line in skipped)
+
+
+@pytest.mark.parametrize("streams", [1, 4])
+def test_sources_are_mixed_by_weight_and_resume_exactly(streams, shards, tmp_path):
+    rng = np.random.default_rng(1)
+    write_shards((Sample(f"t{i}", jpeg(rng), "jpg", 0) for i in range(7)), tmp_path, 4)
+    data = DataConfig(
+        (str(shards), str(tmp_path)), weights=(3, 1), workers=0, streams=streams, shuffle_shards=2
+    )
+
+    def make(state=None) -> TrainLoader:
+        loader = TrainLoader(data, VIEWS, PACKING, 7, 10)
+        if state is not None:
+            loader.load_state_dict(json.loads(json.dumps(state)))
+        return loader
+
+    loader = make()
+    batches = iter(loader)
+    keys: Counter = Counter()
+    for _ in range(60):
+        batch = next(batches).batch
+        assert batch is not None
+        keys.update(key[0] for key in batch.keys)
+    # Each stream is off by less than a sample in what it read, and holds some that wait.
+    assert abs(keys["s"] / keys.total() - 0.75) < 0.05
+    again = iter(make(loader.state_dict()))
+    for _ in range(5):
+        one, two = next(batches).batch, next(again).batch
+        assert one is not None
+        assert two is not None
+        assert_same(one, two)
+
+
+def test_weights_belong_to_entries(shards):
+    with pytest.raises(ValueError, match=r"data\.weights=\(1, 2\)"):
+        DataConfig((str(shards),), weights=(1, 2))
+    with pytest.raises(ValueError, match=r"data\.weights"):
+        DataConfig((str(shards), "x"), weights=(1, 0))
 
 
 def test_an_oversize_view_is_refused_by_name_or_shrunk(shards):
