@@ -1,8 +1,8 @@
 """In which order a stream reads the samples of one source.
 
 A source is a list of shards. Its epochs are cut into units, a shard or a fixed part of one; a stream owns
-every `streams`-th unit of the epoch's permutation. The samples of a few units are shuffled together. The state
-is the epoch, the group of units and the place in it: three integers.
+every `streams`-th unit of the epoch's permutation. The samples of a few units are shuffled together. The
+state is the epoch, the group of units and the place in it: three integers.
 """
 
 import math
