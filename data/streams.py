@@ -41,6 +41,7 @@ class DataConfig:
         workers: processes of each rank that read and decode; 0 does it in the trainer.
         streams: logical streams; a multiple of the number of ranks. Part of the run's identity.
         shuffle_shards: units (see reader) whose samples are shuffled together.
+        audit: the run writes the keys of every step's images to audit.jsonl.
         fetch: how remote and gzipped shards are fetched.
         max_bad_fraction: the run stops when more than this share of the samples had to be skipped.
     """
@@ -51,6 +52,7 @@ class DataConfig:
     workers: int = 2
     streams: int = 64
     shuffle_shards: int = 4
+    audit: bool = False
     fetch: FetchConfig = field(default_factory=FetchConfig)
     max_bad_fraction: float = 0.05
 

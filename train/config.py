@@ -185,8 +185,14 @@ def plain_config(config: Config) -> dict:
 
 
 # Fields that change nothing of what a run computes, or only what comes after it.
-FREE_FIELDS = ("run_dir", "device", "data.workers", "data.val_shards", "eval.", "train.log_every")
-FREE_FIELDS += ("train.checkpoint_every", "train.keep_", "train.async_checkpoints", "train.peak_tflops")
+FREE_FIELDS = ("run_dir", "device", "data.workers", "data.val_shards", "data.audit", "data.fetch.", "eval.")
+FREE_FIELDS += (
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.keep_",
+    "train.async_checkpoints",
+    "train.peak_tflops",
+)
 
 
 def changed_fields(saved: dict, config: Config) -> dict[str, tuple]:

@@ -87,6 +87,7 @@ def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preempti
         save_config(config, config.run_dir / "config.yaml")
     metrics = JsonLines(config.run_dir / "metrics.jsonl", counters.step, write=ranks.is_main)
     skipped = JsonLines(config.run_dir / "skipped.jsonl", counters.step, write=ranks.is_main)
+    audit = JsonLines(config.run_dir / "audit.jsonl", counters.step, ranks.is_main and config.data.audit)
 
     # ---- Steps ----------------------------------------------------------------------------------
     window = Window()
@@ -132,6 +133,11 @@ def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preempti
             counters.nonfinite_steps += 1
             check_finite(nonfinite, counters.step, config)
 
+        if config.data.audit:
+            shares = ranks.gather([batch.keys for batch in taken.batches])
+            # Rank r's a-th batch is number a * ranks + r of the step.
+            keys = [key for share in zip(*shares, strict=True) for batch in share for key in batch]
+            audit.write({"step": counters.step, "keys": keys})
         last = getattr(counters, field) >= length or leave > 0
         log = counters.step % config.train.log_every == 0 or last
         checkpoint = counters.step % config.train.checkpoint_every == 0 or last

@@ -169,6 +169,7 @@ MADE = {
     "config.json": "the model's configuration",
     "eval/results.json": "accuracy by resolution and patch size",
     "eval/accuracy.png": "accuracy against tokens per image",
+    "audit.jsonl": "the keys of every step's images",
     "skipped.jsonl": "samples that could not be used",
 }
 
