@@ -7,7 +7,7 @@ from packvit.data.images import pack_images
 from packvit.data.loader import LoadedBatch, TrainLoader, merge_states
 from packvit.data.shards import BadSample, BadShard, Shard, expand_shards
 from packvit.data.streams import DataConfig, Stream
-from packvit.data.write import write_image_folder, write_shards
+from packvit.data.write import write_images, write_shards
 
 __all__ = [
     "BadSample",
@@ -23,6 +23,6 @@ __all__ = [
     "merge_states",
     "pack_images",
     "write_digits",
-    "write_image_folder",
+    "write_images",
     "write_shards",
 ]

@@ -7,19 +7,19 @@ renamed when all of them are complete, so a folder never shows a part of a data 
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from random import Random
 
 from PIL import Image
 from webdataset.writer import TarWriter
 
 from packvit.data.decode import decode, native_size_of
+from packvit.data.sources import Entry, find_images, split
 from packvit.packing import derive_seed, full_view
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # MPO: a JPEG of several pictures
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 LONGEST_KEY = 80  # bytes; a ustar header has room for 100 with the extension
 
 Progress = Callable[[int, int], None]
@@ -43,21 +43,21 @@ class Sample:
 
 
 @dataclass
-class FolderReport:
-    """What `write_image_folder` did.
+class WriteReport:
+    """What `write_images` did.
 
     Args:
         classes: names in the order of their indices.
         images: {folder of shards: images written}.
-        broken: image files that cannot be decoded, with the reason; left out.
-        not_images: other files and links to folders, left out.
+        broken: images that cannot be decoded, with the reason; left out.
+        left_out: what is no image or has no label.
         empty: classes without a single image; they keep their index.
     """
 
     classes: list[str]
     images: dict[Path, int] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
-    not_images: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
 
 
@@ -127,106 +127,144 @@ def write_classes(classes: Sequence[str], out: Path) -> None:
     temporary.rename(out / "classes.json")
 
 
-def write_image_folder(
-    folder: Path,
+def write_images(
+    path: Path,
     out: Path,
     *,
     val_fraction: float = 0.0,
     shard_size: int = 1000,
     seed: int = 0,
+    image_column: str = "image",
+    label_column: str = "label",
     progress: Progress | None = None,
-) -> FolderReport:
-    """Write FOLDER/CLASS/**/IMAGE to shards; files are stored as they are, in an order shuffled by `seed`.
+) -> WriteReport:
+    """Write the images that `find_images` finds at `path` to shards.
 
-    Classes get indices by sorted name, written to `classes.json` beside the shards. Every image is decoded
-    once, to leave out the broken ones.
+    Files are stored as they are, in an order shuffled by `seed`, and every image is decoded once, to leave
+    out the broken ones. Class names go to `classes.json` beside the shards. Shards have hidden names until all
+    are complete; the same call after a kill goes on with the first that is missing.
 
     Args:
-        folder: has one folder for each class.
+        path: a folder of class folders, a .csv file, or a .parquet file or a folder of them.
         out: gets the shards, or `train` and `val` with shards if `val_fraction` is above 0.
         val_fraction: share of every class's images for `out/val`, in [0, 1).
-        shard_size: samples in a shard.
+        shard_size: images in a shard, the broken ones included.
         seed: of the order and of the split.
-        progress: called with (files done, files) after each file.
+        image_column, label_column: of tables; a .csv file has `path` in place of the first.
+        progress: called with (images done, images) after each one.
 
     Raises:
-        ValueError: no such folder, no class folders, no images, shards already in `out`, or a bad option.
+        ValueError: see `find_images`; shards already in `out`, a bad option, or a set without a usable image.
     """
     if not 0 <= val_fraction < 1:
         raise ValueError(f"val_fraction={val_fraction} must be in [0, 1)")
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder")
-    visible = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    class_folders = sorted(visible, key=lambda path: path.name)
-    if not class_folders:
-        raise ValueError(
-            f"{folder} has no class folders: put the images of each class in a folder of its own"
-        )
-    report = FolderReport(classes=[path.name for path in class_folders])
-    report.not_images += [str(path) for path in sorted(folder.iterdir()) if path.is_file()]
-
-    rng = Random(derive_seed(seed, "write_image_folder"))
-    splits: dict[Path, list[tuple[Path, int]]] = {}
-    for label, class_folder in enumerate(class_folders):
-        found = sorted(class_folder.rglob("*"))
-        files = [path for path in found if path.is_file()]
-        report.not_images += [
-            f"{path} (a link)" for path in found if path.is_symlink() and not path.is_file()
-        ]
-        images = [path for path in files if path.suffix.lower() in SUFFIXES]
-        report.not_images += [str(path) for path in files if path.suffix.lower() not in SUFFIXES]
-        report.empty += [] if images else [class_folder.name]
-        rng.shuffle(images)
-        held_out = round(len(images) * val_fraction)
-        val, train = (out / "val", out / "train") if val_fraction else (out, out)
-        splits.setdefault(train, []).extend((path, label) for path in images[held_out:])
-        splits.setdefault(val, []).extend((path, label) for path in images[:held_out])
-    total = sum(map(len, splits.values()))
-    if not total:
-        raise ValueError(f"{folder} has no images ({', '.join(sorted(SUFFIXES))}) in its class folders")
-    for target, files in splits.items():
-        check_no_shards(target)
-        if not files:
+    if shard_size < 1:
+        raise ValueError(f"shard_size={shard_size} must be at least 1")
+    source = find_images(path, seed, image_column, label_column)
+    report = WriteReport(source.classes, left_out=source.left_out, empty=source.empty)
+    rng = Random(derive_seed(seed, "write_images"))
+    splits = split(source, out, val_fraction, rng)
+    plan = f"{derive_seed(str(path), str(val_fraction), shard_size, seed, *map(len, splits.values())):032x}"
+    for target, entries in splits.items():
+        if not any(read_note(shard)["plan"] == plan for shard in target.glob("shard-*.tar")):
+            check_no_shards(target)
+        if not entries:
             raise ValueError(f"{target} would be empty: val_fraction={val_fraction} of so few images")
-
     keys = KeyMaker()
-    done = 0
-
-    def read(target: Path, files: list[tuple[Path, int]]) -> Iterator[Sample]:
-        nonlocal done
-        for path, label in files:
-            try:
-                image, extension = read_image(path)
-            except (OSError, ValueError) as error:
-                report.broken.append(f"{path}: {error}")
-            else:
-                report.images[target] = report.images.get(target, 0) + 1
-                yield Sample(keys.make(path.relative_to(folder)), image, extension, label)
-            done += 1
-            if progress:
-                progress(done, total)
-
-    for target, files in splits.items():
-        rng.shuffle(files)
-        write_shards(read(target, files), target, shard_size)
+    parts: list[tuple[Path, list[tuple[str, Entry]]]] = []
+    for target, entries in splits.items():
+        target.mkdir(parents=True, exist_ok=True)
+        report.images[target] = 0
+        named = [(keys.make(entry.name), entry) for entry in entries]
+        for start in range(0, len(named), shard_size):
+            part = named[start : start + shard_size]
+            parts.append((target / f"shard-{start // shard_size:06d}.tar", part))
+    done, total = 0, sum(map(len, splits.values()))
+    for shard, part in parts:
+        note = read_note(shard)
+        if note["plan"] != plan:
+            note = write_part(part, shard, plan, done, total, progress)
+        report.images[shard.parent] += note["images"]
+        report.broken += note["broken"]
+        done += len(part)
+    for target, images in report.images.items():
+        if not images:
+            raise ValueError(f"no image for {target} can be used: {report.broken[0]}")
+    publish([shard for shard, _ in parts])
+    for target in splits:
         write_classes(report.classes, target)
     return report
 
 
-def read_image(path: Path) -> tuple[bytes, str]:
-    """The file's bytes and its extension by content, after decoding it once as training will.
+def write_part(
+    entries: Sequence[tuple[str, Entry]],
+    shard: Path,
+    plan: str,
+    done: int,
+    total: int,
+    progress: Progress | None,
+) -> dict:
+    """Write one shard under a hidden name beside `shard`, and what became of it to a note.
+
+    Returns:
+        The note: the `plan` it belongs to, the number of `images` in it and a sentence for each `broken` one.
+    """
+    unfinished = hidden_name(shard, ".partial")
+    broken: list[str] = []
+    with TarWriter(str(unfinished), mtime=0, user="packvit", group="packvit", encoder=False) as writer:
+        for number, (key, entry) in enumerate(entries, done + 1):
+            try:
+                data = entry.load()
+                member = {"__key__": key, extension_of(data): data, "cls": str(entry.label).encode()}
+            except (OSError, ValueError) as error:
+                broken.append(f"{entry.name}: {error}")
+            else:
+                writer.write(member)
+            if progress:
+                progress(number, total)
+    unfinished.rename(hidden_name(shard, ".whole"))
+    note = {"plan": plan, "images": len(entries) - len(broken), "broken": broken}
+    hidden_name(shard, ".json").write_text(json.dumps(note))
+    return note
+
+
+def read_note(shard: Path) -> dict:
+    """The note of a shard that is not published yet; one of no plan if there is none."""
+    try:
+        return json.loads(hidden_name(shard, ".json").read_text())
+    except (OSError, ValueError):
+        return {"plan": None}
+
+
+def publish(shards: Sequence[Path]) -> None:
+    """Give hidden shards their names; those without a single image go. May be repeated after a kill."""
+    for shard in shards:
+        hidden = hidden_name(shard, ".whole")
+        if not read_note(shard)["images"]:
+            hidden.unlink(missing_ok=True)
+        elif hidden.exists():
+            hidden.rename(shard)
+    for shard in shards:
+        hidden_name(shard, ".json").unlink()
+
+
+def hidden_name(shard: Path, end: str) -> Path:
+    """A name beside a shard that no pattern takes for a shard's."""
+    return shard.with_name(f".{shard.name}{end}")
+
+
+def extension_of(data: bytes) -> str:
+    """The extension of an encoded image by its content, after decoding it once as training will.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it is no image of these formats, broken, or too large.
+        ValueError: it is no image of the formats that shards hold, broken, or too large.
     """
-    content = path.read_bytes()
-    size = native_size_of(content)
-    decode(content, full_view(size, 1), size)
-    with Image.open(io.BytesIO(content)) as image:
+    size = native_size_of(data)
+    decode(data, full_view(size, 1), size)
+    with Image.open(io.BytesIO(data)) as image:
         if image.format not in EXTENSIONS:
             raise ValueError(f"it is a {image.format} file, none of {', '.join(EXTENSIONS)}")
-        return content, EXTENSIONS[image.format]
+        return EXTENSIONS[image.format]
 
 
 class KeyMaker:
@@ -235,7 +273,7 @@ class KeyMaker:
     def __init__(self) -> None:
         self._taken: set[str] = set()
 
-    def make(self, path: Path) -> str:
+    def make(self, path: PurePath) -> str:
         """`cats/tom.cat.jpg` -> `cats/tom_cat`, with `-2` and on after it if that is taken."""
         name = re.sub(r"[^\w/-]", "_", path.with_suffix("").as_posix())
         if len(name.encode()) > LONGEST_KEY:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from packvit.data import Shard, check_shards, expand_shards, write_image_folder, write_shards
+from packvit.data import Shard, check_shards, expand_shards, write_images, write_shards
 from packvit.data import decode as decode_module
+from packvit.data import write as write_module
 from packvit.data.write import KeyMaker, Sample
 
 
@@ -105,7 +106,7 @@ def test_shards_are_not_written_over(tmp_path):
     assert len(expand_shards(str(tmp_path))) == 2
 
 
-# ---- write_image_folder ----
+# ---- write_images ----
 
 
 @pytest.fixture
@@ -125,14 +126,12 @@ def photos(tmp_path) -> Path:
 
 def test_every_image_of_a_folder_is_stored_as_it_is(photos, tmp_path):
     steps = []
-    report = write_image_folder(
-        photos, tmp_path / "out", shard_size=5, progress=lambda *step: steps.append(step)
-    )
+    report = write_images(photos, tmp_path / "out", shard_size=5, progress=lambda *step: steps.append(step))
     classes = ["Dogs", "ants", "cats"]
     assert report.classes == json.loads((tmp_path / "out" / "classes.json").read_text()) == classes
     assert report.images == {tmp_path / "out": 12}
     assert report.broken == []
-    assert report.not_images == [str(photos / "notes.txt"), str(photos / "cats" / "list.csv")]
+    assert report.left_out == [str(photos / "notes.txt"), str(photos / "cats" / "list.csv")]
     assert steps == [(i, 12) for i in range(1, 13)]
     found = read_all(tmp_path / "out")
     files = {
@@ -146,7 +145,7 @@ def test_every_image_of_a_folder_is_stored_as_it_is(photos, tmp_path):
 
 
 def test_a_share_of_every_class_is_held_out(photos, tmp_path):
-    report = write_image_folder(photos, tmp_path / "out", val_fraction=0.25)
+    report = write_images(photos, tmp_path / "out", val_fraction=0.25)
     train, val = read_all(tmp_path / "out" / "train"), read_all(tmp_path / "out" / "val")
     assert report.images == {tmp_path / "out" / "train": 9, tmp_path / "out" / "val": 3}
     assert not train.keys() & val.keys()
@@ -156,7 +155,7 @@ def test_a_share_of_every_class_is_held_out(photos, tmp_path):
 
 def test_the_seed_decides_order_and_split(photos, tmp_path):
     for name, seed in (("one", 0), ("two", 0), ("three", 1)):
-        write_image_folder(photos, tmp_path / name, val_fraction=0.5, seed=seed)
+        write_images(photos, tmp_path / name, val_fraction=0.5, seed=seed)
     one, two, three = (list(read_all(tmp_path / name / "train")) for name in ("one", "two", "three"))
     assert one == two
     assert one != three
@@ -175,15 +174,16 @@ def test_broken_images_are_left_out_and_named(photos, tmp_path):
     for name, data in broken.items():
         (photos / "ants" / name).write_bytes(data)
     (photos / "ants" / "gone.jpg").symlink_to(photos / "nothing.jpg")
-    report = write_image_folder(photos, tmp_path / "out")
+    report = write_images(photos, tmp_path / "out")
     assert len(read_all(tmp_path / "out")) == 12
     assert sorted(Path(line.split(": ")[0]).name for line in report.broken) == sorted(broken)
+    assert any(line.endswith("gone.jpg (a link)") for line in report.left_out)
 
 
 def test_an_image_of_a_wrong_suffix_gets_the_right_one(tmp_path):
     (tmp_path / "in" / "a").mkdir(parents=True)
     (tmp_path / "in" / "a" / "x.jpg").write_bytes(image("webp"))
-    write_image_folder(tmp_path / "in", tmp_path / "out")
+    write_images(tmp_path / "in", tmp_path / "out")
     assert Shard.open(tmp_path / "out" / "shard-000000.tar").fields(0) == ("cls", "webp")
 
 
@@ -191,7 +191,7 @@ def test_phone_pictures_of_several_frames_are_jpegs(tmp_path):
     (tmp_path / "in" / "a").mkdir(parents=True)
     frame = Image.new("RGB", (20, 10))
     frame.save(tmp_path / "in" / "a" / "x.jpg", "mpo", save_all=True, append_images=[frame])
-    assert write_image_folder(tmp_path / "in", tmp_path / "out").broken == []
+    assert write_images(tmp_path / "in", tmp_path / "out").broken == []
     assert Shard.open(tmp_path / "out" / "shard-000000.tar").fields(0) == ("cls", "jpg")
     assert check_shards(str(tmp_path / "out")).problems == {}
 
@@ -199,22 +199,108 @@ def test_phone_pictures_of_several_frames_are_jpegs(tmp_path):
 @pytest.mark.parametrize("fraction", [-0.1, 1, 2])
 def test_a_share_outside_its_range_is_an_error(fraction, photos, tmp_path):
     with pytest.raises(ValueError, match=f"val_fraction={fraction} must be in"):
-        write_image_folder(photos, tmp_path / "out", val_fraction=fraction)
+        write_images(photos, tmp_path / "out", val_fraction=fraction)
 
 
 def test_folders_that_hold_no_set_are_errors(photos, tmp_path):
-    with pytest.raises(ValueError, match="missing is not a folder"):
-        write_image_folder(tmp_path / "missing", tmp_path / "out")
+    with pytest.raises(ValueError, match="missing is neither a folder"):
+        write_images(tmp_path / "missing", tmp_path / "out")
     with pytest.raises(ValueError, match="has no class folders"):
-        write_image_folder(photos / "cats" / "deep", tmp_path / "out")
+        write_images(photos / "cats" / "deep", tmp_path / "out")
     (tmp_path / "bare" / "a").mkdir(parents=True)
     with pytest.raises(ValueError, match="has no images"):
-        write_image_folder(tmp_path / "bare", tmp_path / "out")
+        write_images(tmp_path / "bare", tmp_path / "out")
     with pytest.raises(ValueError, match=r"val would be empty: val_fraction=0\.01"):
-        write_image_folder(photos, tmp_path / "out", val_fraction=0.01)
-    write_image_folder(photos, tmp_path / "out")
+        write_images(photos, tmp_path / "out", val_fraction=0.01)
+    write_images(photos, tmp_path / "out")
     with pytest.raises(ValueError, match="already holds shards"):
-        write_image_folder(photos, tmp_path / "out")
+        write_images(photos, tmp_path / "out")
+
+
+def test_a_csv_of_paths_and_labels_becomes_shards(photos, tmp_path):
+    rows = [
+        "path,label,more",
+        "cats/deep/0.jpg,cat,1",
+        "ants/deep/1.PNG,ant,2",
+        ",cat,3",
+        "ants/deep/2.webp,,4",
+    ]
+    rows += [f"{photos / 'Dogs/deep/0.jpg'},dog,5", "cats/none.jpg,cat,6"]
+    (photos / "list.csv").write_text("\n".join(rows))
+    report = write_images(photos / "list.csv", tmp_path / "out")
+    assert report.classes == ["ant", "cat", "dog"]
+    assert sorted(label or 0 for _, label in read_all(tmp_path / "out").values()) == [0, 1, 2]
+    assert [line.split(": ")[0][-6:] for line in report.left_out] == ["line 4", "line 5"]
+    assert "cats/none.jpg" in report.broken[0]
+    (photos / "bad.csv").write_text("file,label\na.jpg,1\n")
+    with pytest.raises(ValueError, match=r"bad\.csv has no column 'path', only file, label"):
+        write_images(photos / "bad.csv", tmp_path / "bad")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_parquet_of_hugging_face_becomes_shards(named, tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    (tmp_path / "in").mkdir()
+    images = [image("jpeg", i) for i in range(20)]
+    for part in range(2):
+        table = arrow.table(
+            {
+                "image": [{"bytes": data, "path": None} for data in images[part::2]],
+                "label": [i % 3 if i != 5 else None for i in range(part, 20, 2)],
+            }
+        )
+        features = {"label": {"names": ["x", "y", "z"], "_type": "ClassLabel"}} if named else {}
+        described = {"huggingface": json.dumps({"info": {"features": features}})}
+        table = table.replace_schema_metadata(described)
+        write_table(table, tmp_path / f"in/{part}.parquet", row_group_size=4)
+    report = write_images(tmp_path / "in", tmp_path / "out", val_fraction=0.3)
+    assert report.classes == (["x", "y", "z"] if named else ["0", "1", "2"])
+    assert len(report.left_out) == 1
+    train, val = read_all(tmp_path / "out/train"), read_all(tmp_path / "out/val")
+    assert not train.keys() & val.keys()
+    stored = sorted([*train.values(), *val.values()], key=lambda item: images.index(item[0]))
+    assert stored == [(data, i % 3) for i, data in enumerate(images) if i != 5]
+    with pytest.raises(ValueError, match="no column 'picture'"):
+        write_images(tmp_path / "in", tmp_path / "other", image_column="picture")
+
+
+@pytest.mark.parametrize("moment", ["while a shard is written", "while shards get their names"])
+def test_writing_goes_on_after_a_kill(moment, photos, tmp_path, monkeypatch):
+    write_images(photos, tmp_path / "whole", shard_size=5)
+    decoded = []
+
+    class Killed(BaseException):
+        pass
+
+    def counted(data: bytes) -> str:
+        decoded.append(data)
+        if moment == "while a shard is written" and len(decoded) == 8:
+            raise Killed
+        return real(data)
+
+    def killed_rename(self: Path, target: Path) -> Path:
+        if self.name == ".shard-000001.tar.whole":
+            raise Killed
+        return rename(self, target)
+
+    real, rename = write_module.extension_of, Path.rename
+    with monkeypatch.context() as patch:
+        patch.setattr(write_module, "extension_of", counted)
+        if moment == "while shards get their names":
+            patch.setattr(Path, "rename", killed_rename)
+        with pytest.raises(Killed):
+            write_images(photos, tmp_path / "out", shard_size=5)
+        assert not (tmp_path / "out/classes.json").exists()
+        patch.setattr(Path, "rename", rename)
+        before = len(decoded)
+        report = write_images(photos, tmp_path / "out", shard_size=5)
+        assert len(decoded) - before == (7 if moment == "while a shard is written" else 0)
+    assert report.images == {tmp_path / "out": 12}
+    whole = sorted((tmp_path / "whole").iterdir())
+    assert [path.name for path in whole] == sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert all(path.read_bytes() == (tmp_path / "out" / path.name).read_bytes() for path in whole)
 
 
 def test_keys_are_readable_unique_and_short():

@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from packvit.data import check_shards, write_digits, write_image_folder
+from packvit.data import check_shards, write_digits, write_images
 from packvit.data.digits import CLUTTER
 from packvit.packing import PackingConfig
 from packvit.train.analyze import analyze_command
@@ -137,31 +137,43 @@ def shards_command(arguments: Sequence[str]) -> None:
 
 
 def write_command(
-    folder: Folder,
+    source: Folder,
     out: Folder,
     /,
     val_fraction: float = 0.0,
     shard_size: int = 1000,
     seed: int = 0,
+    image_column: str = "image",
+    label_column: str = "label",
 ) -> None:
-    """Pack a folder of class folders into shards.
+    """Pack images into shards; the same command after a kill goes on where it was.
 
     Args:
-        folder: holds one folder of images for each class.
+        source: a folder with one folder of images for each class; a .csv file with the columns path and
+            label; or a .parquet file, or a folder of them, as Hugging Face keeps images.
         out: gets the shards; with a val fraction, out/train and out/val.
         val_fraction: share of the images kept for validation.
         shard_size: images in a shard.
         seed: of the shuffled order and of the split.
+        image_column: of Parquet files.
+        label_column: of .csv and Parquet files.
     """
     with progress_bar("writing") as report_progress:
-        report = write_image_folder(
-            folder, out, val_fraction=val_fraction, shard_size=shard_size, seed=seed, progress=report_progress
+        report = write_images(
+            source,
+            out,
+            val_fraction=val_fraction,
+            shard_size=shard_size,
+            seed=seed,
+            image_column=image_column,
+            label_column=label_column,
+            progress=report_progress,
         )
     for target, images in report.images.items():
         print(f"{target}: {images} images of {len(report.classes)} classes")
     for name, lines in (
         ("broken images left out", report.broken),
-        ("other files left out", report.not_images),
+        ("others left out", report.left_out),
         ("classes without images", report.empty),
     ):
         if lines:
