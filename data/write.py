@@ -141,8 +141,8 @@ def write_images(
     """Write the images that `find_images` finds at `path` to shards.
 
     Files are stored as they are, in an order shuffled by `seed`, and every image is decoded once, to leave
-    out the broken ones. Class names go to `classes.json` beside the shards. Shards have hidden names until all
-    are complete; the same call after a kill goes on with the first that is missing.
+    out the broken ones. Class names go to `classes.json` beside the shards. Shards have hidden names until
+    all are complete; the same call after a kill goes on with the first that is missing.
 
     Args:
         path: a folder of class folders, a .csv file, or a .parquet file or a folder of them.
