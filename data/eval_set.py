@@ -100,8 +100,8 @@ class EvalSet:
                 entry = self.entries[index]
                 try:
                     shard = Shard.open(self.paths[entry.shard])
-                    row.append(
-                        load_sample(shard, entry.member, views[index], entry.native_size, 0, self.num_classes)
+                    row += load_sample(
+                        shard, entry.member, [views[index]], entry.native_size, 0, self.num_classes
                     )
                 except (BadSample, BadShard) as error:
                     skipped.append(describe_skipped(error))

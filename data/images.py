@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from packvit.data.transforms import cut_image
-from packvit.packing import PackedBatch, full_view, pack_lengths
+from packvit.packing import PackedBatch, PackedImage, full_view, pack_lengths
 
 
 def pack_images(
@@ -55,10 +55,16 @@ def pack_images(
     if max(lengths) > seq_len:
         index = next(i for i, length in enumerate(lengths) if length > seq_len)
         raise ValueError(f"images[{index}] has {lengths[index]} tokens, seq_len={seq_len} holds fewer")
+    return pack_in_order(packed, seq_len)
+
+
+def pack_in_order(images: Sequence[PackedImage], seq_len: int) -> PackedBatch:
+    """One batch whose image i is `images[i]`; sequences hold at least the longest image."""
+    lengths = [len(image.patches) for image in images]
+    seq_len = max([seq_len, *lengths])
     rows = pack_lengths(lengths, seq_len, lookahead=max(1, len(lengths)))
-    return PackedBatch.build(
-        [[packed[i] for i in row] for row in rows], seq_len, [i for row in rows for i in row]
-    )
+    numbers = [i for row in rows for i in row]
+    return PackedBatch.build([[images[i] for i in row] for row in rows], seq_len, numbers, min_rows=1)
 
 
 def _one_each(value: float | Sequence | None, count: int, name: str) -> list:

@@ -33,6 +33,7 @@ class LoadedBatch:
         stream, state: the stream it came from, and that stream's state after it.
         skipped: {"shard", "key", "reason"} of every sample left out since the stream's last batch.
         error: a sentence, instead of a batch, when the stream cannot go on.
+        teachers: for each teacher the same images, in the same order, as it sees them.
     """
 
     batch: PackedBatch | None
@@ -40,6 +41,7 @@ class LoadedBatch:
     state: dict = field(default_factory=dict)
     skipped: list[dict] = field(default_factory=list)
     error: str | None = None
+    teachers: list[PackedBatch] = field(default_factory=list)
 
 
 @dataclass
@@ -47,21 +49,24 @@ class HandedOver:
     """A loaded batch on its way from a worker: see FlatBatch."""
 
     loaded: LoadedBatch
-    flat: FlatBatch | None
+    flat: list[FlatBatch]
 
     @staticmethod
     def pack(loaded: Any) -> "HandedOver":
         """For DataLoader.collate_fn, typed for lists of samples; the worker calls it with a LoadedBatch."""
-        flat = FlatBatch.pack(loaded.batch) if loaded.batch is not None else None
-        return HandedOver(replace(loaded, batch=None), flat)
+        batches = [] if loaded.batch is None else [loaded.batch, *loaded.teachers]
+        return HandedOver(
+            replace(loaded, batch=None, teachers=[]), [FlatBatch.pack(batch) for batch in batches]
+        )
 
     def pin_memory(self) -> "HandedOver":
         """Called by the DataLoader, in its pinning thread."""
-        return replace(self, flat=self.flat.pin_memory() if self.flat is not None else None)
+        return replace(self, flat=[flat.pin_memory() for flat in self.flat])
 
     def unpack(self) -> LoadedBatch:
         """The loaded batch again."""
-        return replace(self.loaded, batch=self.flat.unpack() if self.flat is not None else None)
+        batch, *teachers = [flat.unpack() for flat in self.flat] or [None]
+        return replace(self.loaded, batch=batch, teachers=teachers)
 
 
 class StreamDataset(IterableDataset):
@@ -81,9 +86,9 @@ class StreamDataset(IterableDataset):
                 if stream.index in self.states:
                     stream.load_state_dict(self.states[stream.index])
             for stream in cycle(streams):
-                batch = stream.next_batch()
+                batch, *teachers = stream.next_batches()
                 skipped, stream.skipped = stream.skipped, []
-                yield LoadedBatch(batch, stream.index, stream.state_dict(), skipped)
+                yield LoadedBatch(batch, stream.index, stream.state_dict(), skipped, teachers=teachers)
         except ValueError as error:
             # A DataLoader would wrap the exception in a traceback; the user gets the sentence.
             yield LoadedBatch(None, error=str(error))
@@ -106,6 +111,7 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
         pin_memory: bool = False,
+        teachers: Sequence[tuple[int, int]] = (),
     ) -> None:
         if data.streams % world_size:
             raise ValueError(f"data.streams={data.streams} must be a multiple of the {world_size} ranks")
@@ -126,6 +132,7 @@ class TrainLoader:
             seed=seed,
             num_classes=num_classes,
             sources=sources,
+            teachers=teachers,
         )
         self.rank, self.world_size, self.pin_memory = rank, world_size, pin_memory
         self.states: dict[int, dict] = {}

@@ -1,4 +1,6 @@
-"""One sample of a shard, read, checked and cut as its view says."""
+"""One sample of a shard, read, checked and cut as its views say."""
+
+from collections.abc import Sequence
 
 from packvit.data.shards import BadSample, BadShard, Shard
 from packvit.data.transforms import present
@@ -8,12 +10,12 @@ from packvit.packing import PackedImage, View
 def load_sample(
     shard: Shard,
     member: int,
-    view: View,
+    views: Sequence[View],
     native_size: tuple[int, int],
     seed: int,
     num_classes: int | None,
-) -> PackedImage:
-    """Decode sample `member` of `shard`; `seed` decides which tokens are dropped.
+) -> list[PackedImage]:
+    """Sample `member` of `shard` as each view shows it; `seed` decides which tokens are dropped.
 
     Raises:
         BadSample: it cannot be decoded; or, with `num_classes` given, has no label in 0..num_classes-1.
@@ -22,7 +24,7 @@ def load_sample(
     label = label_of(shard, member, num_classes)
     data = shard.image(member)
     try:
-        return present(data, view, native_size, seed, label, key)
+        return [present(data, view, native_size, seed, label, key) for view in views]
     except ValueError as error:
         raise BadSample(shard.path, key, str(error)) from error
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from packvit.data.fetch import FetchConfig
+from packvit.data.images import pack_in_order
 from packvit.data.reader import Reader
 from packvit.data.samples import describe_skipped, load_sample
 from packvit.data.shards import BadSample, BadShard, Shard
@@ -24,6 +25,7 @@ from packvit.packing import (
     ViewsConfig,
     derive_seed,
     draw_view,
+    reshow,
 )
 
 STATE_VERSION = 3
@@ -89,6 +91,8 @@ class Stream:
         seed: of the run.
         num_classes: labels outside 0..num_classes-1 make a sample bad; None accepts any.
         sources: numbers of the shards of each source that `data.weights` mixes; None is one source of all.
+        teachers: (patch size, resolution in pixels) of each teacher, which sees every image whole in the
+            crop and flip of its view. They change neither the views nor the state.
     """
 
     def __init__(
@@ -101,6 +105,7 @@ class Stream:
         seed: int,
         num_classes: int | None = None,
         sources: Sequence[Sequence[int]] | None = None,
+        teachers: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.index = index
         self.paths = paths
@@ -109,6 +114,7 @@ class Stream:
         self.packing = packing
         self.seed = seed
         self.num_classes = num_classes
+        self.teachers = teachers
         self.skipped: list[dict] = []
         self.sources = [range(len(paths))] if sources is None else sources
         weights = data.weights or (1.0,) * len(self.sources)
@@ -138,7 +144,13 @@ class Stream:
         )
 
     def next_batch(self) -> PackedBatch:
-        """The next `packing.sequences` sequences, decoded. Slots of a sample that fails to decode stay empty.
+        """The first of `next_batches`."""
+        return self.next_batches()[0]
+
+    def next_batches(self) -> list[PackedBatch]:
+        """The next `packing.sequences` sequences, decoded, and the same images as each teacher sees them.
+
+        Slots of a sample that fails to decode stay empty. Image i is the same in all batches.
 
         Raises:
             ValueError: a view is longer than `packing.seq_len` and `packing.oversize` is `error`; or no
@@ -150,8 +162,12 @@ class Stream:
             tokens = planned.view.num_tokens
             too_long = tokens > seq_len
             self._dealer.add([[(planned, tokens)]] if too_long else self._packer.add(planned, tokens))
-        decoded = [[image for item in row if (image := self._decode(*item))] for row in rows]
-        return PackedBatch.build(decoded, seq_len, min_rows=self.packing.sequences)
+        decoded = [[shown for item in row if (shown := self._decode(*item))] for row in rows]
+        images = [[shown[0] for shown in row] for row in decoded]
+        student = PackedBatch.build(images, seq_len, min_rows=self.packing.sequences)
+        views = list(zip(*(shown[1:] for row in decoded for shown in row), strict=True))
+        views = views or [()] * len(self.teachers)  # no image was good
+        return [student, *(pack_in_order(seen, seq_len) for seen in views)]
 
     def state_dict(self) -> dict:
         """The state after the last batch: integers only, some bytes for each waiting sample."""
@@ -226,10 +242,12 @@ class Stream:
             )
         return Planned(reference, key, native_size, view)
 
-    def _decode(self, planned: Planned, kept: int) -> PackedImage | None:
-        """The sample with as many tokens as the packer left it."""
+    def _decode(self, planned: Planned, kept: int) -> list[PackedImage]:
+        """The sample with as many tokens as the packer left it, then as teachers see it; empty if bad."""
         epoch, shard_index, member = planned.reference
         seed = derive_seed(self.seed, "drop", epoch, planned.key)
+        views = [replace(planned.view, num_tokens=kept)]
+        views += [reshow(planned.view, *teacher) for teacher in self.teachers]
         try:
             shard = self._open(shard_index)
             if shard.key(member) != planned.key:
@@ -237,14 +255,14 @@ class Stream:
             return load_sample(
                 shard,
                 member,
-                replace(planned.view, num_tokens=kept),
+                views,
                 planned.native_size,
                 seed,
                 self.num_classes,
             )
         except (BadSample, BadShard) as error:
             self._skip(error)
-            return None
+            return []
 
     def _open(self, index: int) -> Shard:
         return Shard.open(self.paths[index], self.data.fetch)

@@ -5,7 +5,7 @@ from packvit.packing.batch import BatchStats, PackedBatch, PackedImage
 from packvit.packing.flat import FlatBatch
 from packvit.packing.packer import Packer
 from packvit.packing.policy import PackingConfig, make_packer, pack_lengths
-from packvit.packing.samplers import DropConfig, ResolutionConfig, ViewsConfig, draw_view, full_view
+from packvit.packing.samplers import DropConfig, ResolutionConfig, ViewsConfig, draw_view, full_view, reshow
 from packvit.packing.view import View, derive_seed
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "full_view",
     "make_packer",
     "pack_lengths",
+    "reshow",
 ]

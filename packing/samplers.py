@@ -151,6 +151,12 @@ def full_view(native: tuple[int, int], patch_size: int, resolution: float | None
     return View(rows, cols, patch_size, rows * cols, (0, 0, height, width))
 
 
+def reshow(view: View, patch_size: int, resolution: float) -> View:
+    """The same crop and flip at another patch size and resolution, nothing dropped."""
+    rows, cols = fit_grid(view.box[2], view.box[3], resolution, patch_size)
+    return View(rows, cols, patch_size, rows * cols, view.box, view.flip)
+
+
 def draw_resolution(rng: Random, config: ResolutionConfig) -> float:
     """Side in pixels. NaViT 3.2, A.1."""
     if config.distribution == "uniform":

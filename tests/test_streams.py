@@ -329,3 +329,50 @@ def test_evaluation_shows_every_image_once_and_whole(shards, workers):
                 assert torch.equal(batch.image_lengths(), batch.grids.prod(1).long())
                 assert (batch.patch_sizes == p).all()
         assert keys == Counter(f"s{i:03d}" for i in range(SAMPLES))
+
+
+def test_teachers_see_the_same_images_in_the_same_crop_and_flip_and_change_nothing_else(shards):
+    views = ViewsConfig(
+        patch_sizes=(4, 8),
+        resolution=ResolutionConfig(32, 32),
+        drop=DropConfig("beta", 0.3, 0.8),
+        crop=0.3,
+        flip=0.5,
+    )
+    packing = replace(PACKING, seq_len=128)
+    alone = iter(TrainLoader(config(shards), views, packing, 7, 10))
+    loader = TrainLoader(config(shards, workers=1), views, packing, 7, 10, teachers=((4, 32), (8, 48)))
+    batches, patches = iter(loader), 0
+    for _ in range(6):
+        expected, loaded = next(alone), next(batches)
+        batch = loaded.batch
+        assert batch is not None
+        assert expected.batch is not None
+        assert_same(batch, expected.batch)
+        assert loaded.state == expected.state
+        for teacher, p in zip(loaded.teachers, (4, 8), strict=True):
+            assert teacher.keys == batch.keys
+            assert teacher.labels is not None
+            assert batch.labels is not None
+            assert torch.equal(teacher.labels, batch.labels)
+            assert (teacher.patch_sizes == p).all()
+            assert torch.equal(teacher.image_lengths(), teacher.grids.prod(1).long())
+        # The first teacher's budget is that of the student's p=4 views: the same patches, before dropping.
+        teacher = loaded.teachers[0]
+        seen = {place(teacher, slot): row for slot, row in rows_of(teacher, 4)}
+        for slot, row in rows_of(batch, 4):
+            assert torch.equal(row, seen[place(batch, slot)])
+            patches += 1
+    assert patches > 100
+
+
+def rows_of(batch: PackedBatch, p: int) -> list[tuple[int, torch.Tensor]]:
+    """(slot, patch) of all patches of size p."""
+    if p not in batch.slots:
+        return []
+    return list(zip(batch.slots[p].tolist(), batch.patches[p], strict=True))
+
+
+def place(batch: PackedBatch, slot: int) -> tuple[int, ...]:
+    """Image, row and column of a slot."""
+    return int(batch.image_index[slot]), *batch.coords[slot].tolist()
