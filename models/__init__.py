@@ -4,11 +4,12 @@ from packvit.models.attention import BACKENDS, Segments, attention, choose_backe
 from packvit.models.checkpoint import load_model, save_model
 from packvit.models.config import ViTConfig
 from packvit.models.presets import PRESETS, preset
-from packvit.models.vit import PackedViT
+from packvit.models.vit import Outputs, PackedViT
 
 __all__ = [
     "BACKENDS",
     "PRESETS",
+    "Outputs",
     "PackedViT",
     "Segments",
     "ViTConfig",

@@ -4,6 +4,8 @@ The tokens of a batch stay one flat tensor [T, D] from the patch embedding to th
 between loops over images. With cls or register tokens T grows by N * prefix (see layout).
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -16,6 +18,20 @@ from packvit.models.patch_embed import PatchEmbed
 from packvit.models.pool import Pool
 from packvit.models.pos_embed import PosEmbed, coordinates, rope_tables
 from packvit.packing import PackedBatch
+
+
+class Outputs(NamedTuple):
+    """All that one forward pass gives.
+
+    logits: [N, num_classes]; the features if there is no head.
+    features: [N, config.feature_dim], what enters the head.
+    tokens: [T, D], the last layer at the batch's slots, normalised if last_norm is tokens; padding means
+        nothing.
+    """
+
+    logits: Tensor
+    features: Tensor
+    tokens: Tensor
 
 
 class PackedViT(nn.Module):
@@ -60,11 +76,15 @@ class PackedViT(nn.Module):
     def features(self, batch: PackedBatch) -> Tensor:
         """What enters the head: [N, config.feature_dim], pooled and normalised."""
         layout = Layout.build(batch, self.config.prefix)
+        return self._pool(self._encode(batch, layout), layout)
+
+    def outputs(self, batch: PackedBatch) -> Outputs:
+        """Logits, features and tokens of one forward pass."""
+        layout = Layout.build(batch, self.config.prefix)
         x = self._encode(batch, layout)  # [T, D]
-        x = self.pool(x, layout)  # [N, D]
-        if self.config.last_norm == "pooled":
-            x = self.norm(x)
-        return x if self.rep is None else self.rep(x).tanh()
+        features = self._pool(x, layout)
+        logits = features if self.head is None else self.head(features)
+        return Outputs(logits, features, x if layout.slot_of is None else x[layout.slot_of])
 
     def tokens(self, batch: PackedBatch) -> list[Tensor]:
         """The last layer's patch tokens as N dense maps [rows, cols, D], normalised if last_norm is tokens.
@@ -83,6 +103,13 @@ class PackedViT(nn.Module):
                 )
         x = self._encode(batch, layout)[layout.is_patch]
         return [part.view(rows, cols, -1) for part, (rows, cols) in zip(x.split(lengths), grids, strict=True)]
+
+    def _pool(self, x: Tensor, layout: Layout) -> Tensor:
+        """Tokens [T, D] to features [N, config.feature_dim]."""
+        x = self.pool(x, layout)  # [N, D]
+        if self.config.last_norm == "pooled":
+            x = self.norm(x)
+        return x if self.rep is None else self.rep(x).tanh()
 
     def _encode(self, batch: PackedBatch, layout: Layout) -> Tensor:
         """Embedding and blocks: [T, D]; with the last norm if it is of tokens."""

@@ -229,3 +229,14 @@ def test_weights_may_be_half_precision(cut_image, config: ViTConfig):
     half = model.bfloat16()(batch)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), full, atol=0.06, rtol=0.06)
+
+
+@pytest.mark.parametrize("prefix", [{}, {"cls": True, "registers": 2}])
+def test_outputs_are_all_that_the_other_methods_give(cut_image, prefix):
+    model = random_model(replace(TINY, **prefix))
+    batch = make_batch(cut_image)
+    logits, features, tokens = model.outputs(batch)
+    assert torch.equal(logits, model(batch))
+    assert torch.equal(features, model.features(batch))
+    flat = torch.cat([grid.flatten(0, 1) for grid in model.tokens(batch)])
+    assert torch.equal(tokens[batch.image_index >= 0], flat)
