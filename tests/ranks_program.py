@@ -15,6 +15,7 @@ from packvit.train.config import Config, OptimConfig, TrainConfig
 from packvit.train.distributed import Ranks, start_ranks, stop_ranks
 from packvit.train.engine import Engine
 from packvit.train.losses import classification_loss
+from packvit.train.student import Student
 
 BATCHES = 4  # of one step, over all ranks
 COUNTS = (1, 3, 0, 5)  # images in each: as unequal as can be
@@ -40,7 +41,7 @@ def make_engine(ranks: Ranks, parallel: str, kind: str, seed: int = 0) -> Engine
     vit = PackedViT(model)
     assert vit.head is not None
     torch.nn.init.normal_(vit.head.weight)  # zeros would hide the body's gradient
-    return Engine(vit, config, ranks)
+    return Engine(Student(vit, config.distill), config, ranks)
 
 
 def gradients(engine: Engine, ranks: Ranks) -> dict[str, torch.Tensor]:
@@ -50,7 +51,7 @@ def gradients(engine: Engine, ranks: Ranks) -> dict[str, torch.Tensor]:
     (images,) = ranks.sum([sum(batch.num_images for batch in batches)])
     for index, batch in enumerate(batches):
         with engine.sharing(last=index + 1 == len(batches)):
-            logits = engine.forward(batch)
+            logits = engine.forward(batch).logits
             labels = batch.labels if batch.labels is not None else torch.zeros(0, dtype=torch.int64)
             engine.backward(classification_loss(logits, labels, "softmax"), images)
     found = {}

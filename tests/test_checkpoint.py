@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from packvit.models import PackedViT, ViTConfig, load_model
+from packvit.models import ViTConfig, load_model
 from packvit.train.checkpoint import Checkpointer, find_checkpoints, load_checkpoint, read_progress
 from packvit.train.config import Config, OptimConfig, TrainConfig
 from packvit.train.distributed import Ranks
 from packvit.train.engine import Engine
+from packvit.train.student import make_student
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 CONFIG = Config(model=ViTConfig(width=16, depth=1, heads=2, num_classes=3), train=TrainConfig(ema=0.5))
@@ -18,7 +19,7 @@ CONFIG = Config(model=ViTConfig(width=16, depth=1, heads=2, num_classes=3), trai
 def trained(seed: int, config: Config = CONFIG) -> Engine:
     """A small engine after one step on made-up gradients."""
     torch.manual_seed(seed)
-    engine = Engine(PackedViT(config.model), config, ALONE)
+    engine = Engine(make_student(replace(config, seed=seed), {}), config, ALONE)
     for parameter in engine.model.parameters():
         parameter.grad = torch.randn_like(parameter)
     engine.step(True, 0, 1.0)

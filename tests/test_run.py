@@ -114,15 +114,15 @@ def test_changes_on_resuming_are_named_or_refused(capsys, run_flags, tmp_path):
 def test_steps_without_a_finite_gradient_are_skipped_and_then_stop_the_run(
     capsys, run_flags, tmp_path, monkeypatch
 ):
-    from packvit.train import loop
+    from packvit.train import objective
 
-    real, calls = loop.classification_loss, []
+    real, calls = objective.classification_loss, []
 
     def sometimes(*args):
         calls.append(1)
         return real(*args) * (float("nan") if len(calls) in (2, 3) else 1)
 
-    monkeypatch.setattr(loop, "classification_loss", sometimes)
+    monkeypatch.setattr(objective, "classification_loss", sometimes)
     flags = run_flags(tmp_path / "a", data__workers=0, train__steps=5)
     assert dispatch(["train", *flags]) == 0
     lines = read_json_lines(tmp_path / "a/metrics.jsonl")

@@ -26,7 +26,7 @@ from packvit.train.config import TrainConfig
 from packvit.train.distributed import Ranks
 from packvit.train.engine import Engine
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass
@@ -132,7 +132,7 @@ def load_checkpoint(path: Path, engine: Engine) -> None:
     except (CheckpointException, OSError) as error:
         raise damaged(path, error) from error
     set_state_dict(
-        engine.model,
+        engine.student,
         engine.optimizers,
         model_state_dict=state["model"],
         optim_state_dict=state["optimizer"],
@@ -169,7 +169,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def _state(engine: Engine) -> dict:
-    weights, optim = get_state_dict(engine.model, engine.optimizers)
+    weights, optim = get_state_dict(engine.student, engine.optimizers)
     state: dict[str, dict[str, Tensor] | dict] = {"model": weights, "optimizer": optim}
     if engine.average is not None:
         state["average"] = engine.average.state_dict()

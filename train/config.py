@@ -10,6 +10,7 @@ import yaml
 from packvit.data import DataConfig
 from packvit.models import ViTConfig
 from packvit.packing import PackingConfig, ViewsConfig
+from packvit.train.distill import EMA, DistillConfig
 
 
 @dataclass(frozen=True)
@@ -165,11 +166,14 @@ class Config:
     model: ViTConfig = field(default_factory=ViTConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise ValueError(f"threads={self.threads} must not be negative")
+        if EMA in self.distill.teachers and not self.train.ema:
+            raise ValueError("distill.teachers names ema, the moving average: set train.ema above 0")
 
 
 def save_config(config: Config, path: Path) -> None:

@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,45 +21,50 @@ from packvit.models import PackedViT
 from packvit.train.config import Config
 from packvit.train.distributed import Ranks
 from packvit.train.optim import freeze, make_optimizers, set_lr, update_ema
+from packvit.train.student import Student
 
 
 class Engine:
     """Forward, backward and step of a model over all ranks.
 
     Args:
-        model: initialised alike on every rank; moved and, with `train.parallel` fsdp, sharded in place.
+        student: initialised alike on every rank; moved and, with `train.parallel` fsdp, sharded in place.
 
     Attributes:
-        model: the trained weights.
-        average: their moving average, or None.
-        forward: what to call; the same as `model` where nothing is shared.
+        model: the trained model, of which the student is made.
+        average: the moving average of its weights, in eval mode, or None.
+        forward: what to call; the same as `student` where nothing is shared.
         optimizers: see make_optimizers.
     """
 
-    def __init__(self, model: PackedViT, config: Config, ranks: Ranks) -> None:
+    def __init__(self, student: Student, config: Config, ranks: Ranks) -> None:
         self.config = config
         self.ranks = ranks
-        self.model = model.to(ranks.device)
+        self.student = student.to(ranks.device).train()
+        self.model = student.model
         freeze(self.model, config.optim.freeze)
-        self.average = copy.deepcopy(self.model).requires_grad_(False) if config.train.ema else None
-        self.forward: nn.Module = self.model
+        self.average = copy.deepcopy(self.model).requires_grad_(False).eval() if config.train.ema else None
+        self.forward: nn.Module = self.student
         if ranks.world_size > 1 and config.train.parallel == "fsdp":
+            mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
             for whole in (self.model, self.average):
                 if whole is not None:
-                    shard(whole, ranks)
+                    shard(whole, mesh)
+            for part in student.maps():
+                fully_shard(part, mesh=mesh)
         elif ranks.world_size > 1:
-            self.forward = DistributedDataParallel(self.model)
+            self.forward = DistributedDataParallel(self.student)
         self.autocast = make_autocast(config.train.precision, ranks.device)
         # Half precision loses small gradients: they are scaled up, and the scale is part of the checkpoint.
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.train.precision == "fp16")
-        self.optimizers = make_optimizers(self.model, config.optim)
-        self.model.train()
+        self.optimizers = make_optimizers(self.model, config.optim, student.maps())
 
     @contextmanager
     def sharing(self, last: bool) -> Iterator[None]:
         """Gradients of a backward pass in here are shared among ranks only if it is the `last` of a step."""
-        if isinstance(self.forward, FSDPModule):
-            self.forward.set_requires_gradient_sync(last)
+        for part in (self.model, *self.student.maps()):
+            if isinstance(part, FSDPModule):
+                part.set_requires_gradient_sync(last)
         if isinstance(self.forward, DistributedDataParallel) and not last:
             with self.forward.no_sync():
                 yield
@@ -75,7 +80,7 @@ class Engine:
         """Clip the gradient; returns its norm before, the same on all ranks. Waits for the device."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.config.optim.clip or math.inf)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def step(self, finite: bool, number: int, lr_factor: float) -> None:
@@ -88,7 +93,7 @@ class Engine:
         self.scaler.update()
         if finite and self.average is not None:
             update_ema(self.average.parameters(), self.model.parameters(), self.config.train.ema, number)
-        self.model.zero_grad(set_to_none=True)
+        self.student.zero_grad(set_to_none=True)
 
     def whole(self) -> PackedViT:
         """The model to evaluate and to keep, not sharded: the average where there is one."""
@@ -101,12 +106,12 @@ class Engine:
         return whole
 
 
-def shard(model: PackedViT, ranks: Ranks) -> None:
+def shard(model: PackedViT, mesh: DeviceMesh) -> None:
     """Cut `model` over all ranks, block by block, in place; what is no block is one part."""
-    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "outputs")
 
 
 def make_autocast(precision: str, device: torch.device) -> AbstractContextManager:

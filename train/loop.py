@@ -21,13 +21,17 @@ from packvit.train.checkpoint import Checkpointer, find_checkpoints, load_checkp
 from packvit.train.config import Config, changed_fields, plain_config, save_config
 from packvit.train.distributed import Ranks
 from packvit.train.engine import Engine
-from packvit.train.losses import classification_loss
 from packvit.train.metrics import JsonLines, Window, peak_tflops
+from packvit.train.objective import Objective
 from packvit.train.preempt import Preemption
 from packvit.train.progress import Progress
 from packvit.train.report import draw_samples
 from packvit.train.schedule import lr_factor
+from packvit.train.student import make_student
+from packvit.train.teachers import load_teachers
 
+# Fields of which only whether they are 0 must stay: the checkpoint has tensors for them.
+SWITCHES = ("train.ema", "distill.feature_weight", "distill.token_weight")
 BAD_GRACE = 200  # samples; a few bad ones at the start of a run say little about the share
 
 
@@ -43,9 +47,13 @@ class Counters:
 
 @dataclass
 class Taken:
-    """What one step of this rank trains on: its batches, counted, and the samples left out of them."""
+    """What one step of this rank trains on: its batches, counted, and the samples left out of them.
+
+    `views` holds for each batch the same images as the teachers see them.
+    """
 
     batches: list[PackedBatch] = field(default_factory=list)
+    views: list[list[PackedBatch]] = field(default_factory=list)
     stats: BatchStats = field(default_factory=lambda: BatchStats(0, 0, 0, 0, 0))
     skipped: list[dict] = field(default_factory=list)
 
@@ -63,12 +71,15 @@ def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preempti
         config.views,
         config.packing,
         config.seed,
-        config.model.num_classes,
+        config.model.num_classes if config.distill.needs_labels else None,
         ranks.rank,
         ranks.world_size,
         pin_memory=ranks.device.type == "cuda",
+        teachers=config.distill.budgets(config.views),
     )
-    engine = Engine(make_model(config), config, ranks)
+    teachers = load_teachers(config)
+    engine = Engine(make_student(config, teachers), config, ranks)
+    objective = Objective(config, teachers, engine)
     peak = peak_tflops(ranks.device, config.train.peak_tflops)
     counters = Counters()
 
@@ -112,13 +123,11 @@ def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preempti
         losses = []
         for index, waiting in enumerate(taken.batches):
             batch = waiting.to(ranks.device)
+            views = [view.to(ranks.device) for view in taken.views[index]]
             with engine.sharing(last=index + 1 == len(taken.batches)):
                 with engine.autocast:
-                    logits = engine.forward(batch)
-                assert batch.labels is not None
-                loss = classification_loss(
-                    logits, batch.labels, config.train.loss, config.train.label_smoothing
-                )
+                    outputs = engine.forward(batch)
+                loss = objective(outputs, batch, views)
                 engine.backward(loss, images)
             losses.append(loss.detach())
         # The one wait for the device of a step; the norm is the same on all ranks, so all decide the same.
@@ -173,13 +182,6 @@ def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preempti
     return engine.whole().eval()
 
 
-def make_model(config: Config) -> PackedViT:
-    """The model as `config.seed` initialises it; leaves the global random state alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.seed, "model") % 2**63)
-        return PackedViT(config.model)
-
-
 def take_batches(batches: Iterator[LoadedBatch], number: int, model: ViTConfig, window: Window) -> Taken:
     """The next `number` batches of this rank, counted in `window` too."""
     taken = Taken()
@@ -196,6 +198,7 @@ def take_batches(batches: Iterator[LoadedBatch], number: int, model: ViTConfig, 
         stats = batch.stats()
         window.add_batch(stats, flops, wait)
         taken.batches.append(batch)
+        taken.views.append(loaded.teachers)
         taken.stats += stats
         taken.skipped += loaded.skipped
     return taken
@@ -205,11 +208,13 @@ def check_same_run(path: Path, saved: dict, config: Config, progress: Progress) 
     """Refuse to resume what would be another run; name what else has changed.
 
     Raises:
-        ValueError: `path` was saved with another seed, model, optimizer or no moving average.
+        ValueError: `path` was saved with another seed, model, optimizer or number of teachers, or with or
+            without a moving average or a match of features or tokens.
     """
     for name, (old, new) in changed_fields(saved, config).items():
-        averaged = name == "train.ema" and (old == 0) != (new == 0)
-        if averaged or name in ("seed", "optim.kind") or name.startswith("model."):
+        switched = name in SWITCHES and (old == 0) != (new == 0)
+        fewer = name == "distill.teachers" and len(old) != len(new)
+        if switched or fewer or name in ("seed", "optim.kind") or name.startswith("model."):
             raise ValueError(
                 f"{path} was saved with {name}={old}, not {new}: resume with the same, or take another "
                 "run_dir"

@@ -26,6 +26,31 @@ def classification_loss(logits: Tensor, labels: Tensor, kind: str, label_smoothi
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
 
 
+def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Sum over images of t^2 * KL(teacher || student); float32 scalar. FlexiViT 3.5.
+
+    t^2 keeps the gradient's size independent of the temperature (Hinton et al., arXiv 1503.02531, 2).
+
+    Args:
+        logits, teacher_logits: [N, classes], any floating type; divided by t.
+    """
+    student = F.log_softmax(logits.float() / temperature, 1)
+    teacher = F.log_softmax(teacher_logits.float() / temperature, 1)
+    return temperature**2 * F.kl_div(student, teacher, reduction="sum", log_target=True)
+
+
+def distance(x: Tensor, target: Tensor, measure: str) -> Tensor:
+    """How far rows [n, D] are from `target`: float32 [n].
+
+    Args:
+        measure: `cosine`, 1 - cos, or `smooth_l1`, the mean over channels.
+    """
+    x, target = x.float(), target.float()
+    if measure == "cosine":
+        return 1 - F.cosine_similarity(x, target)
+    return F.smooth_l1_loss(x, target, reduction="none").mean(1)
+
+
 def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:
     """Mean gap between confidence and accuracy over equal-width bins, weighted by their share of images.
 

@@ -1,6 +1,7 @@
 """AdamW or Muon with weight decay on weight matrices only, and the moving average of the weights."""
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -11,19 +12,21 @@ from packvit.models import PackedViT
 from packvit.train.config import OptimConfig
 
 
-def make_optimizers(model: PackedViT, config: OptimConfig) -> list[Optimizer]:
+def make_optimizers(model: PackedViT, config: OptimConfig, maps: Sequence[nn.Linear] = ()) -> list[Optimizer]:
     """The optimizers that together hold every parameter once; `set_lr` gives each group its learning rate.
 
     `adamw` has three groups: weight matrices of the body, of the head, and everything that never decays,
     which are biases, norms, position tables, probes and registers (FlexiViT, NaViT: kernels only). `muon`
     takes the blocks' matrices out of the first and orthogonalises their updates (Jordan et al. 2024), scaled
     to the size of AdamW's (arXiv 2502.16982, 2.2); embedding, pooling and head stay with AdamW. With
-    `layer_decay` each block's parameters are a group of their own (BEiT, arXiv 2106.08254, A).
+    `layer_decay` each block's parameters are a group of their own (BEiT, arXiv 2106.08254, A). `maps`, from
+    the model's outputs to teachers' widths, count as what comes after the blocks.
     """
     depth = len(model.blocks)
     adamw: dict[tuple, dict] = {}
     muon: dict[tuple, dict] = {}
-    for name, parameter in model.named_parameters():
+    after = nn.ModuleDict({"maps": nn.ModuleList(maps)})
+    for name, parameter in chain(model.named_parameters(), after.named_parameters()):
         if not parameter.requires_grad:
             continue
         decay, hidden = 0.0, False

@@ -33,8 +33,10 @@ def run(config: Config) -> None:
     """
     if not config.data.shards:
         raise ValueError("data.shards names no training shards: add --data.shards PATH")
-    if config.model.num_classes == 0:
-        raise ValueError("model.num_classes=0 leaves nothing to learn from labels: set it to their number")
+    if config.model.num_classes == 0 and (config.distill.needs_labels or config.data.val_shards):
+        raise ValueError(
+            "model.num_classes=0 leaves nothing to learn from labels or to evaluate: set it to their number"
+        )
     ranks = start_ranks(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)

@@ -1,0 +1,71 @@
+"""What a run imitates: teachers, what they are shown, and how much each part of the loss counts.
+
+FlexiViT 3.5: a student learns from a teacher's answers to the same crop and flip, which the teacher sees at
+its own patch size and resolution and without dropped tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from packvit.packing import ViewsConfig
+
+EMA = "ema"  # as a teacher's path: the moving average of the weights in training
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Teachers; without any the labels are all there is to learn from.
+
+    Args:
+        teachers: models, as load_model reads them, or `ema`, the run's own moving average. Their losses add.
+        patch_sizes: of each teacher's view; empty: the smallest of `views.patch_sizes` for all.
+        resolutions: of each teacher's view, in pixels; empty: the upper end of `views.resolution` for all.
+        init: start with the first teacher's weights.
+        temperature: t, divides the logits of both.
+        logits_weight: of t^2 * KL(teacher || student) over the classes.
+        label_weight: of the label loss (`train.loss`) beside the teachers'.
+        feature_weight, token_weight: of the distance between what enters the heads, and between the last
+            layer's tokens at the student's kept patches. A linear layer, trained along, where widths differ.
+        measure: that distance: `cosine`, 1 - cos, or `smooth_l1`, the mean over channels.
+    """
+
+    teachers: tuple[str, ...] = ()
+    patch_sizes: tuple[int, ...] = ()
+    resolutions: tuple[int, ...] = ()
+    init: bool = False
+    temperature: float = 1.0
+    logits_weight: float = 1.0
+    label_weight: float = 0.0
+    feature_weight: float = 0.0
+    token_weight: float = 0.0
+    measure: Literal["cosine", "smooth_l1"] = "cosine"
+
+    def __post_init__(self) -> None:
+        for name in ("patch_sizes", "resolutions"):
+            values = getattr(self, name)
+            if values and (len(values) != len(self.teachers) or min(values) < 1):
+                raise ValueError(
+                    f"distill.{name}={values} must be positive, one for each of the {len(self.teachers)} "
+                    "distill.teachers"
+                )
+        if self.init and (not self.teachers or self.teachers[0] == EMA):
+            raise ValueError("distill.init needs a model as the first of distill.teachers")
+        if self.temperature <= 0:
+            raise ValueError(f"distill.temperature={self.temperature} must be positive")
+        weights = ("logits_weight", "label_weight", "feature_weight", "token_weight")
+        for name in weights:
+            if getattr(self, name) < 0:
+                raise ValueError(f"distill.{name}={getattr(self, name)} must not be negative")
+        if self.teachers and not any(getattr(self, name) for name in weights):
+            raise ValueError(f"all of distill.{', '.join(weights)} are 0: nothing is left to learn")
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether samples without a label are of no use."""
+        return not self.teachers or self.label_weight > 0
+
+    def budgets(self, views: ViewsConfig) -> list[tuple[int, int]]:
+        """(patch size, resolution) of each teacher's view."""
+        patch_sizes = self.patch_sizes or [min(views.patch_sizes)] * len(self.teachers)
+        resolutions = self.resolutions or [views.resolution.high] * len(self.teachers)
+        return list(zip(patch_sizes, resolutions, strict=True))
