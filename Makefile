@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 DATA := runs/digits-data
 RUN := runs/digits
 
-.PHONY: help demo test check clean
+.PHONY: help demo test check bench clean
 
 help:
 	@echo "make demo   train on the demo set, evaluate at every budget, draw (minutes, no GPU needed)"
 	@echo "make test   all tests"
 	@echo "make check  lint, format and types"
+	@echo "make bench  packers, data path and model against others; writes benchmarks/results and docs"
 	@echo "make clean  remove .venv and the demo's run"
 
 # The extras of a stamp are installed when it is older than what pip reads.
@@ -35,6 +36,11 @@ check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/packing.py
+	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/model.py
 
 clean:
 	rm -rf $(VENV) $(DATA) $(RUN)
