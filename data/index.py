@@ -8,10 +8,11 @@ import json
 import os
 import tarfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from webdataset.tariterators import base_plus_ext
@@ -165,16 +166,12 @@ def build_index(path: str) -> Index:
     problems: list[str] = []
     name: str | None = None
     try:
-        # Names in another encoding become escapes, because keys must be printable and hashable as UTF-8.
-        with (
-            open(path, "rb") as file,
-            tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace") as tar,
-        ):
-            for member in tar:
-                name = member.name
+        with open(path, "rb") as file:
+            members = plain_members(file.fileno())
+            for name, offset, length in all_members(file) if members is None else members:
                 base, extension = base_plus_ext(name)
                 # A base that ends in a slash belongs to a hidden file, such as macOS's `._01.jpg`.
-                if not member.isfile() or not base or base.endswith("/") or not extension:
+                if not base or base.endswith("/") or not extension:
                     continue
                 extension = extension.lower()
                 if not samples or samples[-1][0] != base:
@@ -182,14 +179,59 @@ def build_index(path: str) -> Index:
                 if extension in samples[-1][1]:
                     problems.append(f"member {name!r} is there twice: the first one is used")
                 else:
-                    samples[-1][1][extension] = (member.offset_data, member.size)
-            # tarfile takes a broken header, or none, for the end of the archive; the end is a block of zeros.
-            file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                raise tarfile.ReadError("no end of archive")
+                    samples[-1][1][extension] = (offset, length)
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
         if name is None:
             raise ValueError(f"it is no readable tar file ({error})") from error
         problems.append(f"it breaks off in or after {name!r} ({error}): what follows is lost")
         samples = samples[:-1]  # the last sample may lack members, or the end of one
     return Index.of(samples, problems)
+
+
+def all_members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
+    """(name, offset, length) of the regular files of any tar, by tarfile; some 30 us each.
+
+    Raises:
+        tarfile.TarError, OSError, ValueError, OverflowError: it is damaged from here on.
+    """
+    # Names in another encoding become escapes, because keys must be printable and hashable as UTF-8.
+    with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace") as tar:
+        for member in tar:
+            if member.isfile():
+                yield member.name, member.offset_data, member.size
+    # tarfile takes a broken header, or none, for the end of the archive; the end is a block of zeros.
+    file.seek(tar.offset)
+    if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("no end of archive")
+
+
+def plain_members(descriptor: int) -> list[tuple[str, int, int]] | None:
+    """What `all_members` gives, several times as fast, of a tar of regular files with plain ustar headers.
+
+    Nearly all shards are such. None if there is anything else, or the least doubt.
+    """
+    members = []
+    offset, end = 0, os.fstat(descriptor).st_size
+    while len(header := os.pread(descriptor, tarfile.BLOCKSIZE, offset)) == tarfile.BLOCKSIZE:
+        if not header.strip(tarfile.NUL):
+            return members
+        try:
+            name = header[:100].split(b"\0", 1)[0].decode()
+            prefix = header[345:500].split(b"\0", 1)[0].decode()
+            length = int(header[124:136].rstrip(b" \0"), 8)
+            checksum = int(header[148:156].rstrip(b" \0"), 8)
+        except ValueError:  # another encoding, a large size in base 256, damage
+            return None
+        plain = header[156:157] in (b"0", b"\0") and header[257:262] == b"ustar" and length >= 0
+        # The checksum counts its own eight bytes as spaces.
+        if not plain or checksum != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+            return None
+        if prefix:
+            name = f"{prefix}/{name}"
+        if not name or name.endswith("/"):  # an old way to mark folders
+            return None
+        members.append((name, offset + tarfile.BLOCKSIZE, length))
+        offset += tarfile.BLOCKSIZE * (1 + -(-length // tarfile.BLOCKSIZE))
+        if offset > end:
+            return None
+    return None

@@ -377,6 +377,48 @@ def test_a_file_that_vanishes_or_shrinks_after_opening_is_a_bad_shard(tmp_path):
         Shard.open(path)
 
 
+# ---- two ways to walk a tar ----
+
+
+def walked(path: Path) -> tuple[list | None, list | str]:
+    """What plain_members and all_members give; the name of the error of the latter."""
+    with path.open("rb") as file:
+        plain = index_module.plain_members(file.fileno())
+        try:
+            return plain, list(index_module.all_members(file))
+        except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+            return plain, type(error).__name__
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_plain_tars_are_walked_alike_and_others_are_left_to_tarfile(kind, tmp_path):
+    names = ["a.jpg", "b/c.d.jpg", "b/c.cls", "d" * 90 + "/" + "e" * 60 + ".jpg"]
+    path = tar_of(tmp_path / "x.tar", [(name, b"x" * (300 * i)) for i, name in enumerate(names)], kind)
+    plain, every = walked(path)
+    assert [name for name, _, _ in every] == names
+    assert plain == (every if kind == tarfile.USTAR_FORMAT else None)  # the others write an entry of its own
+    plain, every = walked(tar_of(tmp_path / "short.tar", [(name, b"1") for name in names[:3]], kind))
+    assert plain == every
+    with tarfile.open(tmp_path / "folder.tar", "w") as tar:
+        folder = tarfile.TarInfo("b")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    assert walked(tmp_path / "folder.tar") == (None, [])
+
+
+def test_damage_is_never_walked_over(tmp_path):
+    whole = three_samples(tmp_path / "x.tar").read_bytes()
+    rng = np.random.default_rng(0)
+    path = tmp_path / "broken.tar"
+    for _ in range(300):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(data), rng.integers(1, 4)):
+            data[place] = rng.integers(256)
+        path.write_bytes(data[: rng.integers(1, len(data) + 1)])
+        plain, every = walked(path)
+        assert plain in (None, every)
+
+
 # ---- the index on disk ----
 
 
