@@ -1,4 +1,7 @@
-"""Run by test_ranks under torchrun: the gradient of a step, or a checkpoint read and written."""
+"""Run by test_ranks under torchrun: the gradient of a step, or a checkpoint read and written.
+
+In the task `distill` the gradient is that of labels, a wider teacher and the moving average together.
+"""
 
 import os
 import sys
@@ -8,14 +11,16 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
-from packvit.models import PackedViT, ViTConfig
+from packvit.models import PackedViT, ViTConfig, save_model
 from packvit.packing import PackedBatch, PackedImage
 from packvit.train.checkpoint import Checkpointer, find_checkpoints, load_checkpoint
 from packvit.train.config import Config, OptimConfig, TrainConfig
+from packvit.train.distill import DistillConfig
 from packvit.train.distributed import Ranks, start_ranks, stop_ranks
 from packvit.train.engine import Engine
-from packvit.train.losses import classification_loss
-from packvit.train.student import Student
+from packvit.train.objective import Objective
+from packvit.train.student import make_student
+from packvit.train.teachers import load_teachers
 
 BATCHES = 4  # of one step, over all ranks
 COUNTS = (1, 3, 0, 5)  # images in each: as unequal as can be
@@ -33,29 +38,43 @@ def make_batch(number: int) -> PackedBatch:
     return PackedBatch.build([images[:2], images[2:]], 16)
 
 
-def make_engine(ranks: Ranks, parallel: str, kind: str, seed: int = 0) -> Engine:
+def make_engine(
+    ranks: Ranks, parallel: str, kind: str, seed: int = 0, distill: DistillConfig | None = None
+) -> tuple[Engine, Objective]:
     model = ViTConfig(width=16, depth=2, heads=2, num_classes=3, registers=1)
     train = TrainConfig(parallel=parallel, ema=0.5)  # pyright: ignore[reportArgumentType]
-    config = Config(model=model, optim=OptimConfig(kind=kind), train=train)  # pyright: ignore[reportArgumentType]
+    optim = OptimConfig(kind=kind)  # pyright: ignore[reportArgumentType]
+    config = Config(model=model, optim=optim, train=train, distill=distill or DistillConfig(), seed=seed)
+    teachers = load_teachers(config)
+    student = make_student(config, teachers)
+    assert student.model.head is not None
     torch.manual_seed(seed)
-    vit = PackedViT(model)
-    assert vit.head is not None
-    torch.nn.init.normal_(vit.head.weight)  # zeros would hide the body's gradient
-    return Engine(Student(vit, config.distill), config, ranks)
+    torch.nn.init.normal_(student.model.head.weight)  # zeros would hide the body's gradient
+    engine = Engine(student, config, ranks)
+    return engine, Objective(config, teachers, engine)
 
 
-def gradients(engine: Engine, ranks: Ranks) -> dict[str, torch.Tensor]:
+def write_teacher(folder: Path) -> DistillConfig:
+    """A teacher of another width, and the average; both match all that can be matched."""
+    torch.manual_seed(1)
+    path = save_model(PackedViT(ViTConfig(width=24, depth=1, heads=2, num_classes=3)), folder / "teacher")
+    return DistillConfig(
+        (str(path), "ema"), (8, 8), (8, 8), label_weight=0.5, feature_weight=1, token_weight=1
+    )
+
+
+def gradients(engine: Engine, objective: Objective, ranks: Ranks) -> dict[str, torch.Tensor]:
     """The gradient of one step on all batches, before clipping."""
     share = range(ranks.rank, BATCHES, ranks.world_size)
     batches = [make_batch(number) for number in share]
     (images,) = ranks.sum([sum(batch.num_images for batch in batches)])
     for index, batch in enumerate(batches):
         with engine.sharing(last=index + 1 == len(batches)):
-            logits = engine.forward(batch).logits
-            labels = batch.labels if batch.labels is not None else torch.zeros(0, dtype=torch.int64)
-            engine.backward(classification_loss(logits, labels, "softmax"), images)
+            # Whole views, which serve as the teachers' too.
+            loss = objective(engine.forward(batch), batch, [batch] * len(objective.teachers))
+            engine.backward(loss, images)
     found = {}
-    for name, parameter in engine.model.named_parameters():
+    for name, parameter in engine.student.named_parameters():
         assert parameter.grad is not None, name
         found[name] = whole(parameter.grad)
     return found
@@ -79,16 +98,19 @@ def weights(engine: Engine) -> dict[str, torch.Tensor]:
 
 def main(task: str, parallel: str, kind: str, folder: Path) -> None:
     ranks = start_ranks("cpu")
-    engine = make_engine(ranks, parallel, kind, seed=0 if task == "gradient" else ranks.world_size)
-    if task == "gradient":
-        result = gradients(engine, ranks)
+    seed = ranks.world_size if task == "checkpoint" else 0
+    # Each rank writes the same teacher, for itself.
+    distill = write_teacher(folder / f"rank-{ranks.rank}") if task == "distill" else None
+    engine, objective = make_engine(ranks, parallel, kind, seed, distill)
+    if task != "checkpoint":
+        result = gradients(engine, objective, ranks)
     else:
         checkpointer = Checkpointer(folder, engine.config.train, ranks)
         found = find_checkpoints(folder)
         if found:
             load_checkpoint(found[-1], engine)
         before = weights(engine) if found else {}
-        gradients(engine, ranks)
+        gradients(engine, objective, ranks)
         engine.clip()
         engine.step(True, len(found), 1.0)
         checkpointer.save(len(found) + 1, engine, {})

@@ -46,11 +46,12 @@ def test_a_batch_without_images_gives_every_parameter_a_gradient(pool, pos_embed
 
 
 @pytest.mark.slow
-def test_gradients_do_not_depend_on_how_images_are_shared(tmp_path):
+@pytest.mark.parametrize("task", ["gradient", "distill"])
+def test_gradients_do_not_depend_on_how_images_are_shared(task, tmp_path):
     """Ranks hold 1 to 9 images, one batch none; the gradient stays that of the mean over all of them."""
-    alone = launch(1, "gradient", "ddp", tmp_path)
+    alone = launch(1, task, "ddp", tmp_path)
     for ranks, parallel in ((2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp")):
-        shared = launch(ranks, "gradient", parallel, tmp_path)
+        shared = launch(ranks, task, parallel, tmp_path)
         assert alone.keys() == shared.keys()
         for name, gradient in alone.items():
             error = (gradient - shared[name]).norm() / gradient.norm()
