@@ -7,6 +7,7 @@ from packvit.data.images import pack_images
 from packvit.data.loader import LoadedBatch, TrainLoader, merge_states
 from packvit.data.shards import BadSample, BadShard, Shard, expand_shards
 from packvit.data.streams import DataConfig, Stream
+from packvit.data.taught import StoredLogits, write_taught
 from packvit.data.write import write_images, write_shards
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "EvalSet",
     "LoadedBatch",
     "Shard",
+    "StoredLogits",
     "Stream",
     "TrainLoader",
     "check_shards",
@@ -25,4 +27,5 @@ __all__ = [
     "write_digits",
     "write_images",
     "write_shards",
+    "write_taught",
 ]

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from packvit.data.fetch import is_remote
 from packvit.data.shards import expand_shards
 from packvit.data.streams import STATE_VERSION, DataConfig, Stream
+from packvit.data.taught import StoredLogits
 from packvit.packing import FlatBatch, PackedBatch, PackingConfig, ViewsConfig, derive_seed
 
 PREFETCH = 3  # batches ready in each worker
@@ -112,6 +113,7 @@ class TrainLoader:
         world_size: int = 1,
         pin_memory: bool = False,
         teachers: Sequence[tuple[int, int]] = (),
+        stored: StoredLogits | None = None,
     ) -> None:
         if data.streams % world_size:
             raise ValueError(f"data.streams={data.streams} must be a multiple of the {world_size} ranks")
@@ -133,6 +135,7 @@ class TrainLoader:
             num_classes=num_classes,
             sources=sources,
             teachers=teachers,
+            stored=stored,
         )
         self.rank, self.world_size, self.pin_memory = rank, world_size, pin_memory
         self.states: dict[int, dict] = {}

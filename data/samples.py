@@ -1,8 +1,10 @@
 """One sample of a shard, read, checked and cut as its views say."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from packvit.data.shards import BadSample, BadShard, Shard
+from packvit.data.taught import StoredLogits
 from packvit.data.transforms import present
 from packvit.packing import PackedImage, View
 
@@ -14,17 +16,21 @@ def load_sample(
     native_size: tuple[int, int],
     seed: int,
     num_classes: int | None,
+    stored: StoredLogits | None = None,
 ) -> list[PackedImage]:
     """Sample `member` of `shard` as each view shows it; `seed` decides which tokens are dropped.
 
     Raises:
-        BadSample: it cannot be decoded; or, with `num_classes` given, has no label in 0..num_classes-1.
+        BadSample: it cannot be decoded; with `num_classes` given, it has no label in 0..num_classes-1; with
+            `stored` given, it has no such logits.
     """
     key = shard.key(member)
     label = label_of(shard, member, num_classes)
+    logits = stored.read(shard, member) if stored else None
     data = shard.image(member)
     try:
-        return [present(data, view, native_size, seed, label, key) for view in views]
+        shown = [present(data, view, native_size, seed, label, key) for view in views]
+        return [replace(image, logits=logits) for image in shown]
     except ValueError as error:
         raise BadSample(shard.path, key, str(error)) from error
 

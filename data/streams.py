@@ -16,6 +16,7 @@ from packvit.data.images import pack_in_order
 from packvit.data.reader import Reader
 from packvit.data.samples import describe_skipped, load_sample
 from packvit.data.shards import BadSample, BadShard, Shard
+from packvit.data.taught import StoredLogits
 from packvit.packing import (
     Dealer,
     PackedBatch,
@@ -93,6 +94,7 @@ class Stream:
         sources: numbers of the shards of each source that `data.weights` mixes; None is one source of all.
         teachers: (patch size, resolution in pixels) of each teacher, which sees every image whole in the
             crop and flip of its view. They change neither the views nor the state.
+        stored: logits that every sample must have.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class Stream:
         num_classes: int | None = None,
         sources: Sequence[Sequence[int]] | None = None,
         teachers: Sequence[tuple[int, int]] = (),
+        stored: StoredLogits | None = None,
     ) -> None:
         self.index = index
         self.paths = paths
@@ -115,6 +118,7 @@ class Stream:
         self.seed = seed
         self.num_classes = num_classes
         self.teachers = teachers
+        self.stored = stored
         self.skipped: list[dict] = []
         self.sources = [range(len(paths))] if sources is None else sources
         weights = data.weights or (1.0,) * len(self.sources)
@@ -259,6 +263,7 @@ class Stream:
                 planned.native_size,
                 seed,
                 self.num_classes,
+                self.stored,
             )
         except (BadSample, BadShard) as error:
             self._skip(error)

@@ -26,6 +26,7 @@ class PackedImage:
         native_size: (height, width) of the stored image.
         label: class index, or None where the task has none.
         key: name of the sample.
+        logits: floating [classes], a teacher's stored answer, or None.
     """
 
     patches: np.ndarray
@@ -35,6 +36,7 @@ class PackedImage:
     native_size: tuple[int, int]
     label: int | None = None
     key: str = ""
+    logits: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class PackedBatch:
         max_len: a bound on the segments' lengths, S or, where an image takes several rows, a multiple of it.
         labels: int64 [N], or None where the task has none.
         keys: N sample names.
+        logits: floating [N, classes], a teacher's stored answers, or None where not every image has one.
     """
 
     patches: dict[int, Tensor]
@@ -97,6 +100,7 @@ class PackedBatch:
     max_len: int
     labels: Tensor | None = None
     keys: list[str] = field(default_factory=list)
+    logits: Tensor | None = None
 
     @property
     def num_images(self) -> int:
@@ -192,6 +196,7 @@ class PackedBatch:
         # A batch without images has labels, too: none of them.
         if all(image.label is not None for image in images):
             labels = torch.tensor([image.label for image in images], dtype=torch.int64)
+        logits = [image.logits for image in images if image.logits is not None]
         return PackedBatch(
             patches={p: torch.from_numpy(np.concatenate(v[0])) for p, v in sorted(by_patch_size.items())},
             slots={p: torch.from_numpy(np.concatenate(v[1])) for p, v in sorted(by_patch_size.items())},
@@ -205,4 +210,5 @@ class PackedBatch:
             max_len=max(heights, default=1) * seq_len,
             labels=labels,
             keys=[image.key for image in images],
+            logits=torch.from_numpy(np.stack(logits)) if images and len(logits) == len(images) else None,
         )

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from packvit.data import DataConfig, TrainLoader
+from packvit.data import BadSample, DataConfig, Shard, StoredLogits, TrainLoader, write_taught
 from packvit.models import PackedViT, ViTConfig, load_model, save_model
 from packvit.packing import DropConfig, PackedBatch, PackingConfig, ResolutionConfig, ViewsConfig
 from packvit.train.cli import dispatch
@@ -44,9 +44,9 @@ def random_teacher(folder: Path, config: ViTConfig, seed: int) -> str:
 
 
 def make_config(digits_set: Path, distill: DistillConfig, **changes: Any) -> Config:
-    fields: dict[str, Any] = {"views": VIEWS, "model": MODEL} | changes
+    data = DataConfig((str(digits_set / "train"),), workers=0, streams=4)
+    fields: dict[str, Any] = {"data": data, "views": VIEWS, "model": MODEL} | changes
     return Config(
-        data=DataConfig((str(digits_set / "train"),), workers=0, streams=4),
         packing=PackingConfig(seq_len=64, sequences=4, lookahead=16, balance=1),
         distill=distill,
         **fields,
@@ -61,7 +61,11 @@ class Run:
         self.engine = Engine(make_student(config, teachers), config, ALONE)
         self.objective = Objective(config, teachers, self.engine)
         budgets = config.distill.budgets(config.views)
-        loader = TrainLoader(config.data, config.views, config.packing, 0, 10, teachers=budgets)
+        field = config.distill.logits_field
+        stored = StoredLogits(field, 10) if field else None
+        loader = TrainLoader(
+            config.data, config.views, config.packing, 0, 10, teachers=budgets, stored=stored
+        )
         loaded = next(iter(loader))
         assert loaded.batch is not None
         self.batch, self.views = loaded.batch, loaded.teachers
@@ -236,6 +240,45 @@ def test_a_resumed_run_with_learned_maps_equals_one_that_was_not_stopped(run_fla
     assert one.keys() == load_model(tmp_path / "whole").state_dict().keys()
 
 
+def test_taught_shards_replace_the_teacher(digits_set, teacher, tmp_path, capsys):
+    out = tmp_path / "taught"
+    command = ["teach", str(digits_set / "train"), "--teacher", teacher, "--patch-size", "8"]
+    command += ["--resolution", "32", "--out", str(out), "--workers", "0"]
+    assert dispatch(command) == 0
+    assert capsys.readouterr().out.count(": 40 images") == 3
+    assert dispatch(command) == 0
+    assert not capsys.readouterr().out
+    views = replace(VIEWS, crop=1.0, flip=0.0, patch_sizes=(4, 8))
+    data = DataConfig((str(out),), workers=1, streams=4)
+    stored = Run(make_config(digits_set, DistillConfig(logits_field="teacher.npy"), views=views, data=data))
+    online = Run(make_config(digits_set, DistillConfig((teacher,), (8,), (32,)), views=views))
+    assert stored.batch.keys == online.batch.keys
+    assert stored.batch.logits is not None
+    torch.testing.assert_close(stored.loss(), online.loss(), rtol=1e-3, atol=1e-5)
+    assert stored.loss() > 1e-3
+    assert dispatch([*command, "--patch-size", "4"]) == 2
+    assert "take another --out" in capsys.readouterr().err
+    assert dispatch([*command, "--field", "teacher"]) == 2
+    assert "--field 'teacher' must" in capsys.readouterr().err
+
+
+def test_stored_logits_that_cannot_be_used_are_named(digits_set, tmp_path):
+    shard = Shard.open(digits_set / "val/shard-000000.tar")
+    good = np.zeros(10, np.float16)
+    write_taught(shard, tmp_path / "a.tar", {shard.key(0): good, shard.key(1): good[:3]}, "t.npy")
+    taught, stored = Shard.open(tmp_path / "a.tar"), StoredLogits("t.npy", 10)
+    assert len(taught) == 2
+    assert taught.image(1) == shard.image(1)
+    assert taught.label(1) == shard.label(1)
+    assert np.array_equal(stored.read(taught, 0), good)
+    with pytest.raises(BadSample, match=r"its \.t\.npy holds float16 \[3\], not floats \[10\]"):
+        stored.read(taught, 1)
+    with pytest.raises(BadSample, match=r"it has no \.t\.npy"):
+        stored.read(shard, 0)
+    with pytest.raises(BadSample, match=r"its \.jpg is no \.npy file"):
+        StoredLogits("jpg", 10).read(shard, 0)
+
+
 def test_wrong_configurations_get_a_sentence_that_names_the_field(digits_set, teacher, tmp_path):
     wrong: list[tuple[dict[str, Any], str]] = [
         (
@@ -246,6 +289,7 @@ def test_wrong_configurations_get_a_sentence_that_names_the_field(digits_set, te
         ({"init": True}, r"distill\.init needs a model"),
         ({"teachers": ("ema",), "init": True}, r"distill\.init needs a model"),
         ({"temperature": 0}, r"distill\.temperature=0"),
+        ({"logits_field": "Teacher.npy"}, r"distill\.logits_field 'Teacher\.npy' must be in small letters"),
         ({"label_weight": -1}, r"distill\.label_weight=-1"),
         ({"teachers": ("a",), "logits_weight": 0}, "nothing is left to learn"),
     ]

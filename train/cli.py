@@ -21,6 +21,7 @@ from packvit.train.analyze import analyze_command
 from packvit.train.config import Config
 from packvit.train.recipes import RECIPES, find_recipe
 from packvit.train.run import evaluate_folder, run
+from packvit.train.teach import teach_command
 
 USAGE = f"""usage: packvit COMMAND ...
 
@@ -33,6 +34,8 @@ commands:
                     how well the views of a data set pack, and the sequence length to take
   shards write|demo|check
                     make or verify webdataset shards
+  teach SHARDS --teacher MODEL --patch-size P --resolution R --out OUT
+                    shards with a teacher's logits beside each image, to distil from
   info              versions and devices, for bug reports
 
 recipes: {", ".join(RECIPES)}
@@ -53,6 +56,7 @@ def dispatch(arguments: Sequence[str]) -> int:
         "eval": lambda rest: tyro.cli(evaluate_command, prog="packvit eval", args=rest),
         "analyze": lambda rest: tyro.cli(analyze_command, prog="packvit analyze", args=rest),
         "shards": shards_command,
+        "teach": lambda rest: tyro.cli(teach_command, prog="packvit teach", args=rest),
         "info": lambda rest: tyro.cli(info_command, prog="packvit info", args=rest),
     }
     if not arguments or arguments[0] in ("-h", "--help"):

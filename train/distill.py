@@ -4,6 +4,7 @@ FlexiViT 3.5: a student learns from a teacher's answers to the same crop and fli
 its own patch size and resolution and without dropped tokens.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +22,7 @@ class DistillConfig:
         patch_sizes: of each teacher's view; empty: the smallest of `views.patch_sizes` for all.
         resolutions: of each teacher's view, in pixels; empty: the upper end of `views.resolution` for all.
         init: start with the first teacher's weights.
+        logits_field: of every sample, with logits that `packvit teach` wrote; one more teacher.
         temperature: t, divides the logits of both.
         logits_weight: of t^2 * KL(teacher || student) over the classes.
         label_weight: of the label loss (`train.loss`) beside the teachers'.
@@ -33,6 +35,7 @@ class DistillConfig:
     patch_sizes: tuple[int, ...] = ()
     resolutions: tuple[int, ...] = ()
     init: bool = False
+    logits_field: str = ""
     temperature: float = 1.0
     logits_weight: float = 1.0
     label_weight: float = 0.0
@@ -56,16 +59,35 @@ class DistillConfig:
         for name in weights:
             if getattr(self, name) < 0:
                 raise ValueError(f"distill.{name}={getattr(self, name)} must not be negative")
-        if self.teachers and not any(getattr(self, name) for name in weights):
+        if self.active and not any(getattr(self, name) for name in weights):
             raise ValueError(f"all of distill.{', '.join(weights)} are 0: nothing is left to learn")
+        if self.logits_field and not self.logits_weight:
+            raise ValueError("distill.logits_field needs distill.logits_weight above 0")
+        if self.logits_field:
+            check_field("distill.logits_field", self.logits_field)
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to imitate."""
+        return bool(self.teachers or self.logits_field)
 
     @property
     def needs_labels(self) -> bool:
         """Whether samples without a label are of no use."""
-        return not self.teachers or self.label_weight > 0
+        return not self.active or self.label_weight > 0
 
     def budgets(self, views: ViewsConfig) -> list[tuple[int, int]]:
         """(patch size, resolution) of each teacher's view."""
         patch_sizes = self.patch_sizes or [min(views.patch_sizes)] * len(self.teachers)
         resolutions = self.resolutions or [views.resolution.high] * len(self.teachers)
         return list(zip(patch_sizes, resolutions, strict=True))
+
+
+def check_field(name: str, field: str) -> None:
+    """Refuse the name of a field that shards cannot hold or readers would not take for an array.
+
+    Raises:
+        ValueError: names `name`, the flag.
+    """
+    if not re.fullmatch(r"[^/A-Z_][^/A-Z]*\.npy", field):
+        raise ValueError(f"{name} {field!r} must be in small letters and end in .npy, such as teacher.npy")

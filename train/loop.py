@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from packvit.data import LoadedBatch, TrainLoader, merge_states
+from packvit.data import LoadedBatch, StoredLogits, TrainLoader, merge_states
 from packvit.models import PackedViT, ViTConfig
 from packvit.packing import BatchStats, PackedBatch, derive_seed
 from packvit.train.checkpoint import Checkpointer, find_checkpoints, load_checkpoint, read_progress
@@ -66,6 +66,7 @@ def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preempti
             not finite.
     """
     # ---- Data, model, optimizer -----------------------------------------------------------------
+    stored = config.distill.logits_field
     loader = TrainLoader(
         config.data,
         config.views,
@@ -76,6 +77,7 @@ def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preempti
         ranks.world_size,
         pin_memory=ranks.device.type == "cuda",
         teachers=config.distill.budgets(config.views),
+        stored=StoredLogits(stored, config.model.num_classes) if stored else None,
     )
     teachers = load_teachers(config)
     engine = Engine(make_student(config, teachers), config, ranks)

@@ -44,12 +44,15 @@ class Objective:
         Args:
             views: the batch's images as each teacher sees them.
         """
-        if not self.teachers:
+        if not self.distill.active:
             return self._label_loss(student, batch)
         # Other ranks wait for a gradient of every parameter, also of a head whose logits have no weight.
         loss = 0 * student.logits.float().sum()
         if self.distill.label_weight:
             loss = loss + self.distill.label_weight * self._label_loss(student, batch)
+        if batch.logits is not None:
+            kl = distillation_loss(student.logits, batch.logits, self.distill.temperature)
+            loss = loss + self.distill.logits_weight * kl
         for number, (teacher, view) in enumerate(zip(self.teachers, views, strict=True)):
             with torch.inference_mode(), self.autocast:
                 answer = teacher.outputs(view)

@@ -33,7 +33,8 @@ def run(config: Config) -> None:
     """
     if not config.data.shards:
         raise ValueError("data.shards names no training shards: add --data.shards PATH")
-    if config.model.num_classes == 0 and (config.distill.needs_labels or config.data.val_shards):
+    needs_head = config.distill.needs_labels or config.distill.logits_field or config.data.val_shards
+    if config.model.num_classes == 0 and needs_head:
         raise ValueError(
             "model.num_classes=0 leaves nothing to learn from labels or to evaluate: set it to their number"
         )
