@@ -87,7 +87,7 @@ def train_command(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: packvit train RECIPE|CONFIG.yaml [--section.field VALUE ...]\n\nrecipes:")
         for name, recipe in RECIPES.items():
-            print(f"  {name:<12}{(recipe.__doc__ or '').splitlines()[0]}")
+            print(f"  {name:<16}{(recipe.__doc__ or '').splitlines()[0]}")
         print("\n`packvit train RECIPE --help` lists every field with the recipe's value.")
         return
     default = find_recipe(arguments[0])

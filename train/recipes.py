@@ -4,12 +4,14 @@ packvit train digits --run-dir runs/digits --data.shards DATA/train --data.val-s
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from packvit.data import DataConfig
 from packvit.models import ViTConfig
 from packvit.packing import DropConfig, PackingConfig, ResolutionConfig, ViewsConfig
 from packvit.train.config import Config, EvalConfig, OptimConfig, TrainConfig, load_config
+from packvit.train.distill import DistillConfig
 
 
 def digits() -> Config:
@@ -36,7 +38,23 @@ def digits() -> Config:
     )
 
 
-RECIPES: dict[str, Callable[[], Config]] = {"digits": digits}
+def digits_distill() -> Config:
+    """The demo without labels: a second model learns from the first, in half the steps.
+
+    `packvit train digits_distill --distill.teachers runs/digits --data.shards runs/digits-data/train
+    --data.val-shards runs/digits-data/val`, and `--distill.init` to start with the teacher's weights.
+    """
+    demo = digits()
+    return replace(
+        demo,
+        run_dir=Path("runs/digits-distill"),
+        train=replace(demo.train, steps=850),
+        # Where the demo's model is at its best for few tokens.
+        distill=DistillConfig(teachers=("runs/digits",), patch_sizes=(8,), resolutions=(48,)),
+    )
+
+
+RECIPES: dict[str, Callable[[], Config]] = {"digits": digits, "digits_distill": digits_distill}
 
 
 def find_recipe(name: str) -> Config:
