@@ -10,13 +10,15 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import lru_cache
 from random import Random
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from packvit.packing.budget import tilt
 from packvit.packing.view import View, fit_grid, shrink_grid
 
+RATE_DEVIATION = 0.02  # of rates that depend on the resolution; NaViT A.5
+LARGEST_RATE = 0.999  # one token stays anyway
 BUDGET_STEPS = 256  # parts of the range of resolutions that a budget weighs
 
 
@@ -52,18 +54,22 @@ class ResolutionConfig:
 
 @dataclass(frozen=True)
 class DropConfig:
-    """Fraction of an image's tokens removed in training (NaViT A.4).
+    """Fraction of an image's tokens removed in training (NaViT A.4, A.5).
 
     Args:
         kind: none; constant: always `mean`; beta: `maximum` * u, u ~ Beta with mean m = mean / maximum and
-            variance 0.3 m (1 - m).
-        mean: expected drop rate.
-        maximum: upper end of the beta's range.
+            variance 0.3 m (1 - m); resolution: normal with deviation 0.02, cut off at twice that, around a
+            rate that grows with the view's tokens from `minimum`, at the fewest that can be drawn, to
+            `maximum`.
+        mean: expected drop rate of constant and beta.
+        maximum: upper end of beta's and of resolution's range.
+        minimum: lower end of resolution's range.
     """
 
-    kind: Literal["none", "constant", "beta"] = "none"
+    kind: Literal["none", "constant", "beta", "resolution"] = "none"
     mean: float = 0.5
     maximum: float = 0.9
+    minimum: float = 0.1
 
     def __post_init__(self) -> None:
         if not 0 <= self.mean < 1:
@@ -71,6 +77,11 @@ class DropConfig:
         if self.kind == "beta" and not 0 < self.mean < self.maximum <= 1:
             raise ValueError(
                 f"views.drop: beta needs 0 < mean < maximum <= 1, not {self.mean} and {self.maximum}"
+            )
+        if self.kind == "resolution" and not 0 <= self.minimum <= self.maximum < 1:
+            raise ValueError(
+                f"views.drop: resolution needs 0 <= minimum <= maximum < 1, not {self.minimum} and "
+                f"{self.maximum}"
             )
 
 
@@ -86,6 +97,7 @@ class ViewsConfig:
             resolutions of the range; S / budget images fit in a sequence. None leaves the resolutions as they
             are. Views that are shrunk to fit S or are not upscaled lower the mean.
         crop: smallest share of the image's area that a random crop keeps; 1 shows the whole image.
+        crop_aspect: largest factor by which a crop's aspect ratio differs from the image's; 1 keeps it.
         flip: probability of mirroring left and right.
     """
 
@@ -95,6 +107,7 @@ class ViewsConfig:
     drop: DropConfig = field(default_factory=DropConfig)
     budget: float | None = None
     crop: float = 1.0
+    crop_aspect: float = 1.0
     flip: float = 0.0
 
     def __post_init__(self) -> None:
@@ -108,6 +121,8 @@ class ViewsConfig:
             raise ValueError(f"views.patch_weights={self.patch_weights} must be >= 0 with a positive sum")
         if not 0 < self.crop <= 1:
             raise ValueError(f"views.crop={self.crop} must lie in (0, 1]")
+        if self.crop_aspect < 1:
+            raise ValueError(f"views.crop_aspect={self.crop_aspect} must be at least 1")
         if not 0 <= self.flip <= 1:
             raise ValueError(f"views.flip={self.flip} must lie in [0, 1]")
         if self.budget is not None:
@@ -127,7 +142,7 @@ def draw_view(
 
     A view longer than `max_tokens` is shown at a lower resolution instead; None leaves it as drawn.
     """
-    box = draw_box(rng, native, config.crop)
+    box = draw_box(rng, native, config.crop, config.crop_aspect)
     flip = rng.random() < config.flip
     resolution = draw_resolution(rng, config.resolution)
     patch_size = rng.choices(config.patch_sizes, config.patch_weights or None)[0]
@@ -135,8 +150,9 @@ def draw_view(
         resolution = draw_within_budget(rng, config, patch_size)
     if not config.resolution.upscale:
         resolution = min(resolution, math.sqrt(box[2] * box[3]))
-    rate = draw_rate(rng, config.drop)
     rows, cols = fit_grid(box[2], box[3], resolution, patch_size)
+    share = token_share(rows * cols, config) if config.drop.kind == "resolution" else 0.0
+    rate = draw_rate(rng, config.drop, share)
     num_tokens = kept_tokens(rows * cols, rate)
     if max_tokens is not None and num_tokens > max_tokens:
         rows, cols = shrink_grid(rows, cols, max(max_tokens, int(max_tokens / (1 - rate))))
@@ -196,31 +212,59 @@ def budget_shares(config: ViewsConfig) -> dict[int, list[float]]:
         base = np.exp(-(((2 * shares - 1 - resolution.mean) / resolution.std) ** 2) / 2)
     # Square views; others have as many tokens within the rounding of their sides.
     patches = np.maximum(1, np.rint(sides / np.array(config.patch_sizes)[:, None])) ** 2  # [P, K]
-    kept = np.maximum(1, patches * (1 if drop.kind == "none" else 1 - drop.mean))
+    kept = np.maximum(1, patches * (1 - mean_rate(drop, token_share(patches, config))))
     weights = np.array(config.patch_weights or [1] * len(config.patch_sizes), float)
     assert config.budget is not None
     tilted = tilt(base, kept, weights, config.budget)
     return dict(zip(config.patch_sizes, tilted.cumsum(1).tolist(), strict=True))
 
 
-def draw_rate(rng: Random, config: DropConfig) -> float:
-    """Drop rate in [0, 1]. NaViT A.4."""
-    if config.kind == "none":
-        return 0.0
-    if config.kind == "constant":
-        return config.mean
+def token_share(tokens: Any, config: ViewsConfig) -> Any:
+    """Where numbers of tokens lie, in 0..1, between the fewest and the most that the config can draw."""
+    fewest = (config.resolution.low / max(config.patch_sizes)) ** 2
+    most = (config.resolution.high / min(config.patch_sizes)) ** 2
+    return np.clip((tokens - fewest) / max(most - fewest, 1e-9), 0, 1)
+
+
+def mean_rate(config: DropConfig, share: Any) -> Any:
+    """Expected drop rate of views with this `token_share`."""
+    if config.kind == "resolution":
+        return config.minimum + share * (config.maximum - config.minimum)
+    return 0.0 if config.kind == "none" else config.mean
+
+
+def draw_rate(rng: Random, config: DropConfig, share: float = 0.0) -> float:
+    """Drop rate in [0, 1) of a view with this `token_share`. NaViT A.4, A.5."""
+    if config.kind in ("none", "constant"):
+        return mean_rate(config, share)
+    if config.kind == "resolution":
+        offset = rng.gauss(0, RATE_DEVIATION)
+        while abs(offset) > 2 * RATE_DEVIATION:
+            offset = rng.gauss(0, RATE_DEVIATION)
+        return min(LARGEST_RATE, max(0.0, float(mean_rate(config, share)) + offset))
     m = config.mean / config.maximum
     # Variance 0.3 m (1 - m) means a + b = 1 / 0.3 - 1 = 7 / 3.
-    return config.maximum * rng.betavariate(m * 7 / 3, (1 - m) * 7 / 3)
+    return min(LARGEST_RATE, config.maximum * rng.betavariate(m * 7 / 3, (1 - m) * 7 / 3))
 
 
-def draw_box(rng: Random, native: tuple[int, int], smallest: float) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a crop of the image's aspect ratio, at least `smallest` of its area."""
+def draw_box(
+    rng: Random, native: tuple[int, int], smallest: float, aspect: float = 1.0
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a crop of at least `smallest` of the image's area.
+
+    Its aspect ratio differs from the image's by a factor of at most `aspect`, less where a larger crop would
+    not fit.
+    """
     height, width = native
     if smallest >= 1:
         return 0, 0, height, width
-    side = math.sqrt(rng.uniform(smallest, 1))
-    h, w = max(1, round(height * side)), max(1, round(width * side))
+    share = rng.uniform(smallest, 1)
+    stretch = 1.0
+    if aspect > 1:
+        limit = min(math.log(aspect), -math.log(share))
+        stretch = math.exp(rng.uniform(-limit, limit) / 2)
+    scale = math.sqrt(share)
+    h, w = max(1, round(height * scale * stretch)), max(1, round(width * scale / stretch))
     return rng.randint(0, height - h), rng.randint(0, width - w), h, w
 
 

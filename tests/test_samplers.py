@@ -116,6 +116,34 @@ def test_never_upscaled_when_so_configured():
     assert (view.height, view.width) == (64, 64)
 
 
+def test_crops_differ_in_aspect_up_to_a_factor_and_fit():
+    rng = Random(0)
+    boxes = [draw_box(rng, (300, 400), 0.2, 4 / 3) for _ in range(2000)]
+    for top, left, height, width in boxes:
+        assert 0 <= top <= 300 - height
+        assert 0 <= left <= 400 - width
+        assert 0.19 < height * width / 120_000 <= 1
+    factors = [height / width * 4 / 3 for _, _, height, width in boxes]
+    assert max(factors) < 4 / 3 * 1.02
+    assert min(factors) > 3 / 4 / 1.02
+    assert sum(factor > 1 for factor in factors) == pytest.approx(1000, abs=100)
+    assert draw_box(Random(1), (300, 400), 0.2) == draw_box(Random(1), (300, 400), 0.2, 1.0)
+
+
+def test_rates_that_depend_on_resolution_grow_with_the_tokens():
+    """NaViT A.5: a line from `minimum` at the fewest tokens to `maximum` at the most, and little spread."""
+    drop = DropConfig("resolution", minimum=0.1, maximum=0.7)
+    config = ViewsConfig((16,), resolution=ResolutionConfig(64, 512, "uniform"), drop=drop)
+    rng = Random(0)
+    views = [draw_view(rng, (300, 300), config) for _ in range(4000)]
+    for low, high, expected in ((16, 50, 0.11), (480, 560, 0.4), (980, 1024, 0.69)):
+        rates = [v.drop_rate for v in views if low <= v.rows * v.cols <= high]
+        assert np.mean(rates) == pytest.approx(expected, abs=0.02)
+        assert np.std(rates) < 0.04
+    with pytest.raises(ValueError, match=r"views\.drop: resolution"):
+        DropConfig("resolution", minimum=0.5, maximum=0.2)
+
+
 def test_crops_keep_at_least_the_share_asked_for():
     rng = Random(0)
     shares = [h * w / 60_000 for _, _, h, w in (draw_box(rng, (200, 300), 0.25) for _ in range(500))]
@@ -130,6 +158,7 @@ def test_crops_keep_at_least_the_share_asked_for():
         (lambda: ViewsConfig(patch_sizes=(8, 8)), "views.patch_sizes"),
         (lambda: ViewsConfig(patch_sizes=(8, 16), patch_weights=(1,)), "views.patch_weights"),
         (lambda: ViewsConfig(crop=0), "views.crop"),
+        (lambda: ViewsConfig(crop_aspect=0.5), "views.crop_aspect"),
         (lambda: ViewsConfig(budget=15), "views.budget: a mean of 15 tokens is out of reach"),
         (lambda: ViewsConfig(budget=257), "allow 16.0 to 256.0"),
         (lambda: ResolutionConfig(300, 200), "views.resolution"),
