@@ -217,7 +217,7 @@ def test_a_student_may_have_another_grid_buffer_and_head(fields):
         torch.testing.assert_close(model.pos_embed(coords, sides)[:, 0], torch.tensor([21.0, 12.0]))
 
 
-def test_a_resumed_run_with_learned_maps_equals_one_that_was_not_stopped(run_flags, teacher, tmp_path):
+def test_a_resumed_run_with_learned_maps_equals_one_that_was_not_stopped(run_flags, tmp_path, capsys):
     wide = random_teacher(tmp_path / "wide", replace(MODEL, width=48), seed=2)
 
     def flags(folder: str, steps: int, workers: int) -> list[str]:
@@ -229,6 +229,11 @@ def test_a_resumed_run_with_learned_maps_equals_one_that_was_not_stopped(run_fla
     assert dispatch(["train", *flags("whole", 6, 0)]) == 0
     assert dispatch(["train", *flags("parts", 3, 1)]) == 0
     assert dispatch(["train", *flags("parts", 6, 0)]) == 0
+    unmatched = ["--distill.token-weight", "0"]
+    alone = ["--distill.teachers", wide, "--distill.patch-sizes", "8", "--distill.resolutions", "32"]
+    for change, message in ((unmatched, "distill.token_weight=0.5, not 0"), (alone, "distill.teachers=")):
+        assert dispatch(["train", *flags("parts", 9, 0), *change]) == 2
+        assert f"was saved with {message}" in capsys.readouterr().err
     for field in ("loss", "grad_norm", "images_seen"):
         one, two = (
             [line[field] for line in read_json_lines(tmp_path / run / "metrics.jsonl")]

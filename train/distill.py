@@ -26,9 +26,11 @@ class DistillConfig:
         temperature: t, divides the logits of both.
         logits_weight: of t^2 * KL(teacher || student) over the classes.
         label_weight: of the label loss (`train.loss`) beside the teachers'.
-        feature_weight, token_weight: of the distance between what enters the heads, and between the last
-            layer's tokens at the student's kept patches. A linear layer, trained along, where widths differ.
-        measure: that distance: `cosine`, 1 - cos, or `smooth_l1`, the mean over channels.
+        feature_weight: of the distance between what enters the heads; where widths differ, a linear layer,
+            trained along, maps the student's.
+        token_weight: of the mean distance between the last layer's tokens at the student's kept patches;
+            mapped in the same way.
+        measure: the distance: `cosine`, 1 - cos, or `smooth_l1`, the mean over channels.
     """
 
     teachers: tuple[str, ...] = ()
