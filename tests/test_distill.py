@@ -10,7 +10,16 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from packvit.data import BadSample, DataConfig, Shard, StoredLogits, TrainLoader, write_taught
+from packvit.data import (
+    BadSample,
+    DataConfig,
+    Shard,
+    StoredLogits,
+    TrainLoader,
+    write_shards,
+    write_taught,
+)
+from packvit.data.write import Sample
 from packvit.models import PackedViT, ViTConfig, load_model, save_model
 from packvit.packing import DropConfig, PackedBatch, PackingConfig, ResolutionConfig, ViewsConfig
 from packvit.train.cli import dispatch
@@ -282,6 +291,19 @@ def test_stored_logits_that_cannot_be_used_are_named(digits_set, tmp_path):
         stored.read(shard, 0)
     with pytest.raises(BadSample, match=r"its \.jpg is no \.npy file"):
         StoredLogits("jpg", 10).read(shard, 0)
+
+
+def test_neither_labels_nor_a_head_are_needed(digits_set, run_flags, teacher, tmp_path, capsys):
+    shard = Shard.open(digits_set / "val/shard-000000.tar")
+    write_shards((Sample(f"s{i}", shard.image(i), "jpg") for i in range(len(shard))), tmp_path / "bare")
+    flags = run_flags(tmp_path / "run", data__shards=tmp_path / "bare", data__workers=0, train__steps=2)
+    assert dispatch(["train", *flags, "--distill.teachers", teacher]) == 0
+    flags = run_flags(tmp_path / "run2", data__shards=tmp_path / "bare", data__workers=0, train__steps=2)
+    flags += ["--model.num-classes", "0", "--distill.feature-weight", "1", "--distill.teachers", teacher]
+    assert dispatch(["train", *flags]) == 2
+    assert "has 10 classes, the model 0" in capsys.readouterr().err
+    assert dispatch(["train", *flags, "--distill.logits-weight", "0"]) == 0
+    assert load_model(tmp_path / "run2").head is None
 
 
 def test_wrong_configurations_get_a_sentence_that_names_the_field(digits_set, teacher, tmp_path):
