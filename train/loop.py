@@ -32,7 +32,6 @@ from packvit.train.teachers import load_teachers
 
 # Fields of which only whether they are 0 must stay: the checkpoint has tensors for them.
 SWITCHES = ("train.ema", "distill.feature_weight", "distill.token_weight")
-BAD_GRACE = 200  # samples; a few bad ones at the start of a run say little about the share
 
 
 @dataclass
@@ -244,7 +243,9 @@ def check_bad_share(loader: TrainLoader, ranks: Ranks, config: Config) -> None:
         ValueError: more samples are bad than `data.max_bad_fraction` allows.
     """
     seen, bad = ranks.sum(loader.counts())
-    if bad > config.data.max_bad_fraction * max(seen, BAD_GRACE):
+    share = config.data.max_bad_fraction
+    # A few bad samples at the start say little about the share: what counts is beyond three deviations.
+    if bad > share * seen + 3 * math.sqrt(share * (1 - share) * seen):
         raise ValueError(
             f"{bad:.0f} of {seen:.0f} samples could not be used, more than data.max_bad_fraction="
             f"{config.data.max_bad_fraction} allows: {config.run_dir / 'skipped.jsonl'} names them"
