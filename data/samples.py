@@ -20,6 +20,8 @@ def load_sample(
 ) -> list[PackedImage]:
     """Sample `member` of `shard` as each view shows it; `seed` decides which tokens are dropped.
 
+    The first of them carries the logits that `stored` finds.
+
     Raises:
         BadSample: it cannot be decoded; with `num_classes` given, it has no label in 0..num_classes-1; with
             `stored` given, it has no such logits.
@@ -29,10 +31,10 @@ def load_sample(
     logits = stored.read(shard, member) if stored else None
     data = shard.image(member)
     try:
-        shown = [present(data, view, native_size, seed, label, key) for view in views]
-        return [replace(image, logits=logits) for image in shown]
+        first, *others = [present(data, view, native_size, seed, label, key) for view in views]
     except ValueError as error:
         raise BadSample(shard.path, key, str(error)) from error
+    return [replace(first, logits=logits), *others]
 
 
 def label_of(shard: Shard, member: int, num_classes: int | None) -> int | None:
