@@ -30,7 +30,7 @@ demo: $(VENV)/demo.stamp $(DATA)/val/classes.json
 	$(BIN)/packvit train digits --run-dir $(RUN) --data.shards $(DATA)/train --data.val-shards $(DATA)/val
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
