@@ -3,6 +3,7 @@
 from packvit.models.attention import BACKENDS, Segments, attention, choose_backend
 from packvit.models.checkpoint import load_model, save_model
 from packvit.models.config import ViTConfig
+from packvit.models.convert.export import export_model
 from packvit.models.presets import PRESETS, preset
 from packvit.models.vit import Outputs, PackedViT
 
@@ -15,6 +16,7 @@ __all__ = [
     "ViTConfig",
     "attention",
     "choose_backend",
+    "export_model",
     "load_model",
     "preset",
     "save_model",

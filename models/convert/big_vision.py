@@ -5,9 +5,19 @@ leading axis by nn.scan. GELU is the tanh approximation; the patch embedding is 
 (FlexiViT 3.4), the position table by bilinear with antialias, as jax.image.resize does.
 """
 
+import re
+
 from torch import Tensor
 
-from packvit.models.convert.canonical import Imported, place_grid, place_prefix, rename
+from packvit.models.config import ViTConfig
+from packvit.models.convert.canonical import (
+    Imported,
+    Limits,
+    check_limits,
+    place_grid,
+    place_prefix,
+    rename,
+)
 
 PREFIXES = ("opt/target/", "params/img/", "img/", "params/", "")
 BLOCK = r"Transformer/encoderblock_(\d+)/"
@@ -32,6 +42,40 @@ TABLE: list[tuple[str, str | None]] = [
     (r"pre_logits/(kernel|bias)", r"rep.\1"),
     (r"head/(kernel|bias)", r"head.\1"),
 ]
+# The way back: our layers, with fused projections apart, to big_vision's.
+EXPORT_BLOCK = r"Transformer/encoderblock_\1/"
+EXPORT_TABLE = [
+    (r"patch_embed", "embedding"),
+    (r"blocks\.(\d+)\.norm1", EXPORT_BLOCK + "LayerNorm_0"),
+    (r"blocks\.(\d+)\.norm2", EXPORT_BLOCK + "LayerNorm_1"),
+    (r"blocks\.(\d+)\.attn\.(query|key|value)", EXPORT_BLOCK + r"MultiHeadDotProductAttention_0/\2"),
+    (r"blocks\.(\d+)\.attn\.proj", EXPORT_BLOCK + "MultiHeadDotProductAttention_0/out"),
+    (r"blocks\.(\d+)\.mlp\.fc1", EXPORT_BLOCK + "MlpBlock_0/Dense_0"),
+    (r"blocks\.(\d+)\.mlp\.fc2", EXPORT_BLOCK + "MlpBlock_0/Dense_1"),
+    (r"norm", "Transformer/encoder_norm"),
+    (r"pool\.attention\.norm", "MAPHead_0/LayerNorm_0"),
+    (r"pool\.attention\.(query|key|value)", r"MAPHead_0/MultiHeadDotProductAttention_0/\1"),
+    (r"pool\.attention\.proj", "MAPHead_0/MultiHeadDotProductAttention_0/out"),
+    (r"pool\.attention\.mlp\.fc1", "MAPHead_0/MlpBlock_0/Dense_0"),
+    (r"pool\.attention\.mlp\.fc2", "MAPHead_0/MlpBlock_0/Dense_1"),
+    (r"rep", "pre_logits"),
+    (r"head", "head"),
+]
+FUSED = {"qkv": ("query", "key", "value"), "kv": ("key", "value"), "q": ("query",)}
+LIMITS: Limits = {
+    "mlp": ("gelu_tanh",),
+    "norm": ("layer",),
+    "norm_eps": (1e-6,),
+    "qk_norm": ("none",),
+    "biases": (True,),
+    "layer_scale": (0,),
+    "parallel": (False,),
+    "pre_norm": (False,),
+    "registers": (0,),
+    "pool": ("mean", "map", "cls"),
+    "last_norm": ("tokens",),
+    "patch_operator": ("bilinear",),
+}
 
 
 def matches(keys: list[str]) -> bool:
@@ -108,3 +152,52 @@ def _layout(name: str, tensor: Tensor, origin: str) -> Tensor:
     if tensor.ndim != 2:
         raise ValueError(f"{origin} has shape {tuple(tensor.shape)}, expected 2 or 3 dimensions")
     return tensor.T
+
+
+def export(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
+    """Our weights under big_vision's names and in Flax's layouts: the inverse of `convert`.
+
+    Raises:
+        ValueError: big_vision cannot express a field.
+    """
+    limits = {**LIMITS, "cls": (config.pool == "cls",)}
+    if config.pos_embed == "grid_2d":
+        limits |= {"pos_coords": ("fractional",), "pos_resize": ("bilinear_antialias",)}
+        limits |= {"pos_grid": ((config.pos_grid[0], config.pos_grid[0]),)}
+    else:
+        limits |= {"pos_embed": ("grid_2d", "factorized"), "pos_table": ("sinusoidal",)}
+        limits |= {"pos_combine": ("stack",), "pos_coords": ("absolute",)}
+    check_limits("big_vision", config, limits)
+    out = {}
+    for name, tensor in state.items():
+        if name == "prefix":
+            out["params/cls"] = tensor[None]
+        elif name == "pos_embed.table":
+            out["params/pos_embedding"] = tensor.flatten(0, 1)[None]
+        elif name == "pool.attention.probe":
+            out["params/MAPHead_0/probe"] = tensor[None, None]
+        else:
+            *path, layer, kind = name.split(".")
+            parts = FUSED.get(layer, (layer,))
+            for part, rows in zip(parts, tensor.chunk(len(parts)), strict=True):
+                layer = ".".join((*path, part))
+                out["params/" + _flax_name(layer, kind)] = _flax_layout(layer, rows, config.heads)
+    return out
+
+
+def _flax_name(layer: str, kind: str) -> str:
+    pattern, target = next(row for row in EXPORT_TABLE if re.fullmatch(row[0], layer))
+    if kind == "weight":
+        kind = "scale" if "norm" in layer else "kernel"
+    return f"{re.sub(pattern, target, layer)}/{kind}"
+
+
+def _flax_layout(layer: str, tensor: Tensor, heads: int) -> Tensor:
+    """The inverse of `_layout`, for a weight or a bias of one of our layers."""
+    if layer == "patch_embed":
+        return tensor
+    if tensor.ndim == 2:
+        tensor = tensor.T  # [in, out]
+    if layer.endswith(("query", "key", "value")):
+        return tensor.unflatten(-1, (heads, -1))
+    return tensor.unflatten(0, (heads, -1)) if layer.endswith("proj") and tensor.ndim == 2 else tensor

@@ -12,6 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from packvit.models.config import ViTConfig
+
+Limits = dict[str, tuple[Any, ...]]
+
 
 @dataclass
 class Imported:
@@ -59,6 +63,26 @@ class Imported:
                 shapes = [None if t is None else tuple(t.shape) for t in tensors]
                 raise ValueError(f"{', '.join(origins)} do not belong together: shapes {shapes}")
             self.put(prefix + target, torch.cat(present), ", ".join(origins))
+
+
+def check_limits(target: str, config: ViTConfig, limits: Limits) -> None:
+    """Refuse a model that a foreign format has no room for.
+
+    Args:
+        target: the format's name.
+        config: the model's.
+        limits: ViTConfig field -> the values that the format can have.
+
+    Raises:
+        ValueError: names every field with another value, and what it could be.
+    """
+    beyond = [
+        f"{name}={getattr(config, name)!r} (only {' or '.join(map(repr, values))})"
+        for name, values in limits.items()
+        if getattr(config, name) not in values
+    ]
+    if beyond:
+        raise ValueError(f"{target} cannot express {', '.join(beyond)}")
 
 
 def rename(tensors: dict[str, Tensor], table: list[tuple[str, str | None]]) -> Imported:

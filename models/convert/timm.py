@@ -10,8 +10,11 @@ import re
 import torch
 from torch import Tensor
 
+from packvit.models.config import ViTConfig
 from packvit.models.convert.canonical import (
     Imported,
+    Limits,
+    check_limits,
     place_grid,
     place_patch_embed,
     place_prefix,
@@ -44,6 +47,25 @@ TABLE: list[tuple[str, str | None]] = [
     (r"attn_pool\.(q|kv|proj|norm|mlp\.fc1|mlp\.fc2)\." + WB, r"pool.attention.\1.\2"),
     (r"head\." + WB, r"head.\1"),
 ]
+LIMITS: Limits = {
+    "biases": (True,),
+    "parallel": (False,),
+    "pool": ("mean", "map", "cls"),
+    "rep_size": (0,),
+    "patch_operator": ("bicubic_antialias",),
+    "pos_embed": ("grid_2d", "factorized", "none"),
+}
+LIMITS_OF_POS: dict[str, Limits] = {
+    "grid_2d": {
+        "pos_coords": ("fractional", "fractional_aspect"),
+        "pos_resize": ("bilinear_antialias", "bicubic_antialias"),
+    },
+    "factorized": {
+        "pos_coords": ("fractional", "fractional_aspect"),
+        "pos_table": ("learned",),
+        "pos_combine": ("sum",),
+    },
+}
 
 
 def matches(keys: list[str]) -> bool:
@@ -123,3 +145,52 @@ def _split_parallel(out: Imported) -> None:
         scale = out.state.get(f"{block}scale1")
         if scale is not None:
             out.put(f"{block}scale2", torch.clone(scale), origin)
+
+
+def export(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
+    """Our weights under timm's names: the inverse of `convert`.
+
+    A model that pools its cls token and has one square table gets the names of vit_* and flexivit_*, every
+    other those of naflexvit_*.
+
+    Raises:
+        ValueError: timm cannot express a field.
+    """
+    limits = {**LIMITS, **LIMITS_OF_POS.get(config.pos_embed, {})}
+    limits["qk_norm"] = ("none", config.norm)  # one class for all norms
+    if config.pool == "map":
+        # One activation for the blocks and the pooling, which is not gated.
+        limits["mlp"] = ("gelu", "gelu_tanh", "quick_gelu")
+    check_limits("timm", config, limits)
+    square = config.pos_embed == "grid_2d" and config.pos_grid[0] == config.pos_grid[1]
+    plain = config.pool == "cls" and square and config.pos_coords == "fractional"
+    embeds = "" if plain else "embeds."
+    names = [
+        (r"patch_embed\.", "patch_embed.proj." if plain else "embeds.proj."),
+        (r"pre_norm\.", "norm_pre." if plain else "embeds.norm."),
+        (r"pos_embed\.table_([yx])", r"embeds.pos_embed_\1"),
+        (r"pos_embed\.table", embeds + "pos_embed"),
+        (r"(blocks\.\d+\.)scale([12])", r"\1ls\2.gamma"),
+        (r"norm\.", "fc_norm." if config.last_norm == "pooled" else "norm."),
+        (r"pool\.attention\.probe", "attn_pool.latent"),
+        (r"pool\.attention\.", "attn_pool."),
+    ]
+    out = {}
+    for name, tensor in state.items():
+        if name == "prefix":
+            cls, registers = tensor[None].tensor_split([int(config.cls)], 1)
+            tokens = {"cls_token": cls, "reg_token": registers}
+            out |= {embeds + key: token for key, token in tokens.items() if token.shape[1]}
+            continue
+        pattern, target = next((row for row in names if re.match(row[0], name)), ("", ""))
+        out[re.sub("^" + pattern, target, name)] = _timm_layout(name, tensor, plain)
+    return out
+
+
+def _timm_layout(name: str, tensor: Tensor, plain: bool) -> Tensor:
+    """One of our tensors in the shape of vit_* (`plain`) or naflexvit_*."""
+    if name == "patch_embed.weight":
+        return tensor.permute(3, 2, 0, 1) if plain else tensor.flatten(0, 2).T
+    if name.startswith("pos_embed."):
+        return tensor.flatten(0, 1)[None] if plain else tensor[None]
+    return tensor[None, None] if name == "pool.attention.probe" else tensor
