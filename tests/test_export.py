@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from packvit.models import PackedViT, ViTConfig, export_model, load_model
 from packvit.models.checkpoint import read_tensors
 from packvit.packing import PackedBatch
+from packvit.train.cli import dispatch
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = {path.name.split(".")[0]: path for path in sorted(GOLDEN.glob("*.weights.*"))}
@@ -141,3 +142,21 @@ def test_what_a_format_cannot_express_is_named(tmp_path, target: str, fields: di
         export_model(random_model(**fields), tmp_path / target)
     assert "\n" not in str(error.value)
     assert not any(tmp_path.iterdir())
+
+
+def test_the_command_converts_there_and_back(tmp_path, capsys, cut_image):
+    source = FILES["timm_naflexvit_map"]
+    assert dispatch(["convert", str(source), str(tmp_path / "ours"), "--heads", "4"]) == 0
+    assert dispatch(["convert", str(tmp_path / "ours"), str(tmp_path / "again.safetensors")]) == 0
+    assert "do not tell heads=4: give" in capsys.readouterr().out
+    model = load_model(tmp_path / "again.safetensors", heads=4)
+    assert torch.equal(logits(cut_image, model), logits(cut_image, load("timm_naflexvit_map")))
+
+
+def test_the_command_says_what_it_cannot_do(tmp_path, capsys):
+    source, target = str(FILES["big_vision_flexivit_gap"]), str(tmp_path / "a.safetensors")
+    assert dispatch(["convert", source, target]) == 2
+    assert "timm cannot express patch_operator='bilinear'" in capsys.readouterr().err
+    assert dispatch(["convert", source, target, "--patch-operator", "bicubic_antialias"]) == 0
+    assert dispatch(["convert", source, target, "--patch-operator", "bicubic_antialias"]) == 2
+    assert "a.safetensors exists already" in capsys.readouterr().err

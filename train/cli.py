@@ -19,6 +19,7 @@ from packvit.data.digits import CLUTTER
 from packvit.packing import PackingConfig
 from packvit.train.analyze import analyze_command
 from packvit.train.config import Config
+from packvit.train.convert import convert_command
 from packvit.train.recipes import RECIPES, find_recipe
 from packvit.train.run import evaluate_folder, run
 from packvit.train.teach import teach_command
@@ -36,6 +37,8 @@ commands:
                     make or verify webdataset shards
   teach SHARDS --teacher MODEL --patch-size P --resolution R --out OUT
                     shards with a teacher's logits beside each image, to distil from
+  convert SOURCE TARGET [--heads H ...]
+                    weights to packvit's folder, big_vision's .npz or timm's .safetensors
   info              versions and devices, for bug reports
 
 recipes: {", ".join(RECIPES)}
@@ -57,6 +60,7 @@ def dispatch(arguments: Sequence[str]) -> int:
         "analyze": lambda rest: tyro.cli(analyze_command, prog="packvit analyze", args=rest),
         "shards": shards_command,
         "teach": lambda rest: tyro.cli(teach_command, prog="packvit teach", args=rest),
+        "convert": lambda rest: tyro.cli(convert_command, prog="packvit convert", args=rest),
         "info": lambda rest: tyro.cli(info_command, prog="packvit info", args=rest),
     }
     if not arguments or arguments[0] in ("-h", "--help"):

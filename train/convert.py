@@ -1,0 +1,63 @@
+"""`packvit convert`: any weights that load_model reads to our folder, to big_vision's or to timm's file."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from packvit.models import export_model, load_model, save_model
+
+
+def convert_command(
+    source: Annotated[Path, tyro.conf.Positional],
+    target: Annotated[Path, tyro.conf.Positional],
+    /,
+    heads: int | None = None,
+    mlp: Literal["gelu_tanh", "gelu", "quick_gelu"] | None = None,
+    norm_eps: float | None = None,
+    pool: Literal["mean", "map", "cls", "cls_mean"] | None = None,
+    pos_coords: Literal["absolute", "fractional", "fractional_aspect"] | None = None,
+    pos_resize: Literal["bilinear_antialias", "bicubic_antialias", "bicubic"] | None = None,
+    patch_operator: Literal["bilinear", "bilinear_antialias", "bicubic_antialias", "natural"] | None = None,
+    image_mean: tuple[float, float, float] | None = None,
+    image_std: tuple[float, float, float] | None = None,
+) -> None:
+    """Convert weights. The options are fields of the model that SOURCE does not tell or that shall be others.
+
+    Args:
+        source: a run's folder, or any file that load_model reads.
+        target: a folder, for packvit; a file that ends in .npz, for big_vision, or in .safetensors, for timm.
+        heads: attention heads; by default width / 64 where nothing tells.
+        mlp: activation.
+        norm_eps: epsilon of every norm.
+        pool: how tokens become features.
+        pos_coords: coordinates of the position embedding.
+        pos_resize: resampling of a table of positions.
+        patch_operator: how the patch embedding becomes a smaller or larger one. At the stored size all agree.
+        image_mean: per channel, of pixels in [0, 1].
+        image_std: likewise.
+    """
+    is_file = target.suffix in (".npz", ".safetensors")
+    written = target if is_file else target / "model.safetensors"
+    if written.exists():
+        raise ValueError(f"{written} exists already: remove it or choose another target")
+    fields = {
+        "heads": heads,
+        "mlp": mlp,
+        "norm_eps": norm_eps,
+        "pool": pool,
+        "pos_coords": pos_coords,
+        "pos_resize": pos_resize,
+        "patch_operator": patch_operator,
+        "image_mean": image_mean,
+        "image_std": image_std,
+    }
+    model = load_model(source, **{name: value for name, value in fields.items() if value is not None})
+    if not is_file:
+        print(save_model(model, target))
+        return
+    untold = export_model(model, target)
+    print(target)
+    if untold:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in untold.items())
+        print(f"its keys do not tell {arguments}: give them to load_model again")
