@@ -40,6 +40,8 @@ def random_model(**fields) -> PackedViT:
     )
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
+    if model.pre_norm is not None:
+        torch.nn.init.zeros_(model.patch_embed.bias)
     return model.eval()
 
 
@@ -160,3 +162,10 @@ def test_the_command_says_what_it_cannot_do(tmp_path, capsys):
     assert dispatch(["convert", source, target, "--patch-operator", "bicubic_antialias"]) == 0
     assert dispatch(["convert", source, target, "--patch-operator", "bicubic_antialias"]) == 2
     assert "a.safetensors exists already" in capsys.readouterr().err
+
+
+def test_timm_has_no_bias_of_patches_before_a_norm(tmp_path):
+    model = random_model(pre_norm=True)
+    torch.nn.init.ones_(model.patch_embed.bias)
+    with pytest.raises(ValueError, match="pre_norm=True beside a bias of the patch embedding"):
+        export_model(model, tmp_path / "a.safetensors")

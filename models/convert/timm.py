@@ -29,7 +29,7 @@ TABLE: list[tuple[str, str | None]] = [
     (r"embeds\.pos_embed_([yx])", r"pos_\1"),
     (r"(?:embeds\.)?cls_token", "cls"),
     (r"(?:embeds\.)?reg_token", "registers"),
-    (r"(?:norm_pre|embeds\.norm|patch_embed\.norm)\." + WB, r"pre_norm.\1"),
+    (r"norm_pre\." + WB, r"pre_norm.\1"),
     (BLOCK + r"norm([12])\." + WB, r"blocks.\1.norm\2.\3"),
     (BLOCK + r"attn\.(qkv|proj|q_norm|k_norm)\." + WB, r"blocks.\1.attn.\2.\3"),
     (BLOCK + r"ls([12])\.gamma", r"blocks.\1.scale\2"),
@@ -162,12 +162,16 @@ def export(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
         # One activation for the blocks and the pooling, which is not gated.
         limits["mlp"] = ("gelu", "gelu_tanh", "quick_gelu")
     check_limits("timm", config, limits)
+    if config.pre_norm:
+        state = dict(state)
+        if state.pop("patch_embed.bias").any():
+            raise ValueError("timm cannot express pre_norm=True beside a bias of the patch embedding")
     square = config.pos_embed == "grid_2d" and config.pos_grid[0] == config.pos_grid[1]
     plain = config.pool == "cls" and square and config.pos_coords == "fractional"
     embeds = "" if plain else "embeds."
     names = [
         (r"patch_embed\.", "patch_embed.proj." if plain else "embeds.proj."),
-        (r"pre_norm\.", "norm_pre." if plain else "embeds.norm."),
+        (r"pre_norm\.", "norm_pre."),
         (r"pos_embed\.table_([yx])", r"embeds.pos_embed_\1"),
         (r"pos_embed\.table", embeds + "pos_embed"),
         (r"(blocks\.\d+\.)scale([12])", r"\1ls\2.gamma"),
