@@ -13,6 +13,7 @@ from torch import Tensor
 
 from packvit.models.config import ViTConfig
 from packvit.models.convert import translate
+from packvit.models.hub import download, is_hub_name
 from packvit.models.vit import PackedViT
 
 FORMAT_VERSION = 1
@@ -36,18 +37,18 @@ def load_model(path: str | Path, **config: Any) -> PackedViT:
     patch buffer and resize operator; nothing is resized here.
 
     Args:
-        path: a folder with model.safetensors, or a .safetensors or .npz file.
+        path: a folder with model.safetensors, a .safetensors or .npz file, or, where none of them is, a model
+            on the Hugging Face hub: org/name or hf-hub:org/name.
         config: ViTConfig fields that replace what is stored, or that the weights don't tell: `heads`
-            (default width // 64), `mlp`, `norm_eps`, `image_mean`, `image_std` (default 0.5) and so on.
+            (default: as the preset of this width, or width // 64), `mlp`, `norm_eps`, `image_mean`,
+            `image_std` (default 0.5) and so on.
 
     Raises:
-        FileNotFoundError: nothing is at `path`.
+        FileNotFoundError: nothing is at `path`, nor on the hub.
+        ImportError: it might be on the hub, and huggingface_hub is not installed.
         ValueError: weights and configuration do not fit; names the keys, shapes or fields.
     """
-    path = Path(path)
-    weights = path / "model.safetensors" if path.is_dir() else path
-    if not weights.exists():
-        raise FileNotFoundError(f"no model at {path}: {weights} does not exist")
+    weights = _find_weights(Path(path))
     tensors = read_tensors(weights)
     stored = _stored_config(weights)
     origin: dict[str, str] = {}
@@ -64,6 +65,20 @@ def load_model(path: str | Path, **config: Any) -> PackedViT:
         except ValueError as error:
             raise ValueError(f"{weights}: {error}") from None
     return _build(ViTConfig.from_dict({**fields, **config}), tensors, origin, weights)
+
+
+def _find_weights(path: Path) -> Path:
+    """The file of weights that `path` names."""
+    if not path.exists() and is_hub_name(path.as_posix()):
+        path = download(path.as_posix())
+    weights = path / "model.safetensors" if path.is_dir() else path
+    if path.is_dir() and not weights.exists():
+        # big_vision's models on the hub are a single file of any name.
+        others = [*path.glob("*.npz"), *path.glob("*.safetensors")]
+        weights = others[0] if len(others) == 1 else weights
+    if not weights.exists():
+        raise FileNotFoundError(f"no model at {path}: {weights} does not exist")
+    return weights
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -86,9 +101,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _stored_config(weights: Path) -> dict[str, Any]:
-    """config.json beside our or a hub's model.safetensors; empty when there is none."""
-    path = weights.parent / "config.json"
-    if weights.name != "model.safetensors" or not path.exists():
+    """config.json beside our or a hub's model.safetensors, with image_mean and image_std of transformers'
+    preprocessor_config.json; empty when there is none."""
+    if weights.name != "model.safetensors":
+        return {}
+    stored = _read_json(weights.with_name("config.json"))
+    if stored.get("model_type") != "packvit":
+        preprocessor = _read_json(weights.with_name("preprocessor_config.json"))
+        if preprocessor.get("do_normalize", True):
+            stored |= {key: preprocessor[key] for key in ("image_mean", "image_std") if key in preprocessor}
+    return stored
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A file's object; empty when there is no file."""
+    if not path.exists():
         return {}
     try:
         stored = json.loads(path.read_text())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from packvit.models import PackedViT, load_model, save_model
+from packvit.models import PackedViT, export_model, load_model, preset, save_model
 from packvit.packing import PackedBatch
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -144,6 +144,14 @@ def test_heads_default_to_64_channels_and_configs_beside_the_weights_are_read(tm
     loaded = load_model(tmp_path).config
     assert (loaded.heads, loaded.norm_eps, loaded.mlp) == (4, 1e-5, "gelu_tanh")
     assert load_model(tmp_path, heads=2).config.heads == 2
+
+
+def test_heads_of_known_sizes_are_theirs(tmp_path):
+    model = PackedViT(
+        preset("So400m", depth=1, mlp="gelu", qk_norm="none", patch_operator="bicubic_antialias")
+    )
+    export_model(model, tmp_path / "so400m.safetensors")
+    assert load_model(tmp_path / "so400m.safetensors").config.heads == 16
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,6 @@ def translate(
         raise ValueError(f"neither packvit, big_vision, timm nor Hugging Face keys (such as {some})")
     out = source.convert(tensors)
     fill_absent_biases(out)
-    if source is huggingface:
-        out.fields |= huggingface.sidecar_fields(stored)
+    if source is not big_vision:
+        out.fields |= source.sidecar_fields(stored)
     return out.state, infer_fields(out), out.origin

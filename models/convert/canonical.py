@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from packvit.models.config import ViTConfig
+from packvit.models.presets import PRESETS
 
 Limits = dict[str, tuple[Any, ...]]
 
@@ -173,7 +174,7 @@ def infer_fields(out: Imported) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "width": width,
         "depth": 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
-        "heads": max(1, width // 64),
+        "heads": next((p["heads"] for p in PRESETS.values() if p["width"] == width), max(1, width // 64)),
         "num_classes": state["head.weight"].shape[0] if "head.weight" in state else 0,
         "mlp_ratio": hidden / width,
         "biases": any(name.startswith("blocks.") and name.endswith(".bias") for name in state),

@@ -107,13 +107,13 @@ def convert(tensors: dict[str, Tensor]) -> Imported:
 
 
 def sidecar_fields(stored: dict[str, Any]) -> dict[str, Any]:
-    """ViTConfig fields that transformers' config.json tells and the weights don't.
+    """ViTConfig fields that transformers' config.json and preprocessor tell and the weights don't.
 
     Raises:
         ValueError: an activation that no ViTConfig has.
     """
+    fields: dict[str, Any] = {k: tuple(stored[k]) for k in ("image_mean", "image_std") if k in stored}
     stored = stored.get("vision_config", stored)
-    fields: dict[str, Any] = {}
     if "num_attention_heads" in stored:
         fields["heads"] = stored["num_attention_heads"]
     if "layer_norm_eps" in stored:

@@ -6,6 +6,7 @@ position table; naflexvit_*_par_* needs pos_coords="fractional_aspect", which ke
 """
 
 import re
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,6 +111,12 @@ def convert(tensors: dict[str, Tensor]) -> Imported:
         # naflexvit_*_siglip are the ones with attention pooling and no registers.
         out.fields |= {"mlp": "gelu_tanh", "pos_resize": "bilinear_antialias"}
     return out
+
+
+def sidecar_fields(stored: dict[str, Any]) -> dict[str, Any]:
+    """ViTConfig fields that timm's config.json tells and the weights don't."""
+    pretrained = stored.get("pretrained_cfg", {})
+    return {f"image_{key}": tuple(pretrained[key]) for key in ("mean", "std") if key in pretrained}
 
 
 def _place_position(out: Imported, *prefix: int) -> Tensor | None:

@@ -1,0 +1,45 @@
+"""Models from the Hugging Face hub, by name."""
+
+import re
+from pathlib import Path
+
+PREFIX = "hf-hub:"
+FILES = ["*.safetensors", "*.json", "*.npz"]
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether `name` reads org/name or hf-hub:org/name, and not as a file of weights."""
+    return bool(re.fullmatch(rf"(?:{PREFIX})?\w[\w.-]*/[\w.-]+(?<!\.npz)(?<!\.safetensors)", name))
+
+
+def download(name: str) -> Path:
+    """The folder of a model on the hub: weights and JSON files, from the cache when they are there.
+
+    Raises:
+        ImportError: huggingface_hub is not installed.
+        FileNotFoundError: the hub has no such model for this user, or cannot be reached.
+        OSError: the hub refuses; the message is the hub's first line.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    except ImportError:
+        raise ImportError(
+            f"no model at {name}: not a path here, and models from the Hugging Face hub need huggingface_hub: "
+            "pip install 'packvit[hub]'"
+        ) from None
+    try:
+        return Path(snapshot_download(name.removeprefix(PREFIX), allow_patterns=FILES))
+    except RepositoryNotFoundError:
+        raise FileNotFoundError(
+            f"no model at {name}: neither a path here nor a model on the Hugging Face hub that you may read "
+            "(`hf auth login` for a private one)"
+        ) from None
+    except LocalEntryNotFoundError:
+        raise FileNotFoundError(
+            f"no model at {name}: not a path here, and the Hugging Face hub cannot be reached"
+        ) from None
+    except HfHubHTTPError as error:
+        raise OSError(
+            f"no model at {name}: the Hugging Face hub answers {str(error).splitlines()[0]}"
+        ) from None
