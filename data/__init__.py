@@ -4,7 +4,7 @@ from packvit.data.check import check_shards
 from packvit.data.digits import write_digits
 from packvit.data.eval_set import EvalSet
 from packvit.data.images import pack_images
-from packvit.data.loader import LoadedBatch, TrainLoader, merge_states
+from packvit.data.loader import DataError, LoadedBatch, TrainLoader, merge_states
 from packvit.data.shards import BadSample, BadShard, Shard, expand_shards
 from packvit.data.streams import DataConfig, Stream
 from packvit.data.taught import StoredLogits, write_taught
@@ -14,6 +14,7 @@ __all__ = [
     "BadSample",
     "BadShard",
     "DataConfig",
+    "DataError",
     "EvalSet",
     "LoadedBatch",
     "Shard",

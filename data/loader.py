@@ -25,6 +25,14 @@ from packvit.packing import FlatBatch, PackedBatch, PackingConfig, ViewsConfig, 
 PREFETCH = 3  # batches ready in each worker
 
 
+class DataError(ValueError):
+    """The data cannot go on; `skipped` names the samples that were lost and not reported yet."""
+
+    def __init__(self, message: str, skipped: list[dict]) -> None:
+        super().__init__(message)
+        self.skipped = skipped
+
+
 @dataclass
 class LoadedBatch:
     """A batch with what the trainer has to keep.
@@ -81,8 +89,9 @@ class StreamDataset(IterableDataset):
         self.states = {index: states[index] for index in streams if index in states}
 
     def __iter__(self) -> Iterator[LoadedBatch]:
+        streams: list[Stream] = []
         try:
-            streams = [self.make_stream(index) for index in self.streams]
+            streams += [self.make_stream(index) for index in self.streams]
             for stream in streams:
                 if stream.index in self.states:
                     stream.load_state_dict(self.states[stream.index])
@@ -92,7 +101,8 @@ class StreamDataset(IterableDataset):
                 yield LoadedBatch(batch, stream.index, stream.state_dict(), skipped, teachers=teachers)
         except ValueError as error:
             # A DataLoader would wrap the exception in a traceback; the user gets the sentence.
-            yield LoadedBatch(None, error=str(error))
+            lost = [line for stream in streams for line in stream.skipped]
+            yield LoadedBatch(None, skipped=lost, error=str(error))
 
 
 class TrainLoader:
@@ -166,7 +176,7 @@ class TrainLoader:
         for i in count():
             loaded: LoadedBatch = next(sources[i % len(order) % workers]).unpack()
             if loaded.error is not None:
-                raise ValueError(loaded.error)
+                raise DataError(loaded.error, loaded.skipped)
             self.states[loaded.stream] = loaded.state
             self.start += self.world_size
             yield loaded

@@ -213,10 +213,10 @@ class Stream:
                 raise ValueError(
                     f"data stream {self.index} finds no usable sample any more in {first}, ...{last}"
                 )
+            self.seen += 1
             try:
                 planned = self._plan(reference)
             except (BadSample, BadShard) as error:
-                self.seen += 1
                 self._skip(error)
                 continue
             self._readers[source].good()
@@ -248,7 +248,6 @@ class Stream:
 
     def _decode(self, planned: Planned, kept: int) -> list[PackedImage]:
         """The sample with as many tokens as the packer left it, then as teachers see it; empty if bad."""
-        self.seen += 1  # what waits is not known yet to be good or bad
         epoch, shard_index, member = planned.reference
         seed = derive_seed(self.seed, "drop", epoch, planned.key)
         views = [replace(planned.view, num_tokens=kept)]

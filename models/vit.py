@@ -101,7 +101,9 @@ class PackedViT(nn.Module):
                 raise ValueError(
                     f"image {name!r} keeps {length} of {rows}x{cols} tokens: dense maps need all of them"
                 )
-        x = self._encode(batch, layout)[layout.is_patch]
+        # Slots are in the packer's order, which need not be that of the images.
+        order = layout.image_index[layout.is_patch].argsort(stable=True)
+        x = self._encode(batch, layout)[layout.is_patch][order]
         return [part.view(rows, cols, -1) for part, (rows, cols) in zip(x.split(lengths), grids, strict=True)]
 
     def _pool(self, x: Tensor, layout: Layout) -> Tensor:

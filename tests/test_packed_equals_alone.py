@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from packvit.data import pack_images
 from packvit.models import PackedViT, ViTConfig
 from packvit.packing import PackedBatch
 
@@ -159,3 +160,16 @@ def test_an_image_of_several_rows_is_the_same_alone(cut_image, name: str):
     out, _ = run(model, batch)
     alone, _ = run(model, PackedBatch.build([[long]], len(long.patches)))
     torch.testing.assert_close(out[2:3], alone, atol=1e-9, rtol=0)
+
+
+def test_dense_maps_stand_in_the_order_of_the_images_whatever_the_packer_did(cut_image):
+    rng = np.random.default_rng(0)
+    sizes = [(32, 64), (64, 64), (32, 64), (16, 16), (48, 16)]
+    images = [rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in sizes]
+    torch.manual_seed(0)
+    model = PackedViT(ViTConfig(width=32, depth=2, heads=2, num_classes=0)).double().eval()
+    batch = pack_images(images, 16, seq_len=20)
+    assert batch.image_index[batch.image_index >= 0].diff().min() < 0  # the packer has reordered them
+    for packed, image in zip(model.tokens(batch), images, strict=True):
+        (alone,) = model.tokens(pack_images([image], 16))
+        torch.testing.assert_close(packed, alone, rtol=0, atol=1e-9)

@@ -195,6 +195,28 @@ def test_too_many_bad_samples_stop_the_run_and_are_named(capsys, run_flags, digi
     assert dispatch(["train", *flags]) == 0
 
 
+def test_a_run_that_runs_out_of_data_names_what_was_lost(capsys, run_flags, tmp_path):
+    write_shards([Sample(f"s{i}", b"junk", "jpg", 0) for i in range(5)], tmp_path / "shards")
+    flags = run_flags(tmp_path / "run", data__shards=tmp_path / "shards", data__workers=1)
+    assert "no usable sample" in fails(capsys, ["train", *flags])
+    named = read_json_lines(tmp_path / "run/skipped.jsonl")
+    assert {line["key"] for line in named} == {f"s{i}" for i in range(5)}
+
+
+def test_a_small_share_of_bad_headers_stops_no_run(run_flags, digits_set, tmp_path):
+    from packvit.data import Shard
+
+    shard = Shard.open(digits_set / "train/shard-000000.tar")
+    samples = [
+        Sample(f"s{i}", b"broken" if i % 50 == 7 else shard.image(i % 40), "jpg", shard.label(i % 40))
+        for i in range(400)
+    ]
+    write_shards(samples, tmp_path / "shards", 100)
+    changes = {"data__shards": tmp_path / "shards", "data__workers": 0, "packing__lookahead": 256}
+    flags = run_flags(tmp_path / "run", packing__balance=16, train__steps=12, **changes)
+    assert dispatch(["train", *flags]) == 0
+
+
 def test_info_names_torch(capsys):
     assert dispatch(["info"]) == 0
     assert torch.__version__ in capsys.readouterr().out

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from packvit.data import LoadedBatch, StoredLogits, TrainLoader, merge_states
+from packvit.data import DataError, LoadedBatch, StoredLogits, TrainLoader, merge_states
 from packvit.models import PackedViT, ViTConfig
 from packvit.packing import BatchStats, PackedBatch, derive_seed
 from packvit.train.checkpoint import Checkpointer, find_checkpoints, load_checkpoint, read_progress
@@ -109,7 +109,12 @@ def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preempti
     batches = iter(loader) if getattr(counters, field) < length else iter(())
     progress.start(field, getattr(counters, field), length)
     while (before := getattr(counters, field)) < length:
-        taken = take_batches(batches, config.train.accumulate, config.model, window)
+        try:
+            taken = take_batches(batches, config.train.accumulate, config.model, window)
+        except DataError as error:
+            for lost in skipped_here + error.skipped:
+                skipped.write({"step": counters.step} | lost)
+            raise
         skipped_here += taken.skipped
         images, tokens, leave = ranks.sum([taken.stats.images, taken.stats.tokens, preemption.asked])
         if counters.step == 0 and ranks.is_main:
@@ -149,8 +154,9 @@ def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preempti
             keys = [key for share in zip(*shares, strict=True) for batch in share for key in batch]
             audit.write({"step": counters.step, "keys": keys})
         last = getattr(counters, field) >= length or leave > 0
-        log = counters.step % config.train.log_every == 0 or last
         checkpoint = counters.step % config.train.checkpoint_every == 0 or last
+        # A window ends with a checkpoint, because what it sums up would be missing after a resume.
+        log = counters.step % config.train.log_every == 0 or checkpoint
         if log or checkpoint:
             for line in (line for rank in ranks.gather(skipped_here) for line in rank):
                 skipped.write({"step": counters.step} | line)

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -79,6 +80,8 @@ def lock_folder(folder: Path) -> IO:
         ValueError: another process holds it.
     """
     file = (folder / ".lock").open("w")
+    # A worker that outlives a killed trainer must not hold what it inherited.
+    os.register_at_fork(after_in_child=file.close)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
