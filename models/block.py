@@ -1,6 +1,12 @@
-"""The Transformer block over flat tokens [T, D], with the variations that the literature has settled on."""
+"""The Transformer block over flat tokens [T, D], with the variations that the literature has settled on.
 
+A block is two functions of each token alone, before and after attention, which is the one place where tokens
+meet and the batch's segments count. So the two can be compiled once, for all blocks and all batches.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +60,7 @@ def make_norm(config: ViTConfig, width: int) -> nn.Module:
 
 
 class Attention(nn.Module):
-    """Self-attention within segments; queries and keys normalised per head if configured (ViT-22B 2.1)."""
+    """The layers around attention; queries and keys normalised per head if configured (ViT-22B 2.1)."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -63,15 +69,14 @@ class Attention(nn.Module):
         self.proj = linear(config.width, config.width, config.biases)
         self.q_norm, self.k_norm = _qk_norm(config), _qk_norm(config)
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
-        """[T, D] -> [T, D]."""
-        q, k, v = self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)  # [T, heads, head_dim]
+    def project(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """[T, D] -> queries, keys and values, each [T, heads, head_dim]."""
+        q, k, v = self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)
         q, k = self.q_norm(q), self.k_norm(k)
-        if context.rope is not None:
-            q, k = rotate(q, *context.rope), rotate(k, *context.rope)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
         # Norms may answer in float32 under autocast; kernels want one dtype.
-        out = attention(q.to(v.dtype), k.to(v.dtype), v, context.segments)
-        return self.proj(out.flatten(1))
+        return q.to(v.dtype), k.to(v.dtype), v
 
 
 def _qk_norm(config: ViTConfig) -> nn.Module:
@@ -103,6 +108,13 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(x, approximate="tanh" if self.kind == "gelu_tanh" else "none"))
 
 
+class Parts(NamedTuple):
+    """The token-wise functions `before` and `after`, as they are or compiled."""
+
+    before: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+    after: Callable[..., Tensor]
+
+
 class Block(nn.Module):
     """Pre-norm attention and MLP, one after the other or side by side.
 
@@ -113,6 +125,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ViTConfig, drop_path: float = 0.0) -> None:
         super().__init__()
+        self.parts = EAGER
         self.drop_path = drop_path
         self.norm1 = make_norm(config, config.width)
         self.attn = Attention(config)
@@ -126,20 +139,45 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """[T, D] -> [T, D]."""
-        y = self.norm1(x)
-        if self.norm2 is None:
-            branch = self._scale(self.attn(y, context), self.scale1) + self._scale(self.mlp(y), self.scale2)
-            return x + self._drop(branch, context)
-        x = x + self._drop(self._scale(self.attn(y, context), self.scale1), context)
-        return x + self._drop(self._scale(self.mlp(self.norm2(x)), self.scale2), context)
+        y, q, k, v = self.parts.before(self, x, context.rope)
+        mixed = attention(q, k, v, context.segments)  # [T, heads, head_dim]
+        keep1 = self.draw_keep(x, context)
+        keep2 = None if self.norm2 is None else self.draw_keep(x, context)
+        return self.parts.after(self, x, y, mixed, keep1, keep2)
 
-    def _scale(self, x: Tensor, scale: Tensor | None) -> Tensor:
-        return x if scale is None else x * scale
-
-    def _drop(self, x: Tensor, context: Context) -> Tensor:
-        """Zero the branch for some images, all of an image's tokens at once (arXiv 1603.09382)."""
+    def draw_keep(self, x: Tensor, context: Context) -> Tensor | None:
+        """Factors [T, 1] that zero a branch for some images, all tokens of an image at once, and leave its
+        mean (arXiv 1603.09382); None where none is zeroed."""
         if not self.training or not self.drop_path:
-            return x
+            return None
         kept = torch.rand(context.num_images + 1, device=x.device) >= self.drop_path
         factor = kept.to(x.dtype) / (1 - self.drop_path)
-        return x * factor[context.image_index][:, None]  # padding, -1, reads the entry beyond the images
+        return factor[context.image_index][:, None]  # padding, -1, reads the entry beyond the images
+
+
+def before(
+    block: Block, x: Tensor, rope: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tokens [T, D] to their norm [T, D], and queries, keys and values [T, heads, head_dim]."""
+    y = block.norm1(x)
+    return y, *block.attn.project(y, rope)
+
+
+def after(
+    block: Block, x: Tensor, y: Tensor, mixed: Tensor, keep1: Tensor | None, keep2: Tensor | None
+) -> Tensor:
+    """Tokens and their norm [T, D], and what attention gave [T, heads, head_dim], to the block's output."""
+    branch = _times(block.attn.proj(mixed.flatten(1)), block.scale1)
+    if block.norm2 is None:
+        branch = branch + _times(block.mlp(y), block.scale2)
+        return x + _times(branch, keep1)
+    x = x + _times(branch, keep1)
+    branch = _times(block.mlp(block.norm2(x)), block.scale2)
+    return x + _times(branch, keep2)
+
+
+def _times(x: Tensor, factor: Tensor | None) -> Tensor:
+    return x if factor is None else x * factor
+
+
+EAGER = Parts(before, after)

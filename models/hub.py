@@ -25,7 +25,7 @@ def download(name: str) -> Path:
         from huggingface_hub.utils import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
     except ImportError:
         raise ImportError(
-            f"no model at {name}: not a path here, and models from the Hugging Face hub need huggingface_hub: "
+            f"no model at {name}: not a path here, and the Hugging Face hub needs huggingface_hub: "
             "pip install 'packvit[hub]'"
         ) from None
     try:

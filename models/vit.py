@@ -4,14 +4,15 @@ The tokens of a batch stay one flat tensor [T, D] from the patch embedding to th
 between loops over images. With cls or register tokens T grows by N * prefix (see layout).
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from packvit.models.attention import Segments, choose_backend
-from packvit.models.block import Block, Context, make_norm
+from packvit.models.block import Block, Context, Parts, after, before, make_norm
 from packvit.models.config import ViTConfig
 from packvit.models.layout import Layout
 from packvit.models.patch_embed import PatchEmbed
@@ -105,6 +106,23 @@ class PackedViT(nn.Module):
         order = layout.image_index[layout.is_patch].argsort(stable=True)
         x = self._encode(batch, layout)[layout.is_patch][order]
         return [part.view(rows, cols, -1) for part, (rows, cols) in zip(x.split(lengths), grids, strict=True)]
+
+    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile what blocks do to each token alone: norms, projections and MLP.
+
+        One compilation serves all blocks, whatever images a batch holds and however many tokens; training,
+        evaluation and autocast have their own. Attention stays as it is.
+
+        Args:
+            backend: of torch.compile.
+        """
+        parts = Parts(
+            torch.compile(before, backend=backend, dynamic=True),
+            torch.compile(after, backend=backend, dynamic=True),
+        )
+        for block in self.modules():
+            if isinstance(block, Block):
+                block.parts = parts
 
     def _pool(self, x: Tensor, layout: Layout) -> Tensor:
         """Tokens [T, D] to features [N, config.feature_dim]."""

@@ -152,13 +152,16 @@ def test_drop_path_takes_whole_images_and_keeps_the_mean(cut_image):
     block = model.blocks[1]
     assert isinstance(block, Block)
     torch.manual_seed(0)
-    draws = torch.stack([block._drop(torch.ones(16, 4), context) for _ in range(400)])  # [400, T, D]
+    x = torch.ones(16, 4)
+    drawn = [block.draw_keep(x, context) for _ in range(400)]
+    draws = torch.stack([keep for keep in drawn if keep is not None])  # [400, T, 1]
+    assert len(draws) == 400
     for i in range(3):
         own = draws[:, layout.image_index == i]
-        assert (own == own[:, :1, :1]).all()
+        assert (own == own[:, :1]).all()
     assert set(draws.unique().tolist()) == {0.0, 2.0}
     assert draws.mean() == pytest.approx(1, abs=0.1)
-    assert torch.equal(model.eval().blocks[1]._drop(torch.ones(16, 4), context), torch.ones(16, 4))  # pyright: ignore
+    assert block.eval().draw_keep(x, context) is None
 
 
 @pytest.mark.parametrize(
