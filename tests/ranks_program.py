@@ -71,8 +71,8 @@ def gradients(engine: Engine, objective: Objective, ranks: Ranks) -> dict[str, t
     for index, batch in enumerate(batches):
         with engine.sharing(last=index + 1 == len(batches)):
             # Whole views, which serve as the teachers' too.
-            loss = objective(engine.forward(batch), batch, [batch] * len(objective.teachers))
-            engine.backward(loss, images)
+            losses = objective(engine.forward(batch), batch, [batch] * len(objective.teachers))
+            engine.backward(losses.sum(), images)
     found = {}
     for name, parameter in engine.student.named_parameters():
         assert parameter.grad is not None, name

@@ -17,6 +17,7 @@ from packvit.train.run import lock_folder
 LINE = {
     "step", "images_seen", "tokens_seen", "loss", "lr", "images_per_s", "tokens_per_s", "padding_fraction",
     "images_per_sequence", "data_wait_fraction", "mfu", "grad_norm", "nonfinite_steps",
+    "loss_by_patch_size", "loss_by_resolution", "drop_rate", "drop_rate_by_resolution", "memory_gb",
 }  # fmt: skip
 ROW = {"resolution", "patch_size", "tokens_per_image", "gflops_per_image", "accuracy", "ece", "images"}
 

@@ -21,6 +21,7 @@ from packvit.train.checkpoint import Checkpointer, find_checkpoints, load_checkp
 from packvit.train.config import Config, changed_fields, plain_config, save_config
 from packvit.train.distributed import Ranks
 from packvit.train.engine import Engine
+from packvit.train.groups import image_facts
 from packvit.train.metrics import JsonLines, Window, peak_tflops
 from packvit.train.objective import Objective
 from packvit.train.preempt import Preemption
@@ -133,16 +134,16 @@ def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preempti
             with engine.sharing(last=index + 1 == len(taken.batches)):
                 with engine.autocast:
                     outputs = engine.forward(batch)
-                loss = objective(outputs, batch, views)
-                engine.backward(loss, images)
+                loss = objective(outputs, batch, views)  # [N]
+                engine.backward(loss.sum(), images)
             losses.append(loss.detach())
         # The one wait for the device of a step; the norm is the same on all ranks, so all decide the same.
         grad_norm = engine.clip()
         finite = math.isfinite(grad_norm)
+        window.add_step(image_facts(taken.batches), torch.cat(losses).numpy(force=True) if finite else None)
         engine.step(finite, counters.step - 1, factor)
         if finite:
             nonfinite = 0
-            window.add_loss(sum(losses), taken.stats.images)
         else:
             nonfinite += 1
             counters.nonfinite_steps += 1

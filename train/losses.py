@@ -1,4 +1,4 @@
-"""Losses as sums over images, so that the step can divide by the global number of images.
+"""Losses image by image, so that the step can divide their sum by the global number of images.
 
 The gradient of a step is the mean over all images of all ranks and accumulated batches; dividing
 earlier, by the count of one batch, would weight images by how full their sequences happened to be.
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def classification_loss(logits: Tensor, labels: Tensor, kind: str, label_smoothing: float = 0.0) -> Tensor:
-    """Sum over images of the cross-entropy; float32 scalar.
+    """Cross-entropy of each image; float32 [N].
 
     Args:
         logits: [N, classes], any floating type.
@@ -20,14 +20,14 @@ def classification_loss(logits: Tensor, labels: Tensor, kind: str, label_smoothi
     """
     logits = logits.float()
     if kind == "softmax":
-        return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
     targets = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
     targets = targets * (1 - label_smoothing) + label_smoothing / logits.shape[1]
-    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Sum over images of t^2 * KL(teacher || student); float32 scalar. FlexiViT 3.5.
+    """t^2 * KL(teacher || student) of each image; float32 [N]. FlexiViT 3.5.
 
     t^2 keeps the gradient's size independent of the temperature (Hinton et al., arXiv 1503.02531, 2).
 
@@ -36,7 +36,7 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float
     """
     student = F.log_softmax(logits.float() / temperature, 1)
     teacher = F.log_softmax(teacher_logits.float() / temperature, 1)
-    return temperature**2 * F.kl_div(student, teacher, reduction="sum", log_target=True)
+    return temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
 
 
 def distance(x: Tensor, target: Tensor, measure: str) -> Tensor:

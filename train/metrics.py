@@ -1,17 +1,21 @@
 """What a run reports: a window of steps summed up, written to metrics.jsonl."""
 
 import json
+import math
 import os
+import resource
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from packvit.packing import BatchStats
 from packvit.train.distributed import Ranks
+from packvit.train.groups import ImageFacts, Means, resolution_name
 
 # Dense bf16 peak in TFLOP/s by device name, from the vendor's data sheets.
 PEAK_TFLOPS = {
@@ -45,8 +49,12 @@ class Window:
     batches: BatchStats = field(default_factory=lambda: BatchStats(0, 0, 0, 0, 0))
     flops: float = 0.0
     wait: float = 0.0
-    loss: Tensor | float = 0.0
+    loss: float = 0.0
     loss_images: int = 0
+    drop_rate: float = 0.0
+    loss_by_patch_size: Means = field(default_factory=Means)
+    loss_by_resolution: Means = field(default_factory=Means)
+    drop_rate_by_resolution: Means = field(default_factory=Means)
     start: float = field(default_factory=time.perf_counter)
 
     def add_batch(self, stats: BatchStats, flops: float, wait: float) -> None:
@@ -55,19 +63,28 @@ class Window:
         self.flops += flops
         self.wait += wait
 
-    def add_loss(self, loss_sum: Tensor | float, images: int) -> None:
-        """Count a step's loss, summed over this rank's `images`; stays on the device."""
-        self.loss = self.loss + loss_sum
-        self.loss_images += images
+    def add_step(self, facts: ImageFacts, losses: np.ndarray | None) -> None:
+        """Count the images of a step.
+
+        Args:
+            losses: [N], each image's loss; None if the step was left out.
+        """
+        self.drop_rate += float(facts.drop_rate.sum())
+        self.drop_rate_by_resolution.add(facts.resolution, facts.drop_rate)
+        if losses is not None:
+            self.loss += float(losses.sum(dtype=np.float64))
+            self.loss_images += len(losses)
+            self.loss_by_patch_size.add(facts.patch_size, losses)
+            self.loss_by_resolution.add(facts.resolution, losses)
 
     def summary(self, ranks: Ranks, peak: float | None) -> dict[str, Any]:
-        """Rates and means over all ranks; waits for the device.
+        """Rates and means over all ranks.
 
         `mfu` is None where the peak is unknown, `loss` where no step of the window counted.
         """
         seconds = time.perf_counter() - self.start
         b = self.batches
-        images, tokens, slots, sequences, flops, wait, loss, loss_images = ranks.sum(
+        images, tokens, slots, sequences, flops, wait, loss, loss_images, drop_rate = ranks.sum(
             [
                 b.images,
                 b.tokens,
@@ -75,19 +92,36 @@ class Window:
                 b.sequences,
                 self.flops,
                 self.wait,
-                float(self.loss),
+                self.loss,
                 self.loss_images,
+                self.drop_rate,
             ]
         )
+        by_resolution = self.loss_by_resolution.over(ranks)
+        drop_by_resolution = self.drop_rate_by_resolution.over(ranks)
         return {
             "loss": loss / loss_images if loss_images else None,
+            "loss_by_patch_size": {str(p): mean for p, mean in self.loss_by_patch_size.over(ranks).items()},
+            "loss_by_resolution": {resolution_name(r): mean for r, mean in by_resolution.items()},
+            "drop_rate": drop_rate / max(1, images),
+            "drop_rate_by_resolution": {resolution_name(r): mean for r, mean in drop_by_resolution.items()},
             "images_per_s": images / seconds,
             "tokens_per_s": tokens / seconds,
             "padding_fraction": 1 - tokens / max(1, slots),
             "images_per_sequence": images / max(1, sequences),
             "data_wait_fraction": wait / ranks.world_size / seconds,
             "mfu": flops / seconds / (peak * 1e12 * ranks.world_size) if peak else None,
+            "memory_gb": max(ranks.gather(peak_memory(ranks.device))) / 1e9,
         }
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that tensors on a GPU took since the start; on a CPU, that this process took."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class JsonLines:
@@ -113,7 +147,16 @@ class JsonLines:
         """Append one line."""
         if self.enabled:
             with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(known(line), allow_nan=False) + "\n")
+
+
+def known(value: Any) -> Any:
+    """The same with None for each number that is not finite, as JSON has none of them."""
+    if isinstance(value, dict):
+        return {name: known(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [known(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json_lines(path: Path) -> list[dict]:

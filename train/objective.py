@@ -1,4 +1,4 @@
-"""The objective: labels or teachers, or both, to one loss, summed over images.
+"""The objective: labels or teachers, or both, to one loss of each image.
 
 For every image label_weight * label loss + sum over teachers of (logits_weight * t^2 KL(teacher || student)
 + feature_weight * distance of features + token_weight * mean distance of tokens). FlexiViT 3.5.
@@ -39,7 +39,7 @@ class Objective:
             self.teachers.append(teacher)
 
     def __call__(self, student: StudentOutputs, batch: PackedBatch, views: Sequence[PackedBatch]) -> Tensor:
-        """Sum over the images of `batch` of the loss; float32 scalar.
+        """The loss of each image of `batch`; float32 [N].
 
         Args:
             views: the batch's images as each teacher sees them.
@@ -47,7 +47,7 @@ class Objective:
         if not self.distill.active:
             return self._label_loss(student, batch)
         # Other ranks wait for a gradient of every parameter, also of a head whose logits have no weight.
-        loss = 0 * student.logits.float().sum()
+        loss = 0 * student.logits.float().sum(1)
         if self.distill.label_weight:
             loss = loss + self.distill.label_weight * self._label_loss(student, batch)
         if batch.logits is not None:
@@ -67,28 +67,28 @@ class Objective:
         self, student: StudentOutputs, batch: PackedBatch, number: int, answer: Outputs, view: PackedBatch
     ) -> Tensor:
         c = self.distill
-        loss = torch.zeros((), device=student.logits.device)
+        loss = torch.zeros(batch.num_images, device=student.logits.device)
         if c.logits_weight:
             kl = distillation_loss(student.logits, answer.logits, c.temperature)
             loss = loss + c.logits_weight * kl
         if c.feature_weight:
             # A tensor made in inference mode cannot be kept for the backward pass; its copy can.
             apart = distance(student.features[number], answer.features.clone(), c.measure)  # [N]
-            loss = loss + c.feature_weight * apart.sum()
+            loss = loss + c.feature_weight * apart
         if c.token_weight:
             target = sample_tokens(answer.tokens, view, batch)  # [T, D]
             apart = distance(student.tokens[number], target, c.measure)  # [T]
-            loss = loss + c.token_weight * (apart * token_shares(batch)).sum()
+            loss = loss + c.token_weight * image_means(apart, batch)
         return loss
 
 
-def token_shares(batch: PackedBatch) -> Tensor:
-    """float32 [T]: 1 / its image's tokens for each token, 0 for padding."""
+def image_means(values: Tensor, batch: PackedBatch) -> Tensor:
+    """Means of `values` [T] over the tokens of each image: float32 [N]; padding counts nowhere."""
     image = batch.image_index.long()
-    is_image = image >= 0
-    counts = torch.zeros(batch.num_images + 1, device=image.device)
-    counts = counts.index_add(0, image.where(is_image, batch.num_images), is_image.float())
-    return is_image / counts[image].clamp(min=1)
+    image = image.where(image >= 0, batch.num_images)
+    pairs = torch.stack([values.float(), torch.ones_like(values, dtype=torch.float32)], 1)
+    sums, counts = pairs.new_zeros(batch.num_images + 1, 2).index_add(0, image, pairs)[:-1].unbind(1)
+    return sums / counts
 
 
 def sample_tokens(tokens: Tensor, view: PackedBatch, batch: PackedBatch) -> Tensor:
