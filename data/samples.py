@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from packvit.data.shards import BadSample, BadShard, Shard
 from packvit.data.taught import StoredLogits
-from packvit.data.transforms import present
+from packvit.data.transforms import DropPattern, present
 from packvit.packing import PackedImage, View
 
 
@@ -17,8 +17,9 @@ def load_sample(
     seed: int,
     num_classes: int | None,
     stored: StoredLogits | None = None,
+    pattern: DropPattern = "random",
 ) -> list[PackedImage]:
-    """Sample `member` of `shard` as each view shows it; `seed` decides which tokens are dropped.
+    """Sample `member` of `shard` as each view shows it; `seed` and `pattern` decide which tokens are dropped.
 
     The first of them carries the logits that `stored` finds.
 
@@ -31,7 +32,7 @@ def load_sample(
     logits = stored.read(shard, member) if stored else None
     data = shard.image(member)
     try:
-        first, *others = [present(data, view, native_size, seed, label, key) for view in views]
+        first, *others = [present(data, view, native_size, seed, label, key, pattern) for view in views]
     except ValueError as error:
         raise BadSample(shard.path, key, str(error)) from error
     return [replace(first, logits=logits), *others]

@@ -29,7 +29,7 @@ from packvit.packing import (
     reshow,
 )
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,12 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A sample with its view: what a packer holds. `reference` is (epoch, shard, member)."""
+    """A sample with its view: what a packer holds.
 
-    reference: tuple[int, int, int]
+    `reference` is (epoch, shard, member, number of good samples that the stream had drawn before).
+    """
+
+    reference: tuple[int, int, int, int]
     key: str
     native_size: tuple[int, int]
     view: View
@@ -197,7 +200,7 @@ class Stream:
         waiting = [[self._plan(tuple(reference)) for reference in row] for row in state["waiting"]]
         self._packer = self.packing.new_packer()
         self._packer.restore([[(planned, planned.view.num_tokens) for planned in row] for row in waiting])
-        rows = [[(self._plan(tuple(item[:3])), item[3]) for item in row] for row in state["ready"]["rows"]]
+        rows = [[(self._plan(tuple(item[:4])), item[4]) for item in row] for row in state["ready"]["rows"]]
         self._dealer = Dealer(self.packing.seq_len, self.packing.sequences, self.packing.balance)
         self._dealer.restore(state["ready"] | {"rows": rows})
 
@@ -215,7 +218,7 @@ class Stream:
                 )
             self.seen += 1
             try:
-                planned = self._plan(reference)
+                planned = self._plan((*reference, total - 1))
             except (BadSample, BadShard) as error:
                 self._skip(error)
                 continue
@@ -228,14 +231,16 @@ class Stream:
         self.seen += samples
         self.bad += samples
 
-    def _plan(self, reference: tuple[int, int, int]) -> Planned:
-        epoch, shard_index, member = reference
+    def _plan(self, reference: tuple[int, int, int, int]) -> Planned:
+        epoch, shard_index, member, drawn = reference
         shard = self._open(shard_index)
         key = shard.key(member)
         native_size = shard.native_size(member)
         shrink = self.packing.oversize == "shrink"
         rng = Random(derive_seed(self.seed, "view", epoch, key))
-        view = draw_view(rng, native_size, self.views, self.packing.seq_len if shrink else None)
+        longest = self.packing.seq_len if shrink else None
+        # All streams have drawn about as many samples as this one, however many ranks and workers there are.
+        view = draw_view(rng, native_size, self.views, longest, drawn * self.data.streams)
         rows = self.packing.sequences if self.packing.oversize == "own_row" else 1
         if view.num_tokens > rows * self.packing.seq_len:
             times = f" times packing.sequences={rows}" if rows > 1 else ""
@@ -248,7 +253,7 @@ class Stream:
 
     def _decode(self, planned: Planned, kept: int) -> list[PackedImage]:
         """The sample with as many tokens as the packer left it, then as teachers see it; empty if bad."""
-        epoch, shard_index, member = planned.reference
+        epoch, shard_index, member, _ = planned.reference
         seed = derive_seed(self.seed, "drop", epoch, planned.key)
         views = [replace(planned.view, num_tokens=kept)]
         views += [reshow(planned.view, *teacher) for teacher in self.teachers]
@@ -264,6 +269,7 @@ class Stream:
                 seed,
                 self.num_classes,
                 self.stored,
+                self.views.drop.pattern,
             )
         except (BadSample, BadShard) as error:
             self._skip(error)

@@ -1,10 +1,17 @@
 """From pixels to kept patches: cut, drop, present."""
 
+import math
+from typing import Literal
+
 import numpy as np
 from einops import rearrange
 
 from packvit.data.decode import decode
 from packvit.packing import PackedImage, View
+
+DropPattern = Literal["random", "block", "importance"]
+LARGEST_STRETCH = 3.0  # of a block's height to its width, or the other way round
+LEAST_VARIANCE = 1.0  # in grey levels squared: flat patches keep a chance
 
 
 def cut_patches(image: np.ndarray, patch_size: int) -> np.ndarray:
@@ -19,41 +26,73 @@ def cut_patches(image: np.ndarray, patch_size: int) -> np.ndarray:
     return rearrange(image, "(r p) (c q) ch -> (r c) (p q ch)", p=patch_size, q=patch_size)
 
 
-def kept_positions(seed: int, view: View) -> np.ndarray:
-    """Raster positions of the kept tokens, sorted: int64 [num_tokens]. NaViT 3.3.
+def kept_positions(
+    seed: int, view: View, pattern: DropPattern = "random", patches: np.ndarray | None = None
+) -> np.ndarray:
+    """Raster positions of the kept tokens, sorted: int64 [num_tokens].
 
-    Uniform without replacement, decided by `seed` (up to 128 bits) alone; for the same seed and grid, fewer
-    tokens are a subset of more.
+    Decided by `seed` (up to 128 bits) and, for `importance`, the pixels alone; for the same seed and grid,
+    fewer tokens are a subset of more. `random` is uniform without replacement (NaViT 3.3). `block` loses the
+    patches nearest to a random place, in an ellipse of random aspect ratio; what is hidden hangs together as
+    in BEiT's masks (arXiv 2106.08254, 2.3). `importance` keeps patches with probability proportional to
+    the variance of their pixels, one after the other without replacement.
+
+    Args:
+        patches: uint8 [rows*cols, p*p*3] for `importance`.
     """
-    patches = view.rows * view.cols
-    if view.num_tokens == patches:
-        return np.arange(patches)
-    order = np.random.Generator(np.random.Philox(key=seed)).random(patches).argsort(kind="stable")
-    return np.sort(order[: view.num_tokens])
+    count = view.rows * view.cols
+    if view.num_tokens == count:
+        return np.arange(count)
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    if pattern == "block":
+        row, col = np.divmod(np.arange(count), view.cols)
+        stretch = math.exp(rng.uniform(-1, 1) * math.log(LARGEST_STRETCH) / 2)
+        up, left = rng.uniform(-0.5, view.rows - 0.5), rng.uniform(-0.5, view.cols - 0.5)
+        rank = -np.hypot((row - up) * stretch, (col - left) / stretch)  # the farthest stays
+    else:
+        rank = rng.random(count)
+    if pattern == "importance":
+        assert patches is not None
+        # The smallest of exponential waiting times with these rates is a draw in proportion to them.
+        variance = patches.reshape(count, -1).var(1, dtype=np.float64)
+        rank = -np.log1p(-rank) / (variance + LEAST_VARIANCE)
+    return np.sort(rank.argsort(kind="stable")[: view.num_tokens])
 
 
 def present(
-    data: bytes, view: View, native_size: tuple[int, int], seed: int, label: int | None, key: str
+    data: bytes,
+    view: View,
+    native_size: tuple[int, int],
+    seed: int,
+    label: int | None,
+    key: str,
+    pattern: DropPattern = "random",
 ) -> PackedImage:
     """Decode, cut and drop: an encoded file as its view shows it.
 
     Args:
         data: the whole file.
         native_size: upright (height, width) from the header.
-        seed: of dropping.
+        seed, pattern: of dropping; see `kept_positions`.
 
     Raises:
         ValueError: see `decode`.
     """
-    return cut_image(decode(data, view, native_size), view, native_size, seed, label, key)
+    return cut_image(decode(data, view, native_size), view, native_size, seed, label, key, pattern)
 
 
 def cut_image(
-    pixels: np.ndarray, view: View, native_size: tuple[int, int], seed: int, label: int | None, key: str
+    pixels: np.ndarray,
+    view: View,
+    native_size: tuple[int, int],
+    seed: int,
+    label: int | None,
+    key: str,
+    pattern: DropPattern = "random",
 ) -> PackedImage:
     """The kept patches of pixels that already have the view's size, uint8 [view.height, view.width, 3]."""
     patches = cut_patches(pixels, view.patch_size)
-    kept = kept_positions(seed, view)
+    kept = kept_positions(seed, view, pattern, patches)
     coords = np.stack(np.divmod(kept, view.cols), 1).astype(np.int32)
     if view.num_tokens < len(patches):
         patches = patches[kept]

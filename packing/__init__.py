@@ -5,11 +5,13 @@ from packvit.packing.batch import BatchStats, PackedBatch, PackedImage
 from packvit.packing.flat import FlatBatch
 from packvit.packing.packer import Packer
 from packvit.packing.policy import PackingConfig, make_packer, pack_lengths
-from packvit.packing.samplers import DropConfig, ResolutionConfig, ViewsConfig, draw_view, full_view, reshow
+from packvit.packing.samplers import draw_view, full_view, reshow
 from packvit.packing.view import View, derive_seed
+from packvit.packing.views_config import CurriculumConfig, DropConfig, ResolutionConfig, ViewsConfig, views_at
 
 __all__ = [
     "BatchStats",
+    "CurriculumConfig",
     "Dealer",
     "DropConfig",
     "FlatBatch",
@@ -26,4 +28,5 @@ __all__ = [
     "make_packer",
     "pack_lengths",
     "reshow",
+    "views_at",
 ]

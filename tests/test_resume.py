@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from packvit.train.checkpoint import find_checkpoints, step_of
 from packvit.train.metrics import read_json_lines
 
-EXACT = ("step", "images_seen", "tokens_seen", "loss", "grad_norm", "lr", "padding_fraction")
+EXACT = ("step", "images_seen", "tokens_seen", "gflops_seen", "loss", "grad_norm", "lr", "padding_fraction")
 THREADS = {"OMP_NUM_THREADS": "1"}
 
 

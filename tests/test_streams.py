@@ -15,11 +15,21 @@ from PIL import Image
 from packvit.data import DataConfig, EvalSet, Stream, TrainLoader, merge_states, write_shards
 from packvit.data.reader import epoch_units, parts_of_shard
 from packvit.data.write import Sample
-from packvit.packing import DropConfig, PackedBatch, PackingConfig, ResolutionConfig, ViewsConfig
+from packvit.packing import (
+    CurriculumConfig,
+    DropConfig,
+    PackedBatch,
+    PackingConfig,
+    ResolutionConfig,
+    ViewsConfig,
+)
 from packvit.packing.policy import PACKERS
 
 VIEWS = ViewsConfig(
-    patch_sizes=(4, 8), resolution=ResolutionConfig(16, 40, "uniform"), drop=DropConfig("beta", 0.3, 0.8)
+    patch_sizes=(4, 8),
+    resolution=ResolutionConfig(16, 40, "uniform"),
+    drop=DropConfig("beta", 0.3, 0.8),
+    curriculum=CurriculumConfig(0, 150, patch_weights=(1, 4), low=24),
 )
 PACKING = PackingConfig(seq_len=64, sequences=2, lookahead=8, balance=1)
 SAMPLES, SHARD_SIZE = 60, 15

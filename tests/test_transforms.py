@@ -1,6 +1,7 @@
 """Cutting loses no pixel; dropping is uniform, reproducible and nested."""
 
 import io
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from packvit.data.transforms import cut_image, cut_patches, kept_positions, present
+from packvit.data.transforms import DropPattern, cut_image, cut_patches, kept_positions, present
 from packvit.packing import View, derive_seed
 
 SIDES = st.integers(1, 6)
@@ -44,16 +45,42 @@ def test_a_patch_size_must_divide_both_sides(shape):
         cut_patches(np.zeros(shape, np.uint8), 4)
 
 
-@given(SIDES, SIDES, st.integers(0, 2**128 - 1), st.data())
-def test_kept_positions_are_sorted_unique_and_nested(rows, cols, seed, data):
+@given(SIDES, SIDES, st.integers(0, 2**128 - 1), st.sampled_from(get_args(DropPattern)), st.data())
+def test_kept_positions_are_sorted_unique_and_nested(rows, cols, seed, pattern, data):
     more = data.draw(st.integers(1, rows * cols))
     fewer = data.draw(st.integers(1, more))
-    kept = kept_positions(seed, view_of(rows, cols, more))
+    patches = cut_patches(noise(rows, cols, 4), 4)
+    kept = kept_positions(seed, view_of(rows, cols, more), pattern, patches)
     assert len(kept) == more
     assert (np.diff(kept) > 0).all()
     assert 0 <= kept[0] <= kept[-1] < rows * cols
-    assert set(kept_positions(seed, view_of(rows, cols, fewer))) <= set(kept)
-    np.testing.assert_array_equal(kept, kept_positions(seed, view_of(rows, cols, more)))
+    assert set(kept_positions(seed, view_of(rows, cols, fewer), pattern, patches)) <= set(kept)
+    np.testing.assert_array_equal(kept, kept_positions(seed, view_of(rows, cols, more), pattern, patches))
+
+
+@given(st.integers(2, 9), st.integers(2, 9), st.integers(0, 2**128 - 1), st.data())
+def test_a_dropped_block_hangs_together(rows, cols, seed, data):
+    view = view_of(rows, cols, data.draw(st.integers(1, rows * cols - 1)))
+    dropped = np.ones((rows, cols), bool)
+    dropped[np.divmod(kept_positions(seed, view, "block"), cols)] = False
+    cells = {(int(r), int(c)) for r, c in np.argwhere(dropped)}
+    found = waiting = {min(cells)}
+    while waiting:
+        waiting = {(r + i, c + j) for r, c in waiting for i in (-1, 0, 1) for j in (-1, 0, 1)} & cells - found
+        found = found | waiting
+    assert found == cells
+
+
+def test_patches_that_vary_more_are_kept_more_often():
+    image = np.full((16, 16, 3), 128, np.uint8)
+    image[4:8, 8:12] = noise(1, 1, 4)
+    patches = cut_patches(image, 4)
+    kept = [kept_positions(seed, view_of(4, 4, 3), "importance", patches) for seed in range(400)]
+    counts = np.bincount(np.concatenate(kept), minlength=16)
+    assert counts[6] == 400
+    others = np.delete(counts, 6)  # share the two other places evenly
+    assert others.min() > 0.5 * 800 / 15
+    assert others.max() < 1.6 * 800 / 15
 
 
 def test_nothing_dropped_keeps_every_position():

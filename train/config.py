@@ -28,7 +28,7 @@ class OptimConfig:
         freeze: starts of the names of parameters that stay as they are; `body` is all but the head.
         schedule: shape of the learning rate; see packvit.train.schedule.
         warmup: linear from 0 to the peak. This and the next two count what the run's length counts: steps,
-            or images or tokens where `train.images` or `train.tokens` is set.
+            or images, tokens or GFLOPs where `train.images`, `train.tokens` or `train.gflops` is set.
         timescale: after which `rsqrt` begins to fall; at least the warm-up.
         cooldown: linear to 0 at the end.
         clip: largest global gradient norm; 0 does not clip.
@@ -69,7 +69,8 @@ class TrainConfig:
 
     Args:
         steps: length of the run in optimizer steps, unless one of the next two is set.
-        images, tokens: length of the run in images or tokens seen by all ranks; 0 counts steps.
+        images, tokens, gflops: length of the run in images or tokens seen or GFLOPs spent by all ranks,
+            teachers included; all 0 counts steps.
         accumulate: batches of each rank in one step.
         checkpoint_every: steps between checkpoints; the last step always saves one.
         keep_checkpoints: newest checkpoints that stay.
@@ -88,6 +89,7 @@ class TrainConfig:
     steps: int = 1000
     images: int = 0
     tokens: int = 0
+    gflops: int = 0
     accumulate: int = 1
     checkpoint_every: int = 500
     keep_checkpoints: int = 3
@@ -106,9 +108,11 @@ class TrainConfig:
         for name in ("steps", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
-        if self.images and self.tokens:
-            raise ValueError("train.images and train.tokens cannot both be the length of the run")
-        for name in ("images", "tokens", "max_nonfinite", "keep_every"):
+        if (self.images > 0) + (self.tokens > 0) + (self.gflops > 0) > 1:
+            raise ValueError(
+                "only one of train.images, train.tokens and train.gflops can be the run's length"
+            )
+        for name in ("images", "tokens", "gflops", "max_nonfinite", "keep_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)} must not be negative")
         if not 0 <= self.label_smoothing < 1:
@@ -123,6 +127,8 @@ class TrainConfig:
             return "images_seen", self.images
         if self.tokens:
             return "tokens_seen", self.tokens
+        if self.gflops:
+            return "gflops_seen", self.gflops
         return "step", self.steps
 
 

@@ -43,19 +43,21 @@ class Counters:
     images_seen: int = 0
     tokens_seen: int = 0
     nonfinite_steps: int = 0
+    gflops_seen: float = 0.0
 
 
 @dataclass
 class Taken:
     """What one step of this rank trains on: its batches, counted, and the samples left out of them.
 
-    `views` holds for each batch the same images as the teachers see them.
+    `views` holds for each batch the same images as the teachers see them, `flops` what all of it costs.
     """
 
     batches: list[PackedBatch] = field(default_factory=list)
     views: list[list[PackedBatch]] = field(default_factory=list)
     stats: BatchStats = field(default_factory=lambda: BatchStats(0, 0, 0, 0, 0))
     skipped: list[dict] = field(default_factory=list)
+    flops: float = 0.0
 
 
 def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preemption) -> PackedViT | None:
@@ -111,18 +113,21 @@ def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preempti
     progress.start(field, getattr(counters, field), length)
     while (before := getattr(counters, field)) < length:
         try:
-            taken = take_batches(batches, config.train.accumulate, config.model, window)
+            taken = take_batches(batches, config.train.accumulate, config.model, objective, window)
         except DataError as error:
             for lost in skipped_here + error.skipped:
                 skipped.write({"step": counters.step} | lost)
             raise
         skipped_here += taken.skipped
-        images, tokens, leave = ranks.sum([taken.stats.images, taken.stats.tokens, preemption.asked])
+        images, tokens, flops, leave = ranks.sum(
+            [taken.stats.images, taken.stats.tokens, taken.flops, preemption.asked]
+        )
         if counters.step == 0 and ranks.is_main:
             progress.draw(partial(draw_samples, taken.batches[0], config.run_dir / "samples/step-0.png"))
         counters.step += 1
         counters.images_seen += int(images)
         counters.tokens_seen += int(tokens)
+        counters.gflops_seen += flops / 1e9
 
         factor = lr_factor(before, getattr(counters, field), length, config.optim)
         # What the forward pass draws depends on the step alone, so a resumed run draws the same.
@@ -190,7 +195,9 @@ def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preempti
     return engine.whole().eval()
 
 
-def take_batches(batches: Iterator[LoadedBatch], number: int, model: ViTConfig, window: Window) -> Taken:
+def take_batches(
+    batches: Iterator[LoadedBatch], number: int, model: ViTConfig, objective: Objective, window: Window
+) -> Taken:
     """The next `number` batches of this rank, counted in `window` too."""
     taken = Taken()
     for _ in range(number):
@@ -199,17 +206,24 @@ def take_batches(batches: Iterator[LoadedBatch], number: int, model: ViTConfig, 
         wait = time.perf_counter() - before
         batch = loaded.batch
         assert batch is not None
-        lengths = batch.image_lengths().tolist()
-        sizes = batch.patch_sizes.tolist()
-        # A backward pass costs two forward passes.
-        flops = 3 * sum(model.flops(n, p) for n, p in zip(lengths, sizes, strict=True))
+        # A backward pass costs two forward passes; teachers have none.
+        flops = 3 * batch_flops(model, batch)
+        for teacher, view in zip(objective.teachers, loaded.teachers, strict=True):
+            flops += batch_flops(teacher.config, view)
         stats = batch.stats()
         window.add_batch(stats, flops, wait)
         taken.batches.append(batch)
         taken.views.append(loaded.teachers)
         taken.stats += stats
         taken.skipped += loaded.skipped
+        taken.flops += flops
     return taken
+
+
+def batch_flops(model: ViTConfig, batch: PackedBatch) -> int:
+    """FLOPs of one forward pass."""
+    pairs = zip(batch.image_lengths().tolist(), batch.patch_sizes.tolist(), strict=True)
+    return sum(model.flops(length, patch_size) for length, patch_size in pairs)
 
 
 def check_same_run(path: Path, saved: dict, config: Config, progress: Progress) -> None:
