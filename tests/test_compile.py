@@ -1,8 +1,10 @@
 """Compiled blocks give the numbers of uncompiled ones, and no batch makes them compile again."""
 
 import copy
+import shutil
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partialmethod
 
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ from torch._dynamo.utils import counters
 
 from packvit.models import PackedViT, ViTConfig
 from packvit.packing import PackedBatch
+from packvit.train.cli import dispatch
+from packvit.train.engine import Engine, wants_compiling
+from packvit.train.metrics import read_json_lines
 
 # The compiler warns of what it does itself, such as reading .grad of tensors that are no leaves.
 pytestmark = pytest.mark.filterwarnings("ignore:::torch", "ignore:The .grad attribute")
@@ -122,3 +127,43 @@ def test_inductor(cut_image):
     torch.testing.assert_close(compiled(batch), model(batch), atol=1e-5, rtol=1e-5)
     for a, b in zip(model.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(b.grad, a.grad, atol=1e-5, rtol=1e-4)
+
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="inductor needs a C++ compiler"
+)
+
+
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, needs_compiler])]
+)
+def test_a_compiled_run_has_the_losses_of_any_other(run_flags, digits_set, tmp_path, monkeypatch, backend):
+    monkeypatch.setattr(PackedViT, "compile_blocks", partialmethod(PackedViT.compile_blocks, backend))
+    graphs, step = [], Engine.step
+
+    def counted(engine: Engine, *arguments) -> None:
+        graphs.append(counters["stats"]["unique_graphs"])
+        step(engine, *arguments)
+
+    monkeypatch.setattr(Engine, "step", counted)
+    lines = {}
+    for wish in ("off", "on"):
+        changes = {"train__compile": wish, "train__precision": "fp32", "model__checkpoint_every": 2}
+        changes |= {"data__workers": 0, "data__val_shards": digits_set / "val", "optim__warmup": 0}
+        flags = run_flags(tmp_path / wish, **changes)
+        assert dispatch(["train", *flags, "--eval.resolutions", "24", "--eval.patch-sizes", "8"]) == 0
+        lines[wish] = read_json_lines(tmp_path / wish / "metrics.jsonl")
+    assert graphs == [0] * 6 + [2] * 6  # before and after attention, at the first step alone
+    assert counters["stats"]["unique_graphs"] == 4  # and once more to evaluate the average
+    assert lines["on"][-1]["loss"] != lines["on"][0]["loss"]
+    for name in ("loss", "grad_norm"):
+        values = {wish: [line[name] for line in lines[wish]] for wish in lines}
+        assert values["on"] == pytest.approx(values["off"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("wish", "device", "compiled"),
+    [("auto", "cpu", False), ("auto", "cuda", True), ("on", "cpu", True), ("off", "cuda", False)],
+)
+def test_the_device_decides_unless_the_user_does(wish: str, device: str, compiled: bool):
+    assert wants_compiling(wish, torch.device(device)) == compiled

@@ -47,7 +47,7 @@ def test_a_batch_without_images_gives_every_parameter_a_gradient(pool, pos_embed
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "numbers"), [("gradient", (2, 4)), ("distill", (2,))])
+@pytest.mark.parametrize(("task", "numbers"), [("gradient", (2, 4)), ("distill", (2,)), ("compiled", (2,))])
 def test_gradients_do_not_depend_on_how_images_are_shared(task, numbers: tuple[int, ...], tmp_path):
     """Ranks hold 1 to 9 images, one batch none; the gradient stays that of the mean over all of them."""
     alone = launch(1, task, "ddp", tmp_path)
@@ -57,6 +57,14 @@ def test_gradients_do_not_depend_on_how_images_are_shared(task, numbers: tuple[i
         for name, gradient in alone.items():
             error = (gradient - shared[name]).norm() / gradient.norm()
             assert error < 1e-6, (ranks, parallel, name)
+
+
+@pytest.mark.slow
+def test_compiled_and_recomputed_blocks_have_the_gradients_of_plain_ones(tmp_path):
+    plain, compiled = (launch(1, task, "ddp", tmp_path) for task in ("gradient", "compiled"))
+    assert plain.keys() == compiled.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(compiled[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
 
 
 @pytest.mark.slow

@@ -84,6 +84,8 @@ class TrainConfig:
         parallel: how several ranks share the model: `ddp` copies it, `fsdp` cuts it into shards.
         ema: decay of the weights' moving average that is evaluated and saved as the model; 0 has none.
         peak_tflops: the device's peak for MFU; None takes it from a table of GPUs where known.
+        compile: whether torch.compile fuses what blocks do to each token; auto is on for CUDA and off for a
+            CPU, where a C++ compiler is needed. Sums are rounded in another order, so it changes bits.
     """
 
     steps: int = 1000
@@ -103,6 +105,7 @@ class TrainConfig:
     max_nonfinite: int = 10
     ema: float = 0.0
     peak_tflops: float | None = None
+    compile: Literal["auto", "on", "off"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("steps", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"):

@@ -1,4 +1,4 @@
-"""The model as one rank trains it: on its device, cast, shared with the other ranks, and stepped.
+"""The model as one rank trains it: on its device, cast, compiled, shared with the other ranks, and stepped.
 
 `ddp` keeps a whole copy of everything on each rank. `fsdp` (fully_shard, FSDP2) cuts weights, gradients,
 moving average and optimizer state into equal parts; a block is gathered just before it runs.
@@ -54,10 +54,18 @@ class Engine:
                 fully_shard(part, mesh=mesh)
         elif ranks.world_size > 1:
             self.forward = DistributedDataParallel(self.student)
+        for built in (self.model, self.average):
+            if built is not None:
+                self.compile(built)
         self.autocast = make_autocast(config.train.precision, ranks.device)
         # Half precision loses small gradients: they are scaled up, and the scale is part of the checkpoint.
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.train.precision == "fp16")
         self.optimizers = make_optimizers(self.model, config.optim, student.maps())
+
+    def compile(self, model: PackedViT) -> None:
+        """Compile the blocks of `model`, in place, if `train.compile` says so for this device."""
+        if wants_compiling(self.config.train.compile, self.ranks.device):
+            model.compile_blocks()
 
     @contextmanager
     def sharing(self, last: bool) -> Iterator[None]:
@@ -103,6 +111,7 @@ class Engine:
         with torch.device(self.ranks.device):
             whole = PackedViT(self.config.model)
         whole.load_state_dict(get_model_state_dict(chosen, options=StateDictOptions(full_state_dict=True)))
+        self.compile(whole)
         return whole
 
 
@@ -112,6 +121,11 @@ def shard(model: PackedViT, mesh: DeviceMesh) -> None:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     register_fsdp_forward_method(model, "outputs")
+
+
+def wants_compiling(wish: str, device: torch.device) -> bool:
+    """What `train.compile` means on a device."""
+    return wish == "on" or (wish == "auto" and device.type == "cuda")
 
 
 def make_autocast(precision: str, device: torch.device) -> AbstractContextManager:

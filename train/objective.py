@@ -36,6 +36,8 @@ class Objective:
         for path in config.distill.teachers:
             teacher = engine.average if path == EMA else teachers[path].to(engine.ranks.device)
             assert teacher is not None
+            if teacher is not engine.average:
+                engine.compile(teacher)
             self.teachers.append(teacher)
 
     def __call__(self, student: StudentOutputs, batch: PackedBatch, views: Sequence[PackedBatch]) -> Tensor:
