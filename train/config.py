@@ -86,6 +86,7 @@ class TrainConfig:
         peak_tflops: the device's peak for MFU; None takes it from a table of GPUs where known.
         compile: whether torch.compile fuses what blocks do to each token; auto is on for CUDA and off for a
             CPU, where a C++ compiler is needed. Sums are rounded in another order, so it changes bits.
+        trackers: where to show the run besides metrics.jsonl: `tensorboard`, `wandb`.
     """
 
     steps: int = 1000
@@ -106,6 +107,7 @@ class TrainConfig:
     ema: float = 0.0
     peak_tflops: float | None = None
     compile: Literal["auto", "on", "off"] = "auto"
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("steps", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"):
@@ -205,6 +207,7 @@ FREE_FIELDS += (
     "train.keep_",
     "train.async_checkpoints",
     "train.peak_tflops",
+    "train.trackers",
 )
 
 

@@ -30,6 +30,7 @@ from packvit.train.report import draw_samples
 from packvit.train.schedule import lr_factor
 from packvit.train.student import make_student
 from packvit.train.teachers import load_teachers
+from packvit.train.trackers import Trackers
 
 # Fields of which only whether they are 0 must stay: the checkpoint has tensors for them.
 SWITCHES = ("train.ema", "distill.feature_weight", "distill.token_weight")
@@ -60,10 +61,13 @@ class Taken:
     flops: float = 0.0
 
 
-def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preemption) -> PackedViT | None:
+def train(
+    config: Config, ranks: Ranks, progress: Progress, preemption: Preemption, trackers: Trackers
+) -> PackedViT | None:
     """Train to the end of the run and return the model to evaluate; None if it was asked to stop before.
 
     Raises:
+        ImportError: a tracker is not installed.
         ValueError: data or configuration cannot be used, too many samples are bad, or gradients stay
             not finite.
     """
@@ -100,6 +104,7 @@ def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preempti
     ranks.barrier()  # nobody writes before all have read
     if ranks.is_main:
         save_config(config, config.run_dir / "config.yaml")
+        trackers.start(config, counters.step)
     metrics = JsonLines(config.run_dir / "metrics.jsonl", counters.step, write=ranks.is_main)
     skipped = JsonLines(config.run_dir / "skipped.jsonl", counters.step, write=ranks.is_main)
     audit = JsonLines(config.run_dir / "audit.jsonl", counters.step, ranks.is_main and config.data.audit)
@@ -123,7 +128,9 @@ def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preempti
             [taken.stats.images, taken.stats.tokens, taken.flops, preemption.asked]
         )
         if counters.step == 0 and ranks.is_main:
-            progress.draw(partial(draw_samples, taken.batches[0], config.run_dir / "samples/step-0.png"))
+            picture = config.run_dir / "samples/step-0.png"
+            progress.draw(partial(draw_samples, taken.batches[0], picture))
+            trackers.image(0, "samples", picture)
         counters.step += 1
         counters.images_seen += int(images)
         counters.tokens_seen += int(tokens)
@@ -174,6 +181,7 @@ def train(config: Config, ranks: Ranks, progress: Progress, preemption: Preempti
                 "grad_norm": grad_norm if finite else None,
             }
             metrics.write(line)
+            trackers.log(line)
             progress.update(line)
             window = Window()
             check_bad_share(loader, ranks, config)

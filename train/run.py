@@ -24,6 +24,7 @@ from packvit.train.metrics import read_json_lines
 from packvit.train.preempt import catch_sigterm
 from packvit.train.progress import Progress
 from packvit.train.report import draw_accuracy, draw_curves
+from packvit.train.trackers import Trackers
 
 
 def run(config: Config) -> None:
@@ -50,20 +51,25 @@ def run(config: Config) -> None:
             lock = lock_folder(config.run_dir)
         # The validation set is opened first: a wrong path should not show after days of training.
         images = EvalSet(config.data.val_shards, config.model.num_classes) if config.data.val_shards else None
-        with catch_sigterm() as preemption:
-            model = train(config, ranks, progress, preemption)
-        if model is None:
-            return
-        if ranks.is_main:
-            save_model(model, config.run_dir)
-            history = read_json_lines(config.run_dir / "metrics.jsonl")
-            progress.draw(partial(draw_curves, history, config.run_dir / "curves.png"))
-        if images is not None:
-            packing = replace(config.packing, sequences=config.eval.sequences, max_batch_images=None)
-            evaluator = Evaluator(
-                images, packing, config.train.precision, config.data.workers, ranks, progress
-            )
-            evaluator.write_results(model, *budgets(config), config.run_dir / "eval")
+        with Trackers() as trackers:
+            with catch_sigterm() as preemption:
+                model = train(config, ranks, progress, preemption, trackers)
+            if model is None:
+                return
+            history = []
+            if ranks.is_main:
+                save_model(model, config.run_dir)
+                history = read_json_lines(config.run_dir / "metrics.jsonl")
+                progress.draw(partial(draw_curves, history, config.run_dir / "curves.png"))
+            if images is not None:
+                packing = replace(config.packing, sequences=config.eval.sequences, max_batch_images=None)
+                evaluator = Evaluator(
+                    images, packing, config.train.precision, config.data.workers, ranks, progress
+                )
+                evaluator.write_results(model, *budgets(config), config.run_dir / "eval")
+            for name in ("curves.png", "eval/accuracy.png") if history else ():
+                path = config.run_dir / name
+                trackers.image(history[-1]["step"], path.stem, path)
         progress.table("Made by this run", ["file", "what it is"], list_files(config.run_dir))
         ranks.barrier()  # a rank that leaves early would cut off those that still read from it
     finally:
@@ -169,6 +175,7 @@ MADE = {
     "config.yaml": "the configuration; packvit train takes it",
     "metrics.jsonl": "a line a logged step",
     "curves.png": "loss, learning rate and padding by step",
+    "tensorboard": "to show with tensorboard --logdir",
     "samples/step-0.png": "the first packed sequences",
     "checkpoints": "to resume from",
     "model.safetensors": "the model; load_model and packvit eval take the folder",
