@@ -152,7 +152,8 @@ def bookkeeping_share(shards: list[str]) -> float:
 
         return run
 
-    patched = [(streams_module, "load_sample"), (Shard, "native_size"), (streams_module.PackedBatch, "build")]
+    patched = [(streams_module, "decode_sample"), (streams_module, "cut_mixed"), (Shard, "native_size")]
+    patched += [(streams_module.PackedBatch, "build")]
     originals = [getattr(owner, name) for owner, name in patched]
     for (owner, name), original in zip(patched, originals, strict=True):
         setattr(owner, name, staticmethod(timed(original)) if name == "build" else timed(original))

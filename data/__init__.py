@@ -5,6 +5,7 @@ from packvit.data.digits import write_digits
 from packvit.data.eval_set import EvalSet
 from packvit.data.images import pack_images
 from packvit.data.loader import DataError, LoadedBatch, TrainLoader, merge_states
+from packvit.data.mix import MixConfig
 from packvit.data.shards import BadSample, BadShard, Shard, expand_shards
 from packvit.data.streams import DataConfig, Stream
 from packvit.data.taught import StoredLogits, write_taught
@@ -17,6 +18,7 @@ __all__ = [
     "DataError",
     "EvalSet",
     "LoadedBatch",
+    "MixConfig",
     "Shard",
     "StoredLogits",
     "Stream",

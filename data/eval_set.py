@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from packvit.data.loader import HandedOver, LoadedBatch
-from packvit.data.samples import describe_skipped, label_of, load_sample
+from packvit.data.samples import decode_sample, describe_skipped, label_of
 from packvit.data.shards import BadSample, BadShard, Shard, expand_shards
 from packvit.packing import PackedBatch, PackingConfig, View, full_view, pack_lengths
 
@@ -100,9 +100,10 @@ class EvalSet:
                 entry = self.entries[index]
                 try:
                     shard = Shard.open(self.paths[entry.shard])
-                    row += load_sample(
+                    sample = decode_sample(
                         shard, entry.member, [views[index]], entry.native_size, 0, self.num_classes
                     )
+                    row += sample.cut()
                 except (BadSample, BadShard) as error:
                     skipped.append(describe_skipped(error))
             rows.append(row)

@@ -13,14 +13,14 @@ from random import Random
 
 from packvit.data.fetch import FetchConfig
 from packvit.data.images import pack_in_order
+from packvit.data.mix import MixConfig, cut_mixed
 from packvit.data.reader import Reader
-from packvit.data.samples import describe_skipped, load_sample
+from packvit.data.samples import DecodedSample, decode_sample, describe_skipped
 from packvit.data.shards import BadSample, BadShard, Shard
 from packvit.data.taught import StoredLogits
 from packvit.packing import (
     Dealer,
     PackedBatch,
-    PackedImage,
     PackingConfig,
     View,
     ViewsConfig,
@@ -47,6 +47,7 @@ class DataConfig:
         audit: the run writes the keys of every step's images to audit.jsonl.
         fetch: how remote and gzipped shards are fetched.
         max_bad_fraction: the run stops when more than this share of the samples had to be skipped.
+        mix: mixup and cutmix between the images of a batch.
     """
 
     shards: tuple[str, ...] = ()
@@ -58,6 +59,7 @@ class DataConfig:
     audit: bool = False
     fetch: FetchConfig = field(default_factory=FetchConfig)
     max_bad_fraction: float = 0.05
+    mix: MixConfig = field(default_factory=MixConfig)
 
     def __post_init__(self) -> None:
         if self.workers < 0:
@@ -170,9 +172,11 @@ class Stream:
             too_long = tokens > seq_len
             self._dealer.add([[(planned, tokens)]] if too_long else self._packer.add(planned, tokens))
         decoded = [[shown for item in row if (shown := self._decode(*item))] for row in rows]
-        images = [[shown[0] for shown in row] for row in decoded]
+        cut = cut_mixed([sample for row in decoded for sample in row], self.data.mix)
+        first = iter(cut)
+        images = [[next(first)[0] for _ in row] for row in decoded]
         student = PackedBatch.build(images, seq_len, min_rows=self.packing.sequences)
-        views = list(zip(*(shown[1:] for row in decoded for shown in row), strict=True))
+        views = list(zip(*(shown[1:] for shown in cut), strict=True))
         views = views or [()] * len(self.teachers)  # no image was good
         return [student, *(pack_in_order(seen, seq_len) for seen in views)]
 
@@ -251,8 +255,8 @@ class Stream:
             )
         return Planned(reference, key, native_size, view)
 
-    def _decode(self, planned: Planned, kept: int) -> list[PackedImage]:
-        """The sample with as many tokens as the packer left it, then as teachers see it; empty if bad."""
+    def _decode(self, planned: Planned, kept: int) -> DecodedSample | None:
+        """The sample with as many tokens as the packer left it, then as teachers see it; None if bad."""
         epoch, shard_index, member, _ = planned.reference
         seed = derive_seed(self.seed, "drop", epoch, planned.key)
         views = [replace(planned.view, num_tokens=kept)]
@@ -261,7 +265,7 @@ class Stream:
             shard = self._open(shard_index)
             if shard.key(member) != planned.key:
                 raise BadShard(shard.path, f"it was replaced, so sample {planned.key!r} is lost")
-            return load_sample(
+            return decode_sample(
                 shard,
                 member,
                 views,
@@ -273,7 +277,7 @@ class Stream:
             )
         except (BadSample, BadShard) as error:
             self._skip(error)
-            return []
+            return None
 
     def _open(self, index: int) -> Shard:
         return Shard.open(self.paths[index], self.data.fetch)

@@ -1,4 +1,4 @@
-"""From pixels to kept patches: cut, drop, present."""
+"""From pixels to kept patches: cut and drop."""
 
 import math
 from typing import Literal
@@ -6,7 +6,6 @@ from typing import Literal
 import numpy as np
 from einops import rearrange
 
-from packvit.data.decode import decode
 from packvit.packing import PackedImage, View
 
 DropPattern = Literal["random", "block", "importance"]
@@ -57,28 +56,6 @@ def kept_positions(
         variance = patches.reshape(count, -1).var(1, dtype=np.float64)
         rank = -np.log1p(-rank) / (variance + LEAST_VARIANCE)
     return np.sort(rank.argsort(kind="stable")[: view.num_tokens])
-
-
-def present(
-    data: bytes,
-    view: View,
-    native_size: tuple[int, int],
-    seed: int,
-    label: int | None,
-    key: str,
-    pattern: DropPattern = "random",
-) -> PackedImage:
-    """Decode, cut and drop: an encoded file as its view shows it.
-
-    Args:
-        data: the whole file.
-        native_size: upright (height, width) from the header.
-        seed, pattern: of dropping; see `kept_positions`.
-
-    Raises:
-        ValueError: see `decode`.
-    """
-    return cut_image(decode(data, view, native_size), view, native_size, seed, label, key, pattern)
 
 
 def cut_image(

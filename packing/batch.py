@@ -27,6 +27,8 @@ class PackedImage:
         label: class index, or None where the task has none.
         key: name of the sample.
         logits: floating [classes], a teacher's stored answer, or None.
+        mix_label: label of the image that this one is mixed with; None where it is not or has none.
+        mix_weight: share of the own label in a mixed image, 0..1, or None.
     """
 
     patches: np.ndarray
@@ -37,6 +39,8 @@ class PackedImage:
     label: int | None = None
     key: str = ""
     logits: np.ndarray | None = None
+    mix_label: int | None = None
+    mix_weight: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,8 @@ class PackedBatch:
         labels: int64 [N], or None where the task has none.
         keys: N sample names.
         logits: floating [N, classes], a teacher's stored answers, or None where not every image has one.
+        mix_labels: int64 [N], labels of the images that these are mixed with, or None where not all have one.
+        mix_weights: float32 [N], share of the own label in each target, or None where images are not mixed.
     """
 
     patches: dict[int, Tensor]
@@ -101,6 +107,8 @@ class PackedBatch:
     labels: Tensor | None = None
     keys: list[str] = field(default_factory=list)
     logits: Tensor | None = None
+    mix_labels: Tensor | None = None
+    mix_weights: Tensor | None = None
 
     @property
     def num_images(self) -> int:
@@ -192,10 +200,8 @@ class PackedBatch:
             if start < end_of_row:
                 offsets.append(end_of_row)
         images = [image for _, image in sorted(zip(numbers, images, strict=True), key=lambda pair: pair[0])]
-        labels = None
-        # A batch without images has labels, too: none of them.
-        if all(image.label is not None for image in images):
-            labels = torch.tensor([image.label for image in images], dtype=torch.int64)
+        mix_weights = [image.mix_weight for image in images if image.mix_weight is not None]
+        mixed = len(mix_weights) == len(images) > 0
         logits = [image.logits for image in images if image.logits is not None]
         return PackedBatch(
             patches={p: torch.from_numpy(np.concatenate(v[0])) for p, v in sorted(by_patch_size.items())},
@@ -208,7 +214,14 @@ class PackedBatch:
             cu_seqlens=torch.tensor(offsets, dtype=torch.int32),
             seq_len=seq_len,
             max_len=max(heights, default=1) * seq_len,
-            labels=labels,
+            labels=_stack_labels([image.label for image in images]),
             keys=[image.key for image in images],
             logits=torch.from_numpy(np.stack(logits)) if images and len(logits) == len(images) else None,
+            mix_labels=_stack_labels([image.mix_label for image in images]) if mixed else None,
+            mix_weights=torch.tensor(mix_weights, dtype=torch.float32) if mixed else None,
         )
+
+
+def _stack_labels(labels: Sequence[int | None]) -> Tensor | None:
+    """int64 [N], or None where any is missing; a batch without images has labels, too: none of them."""
+    return None if None in labels else torch.tensor(labels, dtype=torch.int64)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from packvit.train.losses import classification_loss, expected_calibration_error
+from packvit.train.losses import classification_loss, expected_calibration_error, mixed_labels
 
 
 @pytest.fixture
@@ -45,3 +45,19 @@ def test_calibration_error_of_known_cases():
     half = torch.tensor([0.5] * 4 + [0.9] * 4)
     correct = torch.tensor([True, True, False, False, True, True, True, False])
     assert expected_calibration_error(half, correct) == pytest.approx(0.5 * 0 + 0.5 * 0.15)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_mixed_labels_are_two_targets_by_weight(logits, kind):
+    others, weights = labels.flip(0), torch.linspace(0, 1, 7)
+    mixed = mixed_labels(labels, others, weights, 5)
+    rows = [
+        w * classification_loss(x, a, kind) + (1 - w) * classification_loss(x, b, kind)
+        for x, a, b, w in zip(logits.split(1), labels.split(1), others.split(1), weights, strict=True)
+    ]
+    # Both losses are linear in the target.
+    torch.testing.assert_close(classification_loss(logits, mixed, kind), torch.cat(rows))
+    alone = mixed_labels(labels, others, torch.ones(7), 5)
+    torch.testing.assert_close(
+        classification_loss(logits, alone, kind, 0.1), classification_loss(logits, labels, kind, 0.1)
+    )

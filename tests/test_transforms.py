@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from packvit.data.transforms import DropPattern, cut_image, cut_patches, kept_positions, present
+from packvit.data.decode import decode
+from packvit.data.transforms import DropPattern, cut_image, cut_patches, kept_positions
 from packvit.packing import View, derive_seed
 
 SIDES = st.integers(1, 6)
@@ -119,7 +120,7 @@ def test_a_file_is_presented_as_its_view_shows_it():
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "png")
     view = View(2, 3, 4, 4, (4, 8, 8, 12), flip=True)
-    shown = present(buffer.getvalue(), view, (16, 20), 11, None, "k")
+    shown = cut_image(decode(buffer.getvalue(), view, (16, 20)), view, (16, 20), 11, None, "k")
     by_hand = cut_image(image[4:12, 8:20][:, ::-1], view, (16, 20), 11, None, "k")
     np.testing.assert_array_equal(shown.patches, by_hand.patches)
     np.testing.assert_array_equal(shown.coords, by_hand.coords)

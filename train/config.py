@@ -185,6 +185,8 @@ class Config:
             raise ValueError(f"threads={self.threads} must not be negative")
         if EMA in self.distill.teachers and not self.train.ema:
             raise ValueError("distill.teachers names ema, the moving average: set train.ema above 0")
+        if self.distill.logits_field and self.data.mix.active:
+            raise ValueError("distill.logits_field holds answers to images alone: set data.mix.probability=0")
 
 
 def save_config(config: Config, path: Path) -> None:

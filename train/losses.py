@@ -14,16 +14,32 @@ def classification_loss(logits: Tensor, labels: Tensor, kind: str, label_smoothi
 
     Args:
         logits: [N, classes], any floating type.
-        labels: int64 [N].
+        labels: int64 [N], or float [N, classes] as `mixed_labels` gives them.
         kind: `softmax`, or `sigmoid`: binary cross-entropy summed over classes (NaViT's setting).
         label_smoothing: share of the target that is spread evenly over the classes.
     """
     logits = logits.float()
     if kind == "softmax":
         return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
-    targets = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
-    targets = targets * (1 - label_smoothing) + label_smoothing / logits.shape[1]
-    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)
+    wanted = dense_labels(labels, logits.shape[1])
+    wanted = wanted * (1 - label_smoothing) + label_smoothing / logits.shape[1]
+    return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(1)
+
+
+def mixed_labels(labels: Tensor, others: Tensor, weights: Tensor, classes: int) -> Tensor:
+    """Targets of mixed images: weight * own label + (1 - weight) * the other's; float32 [N, classes].
+
+    Args:
+        labels, others: int64 [N].
+        weights: float [N], 0..1.
+    """
+    weights = weights[:, None]
+    return weights * dense_labels(labels, classes) + (1 - weights) * dense_labels(others, classes)
+
+
+def dense_labels(labels: Tensor, classes: int) -> Tensor:
+    """float32 [N, classes]: class indices as one-hot rows; rows stay as they are."""
+    return (F.one_hot(labels, classes) if labels.ndim == 1 else labels).float()
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:

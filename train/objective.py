@@ -16,7 +16,7 @@ from packvit.packing import PackedBatch
 from packvit.train.config import Config
 from packvit.train.distill import EMA
 from packvit.train.engine import Engine
-from packvit.train.losses import classification_loss, distance, distillation_loss
+from packvit.train.losses import classification_loss, distance, distillation_loss, mixed_labels
 from packvit.train.student import StudentOutputs
 
 
@@ -62,8 +62,11 @@ class Objective:
         return loss
 
     def _label_loss(self, student: StudentOutputs, batch: PackedBatch) -> Tensor:
-        assert batch.labels is not None
-        return classification_loss(student.logits, batch.labels, self.train.loss, self.train.label_smoothing)
+        labels = batch.labels
+        assert labels is not None
+        if batch.mix_labels is not None and batch.mix_weights is not None:
+            labels = mixed_labels(labels, batch.mix_labels, batch.mix_weights, student.logits.shape[1])
+        return classification_loss(student.logits, labels, self.train.loss, self.train.label_smoothing)
 
     def _teacher_loss(
         self, student: StudentOutputs, batch: PackedBatch, number: int, answer: Outputs, view: PackedBatch
