@@ -122,8 +122,8 @@ KINDS = [
     for table, coords, combine in product(TABLES, COORDS, ("sum", "product", "stack"))
 ]
 KINDS += [
-    {"pos_embed": "grid_2d", "pos_resize": resize}
-    for resize in ("bilinear_antialias", "bicubic_antialias", "bicubic")
+    {"pos_embed": "grid_2d", "pos_resize": resize, "pos_coords": coords}
+    for resize, coords in product(("bilinear_antialias", "bicubic_antialias", "bicubic"), COORDS)
 ]
 
 
@@ -143,3 +143,15 @@ def test_every_kind_is_finite_distinct_and_passes_gradcheck(fields: dict[str, st
     if names:
         parameters = tuple(p.detach().requires_grad_() for p in embed.parameters())
         assert torch.autograd.gradcheck(run, parameters)
+
+
+@pytest.mark.parametrize("kind", COORDS)
+def test_rotation_passes_gradcheck_and_keeps_lengths(kind: str):
+    torch.manual_seed(0)
+    coords, sides = batch([(3, 2), (2, 4)])
+    tables = rope_tables(coordinates(coords, sides, kind, (5, 7), torch.float64), 8, 100.0)
+    q, k = (torch.randn(14, 2, 8, dtype=torch.float64, requires_grad=True) for _ in "qk")
+    torch.testing.assert_close(rotate(q, *tables).norm(dim=-1), q.norm(dim=-1))
+    assert torch.autograd.gradcheck(
+        lambda q, k: (rotate(q, *tables) * rotate(k, *tables).flip(0)).sum(), (q, k)
+    )
