@@ -8,7 +8,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
-Operator = Literal["bilinear", "bilinear_antialias", "bicubic_antialias", "natural"]
+Operator = Literal[
+    "bilinear", "bilinear_antialias", "bicubic_antialias", "natural", "plain_bilinear_antialias"
+]
 PosResize = Literal["bilinear_antialias", "bicubic_antialias", "bicubic"]
 
 

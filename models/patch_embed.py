@@ -20,13 +20,16 @@ def pi_matrix(operator: Operator, stored: int, size: int, dtype: torch.dtype, de
     """K [size, stored], computed in float64 and rounded once to `dtype`.
 
     `natural` weighs pixels by the covariance 0.97^|i-j| of natural images: with S = L L^T,
-    K = (L^T B^T)^+ L^T is the best w_p for images of that covariance.
+    K = (L^T B^T)^+ L^T is the best w_p for images of that covariance. `plain_bilinear_antialias` takes no
+    pseudo-inverse: it resizes the weights as an image, K = B, which FlexiViT 3.4 compares with.
     """
     # A matrix first made during inference must still serve a later training step.
     with torch.inference_mode(False), torch.no_grad():
-        kernel = "bilinear" if operator == "natural" else operator
+        kernel = "bilinear" if operator == "natural" else operator.removeprefix("plain_")
         b_t = resize_matrix(stored, size, kernel).T
-        if operator == "natural":
+        if operator.startswith("plain_"):
+            k = b_t.T
+        elif operator == "natural":
             distance = (torch.arange(stored)[:, None] - torch.arange(stored)).abs()
             l_t = torch.linalg.cholesky(0.97 ** distance.double()).T
             k = torch.linalg.pinv(l_t @ b_t) @ l_t

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from packvit.models import export_model, load_model, save_model
+from packvit.models.config import Operator, PosResize
 
 
 def convert_command(
@@ -17,8 +18,8 @@ def convert_command(
     norm_eps: float | None = None,
     pool: Literal["mean", "map", "cls", "cls_mean"] | None = None,
     pos_coords: Literal["absolute", "fractional", "fractional_aspect"] | None = None,
-    pos_resize: Literal["bilinear_antialias", "bicubic_antialias", "bicubic"] | None = None,
-    patch_operator: Literal["bilinear", "bilinear_antialias", "bicubic_antialias", "natural"] | None = None,
+    pos_resize: PosResize | None = None,
+    patch_operator: Operator | None = None,
     image_mean: tuple[float, float, float] | None = None,
     image_std: tuple[float, float, float] | None = None,
 ) -> None:
