@@ -20,15 +20,15 @@ from packvit.packing import PackingConfig
 from packvit.train.analyze import analyze_command
 from packvit.train.config import Config
 from packvit.train.convert import convert_command
-from packvit.train.recipes import RECIPES, find_recipe
+from packvit.train.recipes import RECIPES, find_recipe, start_with
 from packvit.train.run import evaluate_folder, run
 from packvit.train.teach import teach_command
 
 USAGE = f"""usage: packvit COMMAND ...
 
 commands:
-  train RECIPE|CONFIG.yaml [--section.field VALUE ...]
-                    train, evaluate and draw; the same --run-dir resumes
+  train RECIPE|CONFIG.yaml [--model MODEL] [--section.field VALUE ...]
+                    train, evaluate and draw; the same --run-dir resumes; with --model, from its weights
   eval CHECKPOINT --shards ... --resolutions ... --patch-sizes ...
                     accuracy of one model at any resolution and patch size
   analyze --shards ... | --sizes-file ... [--seq-lens ...] [--algorithms ...]
@@ -89,13 +89,41 @@ def fail(message: str) -> int:
 def train_command(arguments: Sequence[str]) -> None:
     """`packvit train RECIPE|CONFIG.yaml ...`."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: packvit train RECIPE|CONFIG.yaml [--section.field VALUE ...]\n\nrecipes:")
+        print(
+            "usage: packvit train RECIPE|CONFIG.yaml [--model MODEL] [--section.field VALUE ...]\n\nrecipes:"
+        )
         for name, recipe in RECIPES.items():
-            print(f"  {name:<16}{(recipe.__doc__ or '').splitlines()[0]}")
-        print("\n`packvit train RECIPE --help` lists every field with the recipe's value.")
+            print(f"  {name:<24}{(recipe.__doc__ or '').splitlines()[0]}")
+        print(
+            "\n--model MODEL, whatever load_model reads, gives a run its architecture and first weights."
+            "\n`packvit train RECIPE --help` lists every field with the recipe's value."
+        )
         return
     default = find_recipe(arguments[0])
-    run(tyro.cli(Config, default=default, prog=f"packvit train {arguments[0]}", args=arguments[1:]))
+    model, rest = take_model(arguments[1:])
+    if model:
+        default = start_with(default, model)
+    run(tyro.cli(Config, default=default, prog=f"packvit train {arguments[0]}", args=rest))
+
+
+def take_model(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The value of `--model PATH` or `--model=PATH`, empty without it, and the other arguments.
+
+    Raises:
+        ValueError: nothing follows `--model`.
+    """
+    model, rest = "", []
+    left = iter(arguments)
+    for argument in left:
+        if argument == "--model":
+            model = next(left, "")
+            if not model or model.startswith("--"):
+                raise ValueError("--model needs the path of a model to start with")
+        elif argument.startswith("--model="):
+            model = argument.removeprefix("--model=")
+        else:
+            rest.append(argument)
+    return model, rest
 
 
 def evaluate_command(

@@ -87,6 +87,11 @@ class TrainConfig:
         compile: whether torch.compile fuses what blocks do to each token; auto is on for CUDA and off for a
             CPU, where a C++ compiler is needed. Sums are rounded in another order, so it changes bits.
         trackers: where to show the run besides metrics.jsonl: `tensorboard`, `wandb`.
+        init: a model, as load_model reads it, whose weights a new run starts with; a head of other classes
+            starts anew.
+        head_bias: of a head that starts anew; sigmoid losses of many classes start low (big_vision: -10).
+        timeout: minutes that a rank waits for the others before it gives up: a rank that died is noticed
+            after that long, while a slow checkpoint or shard must not be taken for a dead one.
     """
 
     steps: int = 1000
@@ -108,6 +113,9 @@ class TrainConfig:
     peak_tflops: float | None = None
     compile: Literal["auto", "on", "off"] = "auto"
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    init: str = ""
+    head_bias: float = 0.0
+    timeout: float = 30.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"):
@@ -122,6 +130,8 @@ class TrainConfig:
                 raise ValueError(f"train.{name}={getattr(self, name)} must not be negative")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"train.label_smoothing={self.label_smoothing} must lie in [0, 1)")
+        if not self.timeout > 0:
+            raise ValueError(f"train.timeout={self.timeout} must be positive")
         if not 0 <= self.ema < 1:
             raise ValueError(f"train.ema={self.ema} must lie in [0, 1)")
 
@@ -187,6 +197,8 @@ class Config:
             raise ValueError("distill.teachers names ema, the moving average: set train.ema above 0")
         if self.distill.logits_field and self.data.mix.active:
             raise ValueError("distill.logits_field holds answers to images alone: set data.mix.probability=0")
+        if self.train.init and self.distill.init:
+            raise ValueError("train.init and distill.init both name the weights to start with: give one")
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -210,6 +222,9 @@ FREE_FIELDS += (
     "train.async_checkpoints",
     "train.peak_tflops",
     "train.trackers",
+    "train.init",
+    "train.head_bias",
+    "train.timeout",
 )
 
 

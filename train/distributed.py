@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -44,8 +45,12 @@ class Ranks:
             dist.barrier()
 
 
-def start_ranks(device: str) -> Ranks:
+def start_ranks(device: str, timeout: float = 30.0) -> Ranks:
     """Join the ranks that torchrun started, or stand alone.
+
+    Args:
+        timeout: minutes that a rank waits for the others in one operation; then it ends with an error, and
+            torchrun ends the rest.
 
     Raises:
         ValueError: device is `cuda` and there is none.
@@ -60,7 +65,11 @@ def start_ranks(device: str) -> Ranks:
         torch.cuda.set_device(target)
     if world_size > 1 and not dist.is_initialized():
         # Counts and states of the data go through gloo: through NCCL they would wait for the device.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", device_id=target if cuda else None)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            timeout=timedelta(minutes=timeout),
+            device_id=target if cuda else None,
+        )
     return Ranks(rank, world_size, target)
 
 

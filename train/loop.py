@@ -86,14 +86,15 @@ def train(
         stored=StoredLogits(stored, config.model.num_classes) if stored else None,
     )
     teachers = load_teachers(config)
-    engine = Engine(make_student(config, teachers), config, ranks)
+    checkpointer = Checkpointer(config.run_dir / "checkpoints", config.train, ranks)
+    found = find_checkpoints(checkpointer.folder)
+    engine = Engine(make_student(config, teachers, resumed=bool(found)), config, ranks)
     objective = Objective(config, teachers, engine)
     peak = peak_tflops(ranks.device, config.train.peak_tflops)
     counters = Counters()
 
     # ---- Resume ---------------------------------------------------------------------------------
-    checkpointer = Checkpointer(config.run_dir / "checkpoints", config.train, ranks)
-    if found := find_checkpoints(checkpointer.folder):
+    if found:
         saved = read_progress(found[-1])
         check_same_run(found[-1], saved["config"], config, progress)
         load_checkpoint(found[-1], engine)

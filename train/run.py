@@ -40,7 +40,7 @@ def run(config: Config) -> None:
         raise ValueError(
             "model.num_classes=0 leaves nothing to learn from labels or to evaluate: set it to their number"
         )
-    ranks = start_ranks(config.device)
+    ranks = start_ranks(config.device, config.train.timeout)
     if config.threads:
         torch.set_num_threads(config.threads)
     progress = Progress(quiet=not ranks.is_main)

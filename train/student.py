@@ -1,12 +1,13 @@
 """The student: the model in training, and linear maps to the widths of teachers that it is compared with."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from packvit.models import PackedViT, ViTConfig
+from packvit.models import PackedViT, ViTConfig, load_model
 from packvit.packing import PackedBatch, derive_seed
 from packvit.train.config import Config
 from packvit.train.distill import DistillConfig
@@ -63,15 +64,17 @@ def linear(width: int, teacher_width: int) -> nn.Module:
     return nn.Identity() if width == teacher_width else nn.Linear(width, teacher_width)
 
 
-def make_student(config: Config, teachers: dict[str, PackedViT]) -> Student:
-    """The student as `config.seed` initialises it, or with the weights of its first teacher.
+def make_student(config: Config, teachers: dict[str, PackedViT], resumed: bool = False) -> Student:
+    """The student as `config.seed` initialises it, or with the weights of a model or of its first teacher.
 
     Leaves the global random state alone.
 
     Args:
         teachers: from `load_teachers`; any other path is the moving average.
+        resumed: its weights will come from a checkpoint; the model to start with may be gone.
 
     Raises:
+        FileNotFoundError: nothing is at `train.init`.
         ValueError: see `start_from`.
     """
     paths = config.distill.teachers
@@ -79,6 +82,10 @@ def make_student(config: Config, teachers: dict[str, PackedViT]) -> Student:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "model") % 2**63)
         student = Student(PackedViT(config.model), config.distill, configs)
+    if student.model.head is not None:
+        torch.nn.init.constant_(student.model.head.bias, config.train.head_bias)
     if config.distill.init:
         start_from(student.model, teachers[paths[0]], paths[0])
+    elif config.train.init and not resumed:
+        start_from(student.model, load_model(Path(config.train.init)).float(), config.train.init)
     return student

@@ -54,7 +54,8 @@ def start_from(student: PackedViT, teacher: PackedViT, name: str) -> None:
     if differ:
         values = [f"{field}={getattr(theirs, field)!r}, not {getattr(own, field)!r}" for field in differ]
         raise ValueError(
-            f"distill.init: the model.* fields of {name} are {', '.join(values)}: give the model the same"
+            f"the run cannot start with the weights of {name}: its model.* fields are {', '.join(values)}: "
+            "give the model the same, or name it with --model, which takes them over"
         )
     weights = teacher.state_dict()
     weights["patch_embed.weight"] = pi_resize(
