@@ -1,5 +1,6 @@
 """Shards in, packed batches out. Knows `packvit.packing` only."""
 
+from packvit.data.augment import AugmentConfig
 from packvit.data.check import check_shards
 from packvit.data.digits import write_digits
 from packvit.data.eval_set import EvalSet
@@ -12,6 +13,7 @@ from packvit.data.taught import StoredLogits, write_taught
 from packvit.data.write import write_images, write_shards
 
 __all__ = [
+    "AugmentConfig",
     "BadSample",
     "BadShard",
     "DataConfig",

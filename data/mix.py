@@ -36,7 +36,7 @@ class MixConfig:
     def __post_init__(self) -> None:
         for name in ("mixup", "cutmix"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"data.mix.{name}={getattr(self, name)} must not be negative or infinite")
+                raise ValueError(f"data.mix.{name}={getattr(self, name)} must be finite and not negative")
         for name in ("probability", "switch"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.mix.{name}={getattr(self, name)} must lie in [0, 1]")

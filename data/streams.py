@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
+from packvit.data.augment import AugmentConfig, augment
 from packvit.data.fetch import FetchConfig
 from packvit.data.images import pack_in_order
 from packvit.data.mix import MixConfig, cut_mixed
@@ -48,6 +49,7 @@ class DataConfig:
         fetch: how remote and gzipped shards are fetched.
         max_bad_fraction: the run stops when more than this share of the samples had to be skipped.
         mix: mixup and cutmix between the images of a batch.
+        augment: changes of colour, before mixing.
     """
 
     shards: tuple[str, ...] = ()
@@ -60,6 +62,7 @@ class DataConfig:
     fetch: FetchConfig = field(default_factory=FetchConfig)
     max_bad_fraction: float = 0.05
     mix: MixConfig = field(default_factory=MixConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
         if self.workers < 0:
@@ -265,7 +268,7 @@ class Stream:
             shard = self._open(shard_index)
             if shard.key(member) != planned.key:
                 raise BadShard(shard.path, f"it was replaced, so sample {planned.key!r} is lost")
-            return decode_sample(
+            sample = decode_sample(
                 shard,
                 member,
                 views,
@@ -275,6 +278,7 @@ class Stream:
                 self.stored,
                 self.views.drop.pattern,
             )
+            return augment(sample, self.data.augment)
         except (BadSample, BadShard) as error:
             self._skip(error)
             return None
