@@ -1,7 +1,7 @@
 """Changes of colour: jitter and the operations of RandAugment that move no pixel (arXiv 1909.13719, 3).
 
 What is done to an image follows from (seed, epoch, key) and is the same in all its views, so a teacher sees
-the colours that the student sees. Operations that shear, turn or shift are left out: crops move what is shown.
+the colours that the student sees. Operations that shear, turn or shift are left out: crops do that.
 """
 
 from collections.abc import Callable, Sequence
