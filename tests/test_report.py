@@ -9,7 +9,7 @@ from PIL import Image
 
 from packvit.packing import PackedBatch
 from packvit.train import report
-from packvit.train.report import PADDING, draw_accuracy, draw_curves, draw_samples
+from packvit.train.report import PADDING, draw_accuracy, draw_samples
 
 
 def colours_of(path) -> Counter[tuple[int, int, int]]:
@@ -43,16 +43,7 @@ def test_accuracy_has_a_line_for_every_patch_size(tmp_path):
     assert {rgb(colour) for colour in report.COLOURS[:3]} <= set(colours_of(tmp_path / "sub/accuracy.png"))
 
 
-def test_curves_leave_out_what_is_unknown(tmp_path):
-    lines = [
-        {"step": step, "loss": None if step == 2 else 1 / step, "lr": 0.1, "padding_fraction": 0.01}
-        for step in (1, 2, 3)
-    ]
-    draw_curves(lines, tmp_path / "curves.png")
-    assert rgb(report.COLOURS[0]) in colours_of(tmp_path / "curves.png")
-
-
 def test_without_matplotlib_it_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"packvit\[plot\]"):
-        draw_curves([], tmp_path / "curves.png")
+        draw_accuracy([], tmp_path / "accuracy.png")

@@ -43,7 +43,7 @@ def test_a_run_leaves_its_folder_as_designed(finished):
         "step-00000003",
         "step-00000006",
     ]
-    for picture in ("samples/step-0.png", "eval/accuracy.png", "curves.png"):
+    for picture in ("samples/step-0.png", "eval/accuracy.png", "curves.png", "loss.png", "drop.png"):
         with Image.open(finished / picture) as image:
             assert image.width > 300
     results = json.loads((finished / "eval/results.json").read_text())

@@ -51,7 +51,7 @@ def test_a_run_and_its_resumption_are_one_curve_in_tensorboard(run_flags, digits
     assert {f"loss_by_patch_size/{p}" for p in lines[-1]["loss_by_patch_size"]} <= set(
         events.Tags()["scalars"]
     )
-    assert set(events.Tags()["images"]) == {"samples", "curves", "accuracy"}
+    assert set(events.Tags()["images"]) == {"samples", "loss", "drop", "curves", "accuracy"}
     assert [image.step for image in events.Images("accuracy")] == [6]
 
 

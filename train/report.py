@@ -1,4 +1,4 @@
-"""Pictures of a run: packed sequences, accuracy by budget, and curves over the steps.
+"""Pictures of a run: packed sequences and accuracy by budget; packvit.train.curves has those of its course.
 
 matplotlib is an optional dependency; every function raises ImportError with a sentence where it is missing.
 Figures are made without pyplot, so nothing depends on a display or on global state.
@@ -30,7 +30,7 @@ def draw_accuracy(rows: Iterable[dict[str, Any]], path: Path) -> None:
         rows: of eval/results.json.
         path: PNG; its folder is made.
     """
-    figure = _figure(8, 5)
+    figure = new_figure(8, 5)
     axes = figure.add_subplot()
     rows = list(rows)
     for number, p in enumerate(sorted({row["patch_size"] for row in rows})):
@@ -56,27 +56,7 @@ def draw_accuracy(rows: Iterable[dict[str, Any]], path: Path) -> None:
     axes.set_title("One checkpoint at every budget (numbers: resolution in pixels)")
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, path)
-
-
-def draw_curves(metrics: Iterable[dict[str, Any]], path: Path) -> None:
-    """Loss, learning rate and padding over the steps, one below the other.
-
-    Args:
-        metrics: lines of metrics.jsonl.
-        path: PNG; its folder is made.
-    """
-    lines = list(metrics)
-    figure = _figure(8, 7)
-    panels = (("loss", "loss", 1), ("lr", "learning rate", 1), ("padding_fraction", "padding, %", 100))
-    for number, (name, title, factor) in enumerate(panels):
-        axes = figure.add_subplot(len(panels), 1, number + 1)
-        known = [line for line in lines if line[name] is not None]
-        axes.plot([line["step"] for line in known], [factor * line[name] for line in known], color=COLOURS[0])
-        axes.set_ylabel(title)
-        axes.set_xlabel("step" if number == len(panels) - 1 else "")
-        axes.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_samples(batch: PackedBatch, path: Path, max_sequences: int = 4) -> None:
@@ -96,7 +76,7 @@ def draw_samples(batch: PackedBatch, path: Path, max_sequences: int = 4) -> None
     lengths = batch.image_lengths().tolist()
     across = min(MAX_ACROSS, max(MIN_ACROSS, *map(len, sequences)))
     bands = [max(1, -(-len(images) // across)) for images in sequences]
-    figure = _figure(1.15 * across + 0.6, 1.75 * sum(bands) + 0.5 * len(bands) + 0.9)
+    figure = new_figure(1.15 * across + 0.6, 1.75 * sum(bands) + 0.5 * len(bands) + 0.9)
     heights = [height for band in bands for height in (*[1.75] * band, 0.5)]
     grid = figure.add_gridspec(len(heights), across, height_ratios=heights)
     line = 0
@@ -112,7 +92,7 @@ def draw_samples(batch: PackedBatch, path: Path, max_sequences: int = 4) -> None
         "The bar under the images shows which slots of the sequence they fill; grey is padding.",
         size=10,
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_image(axes: "Axes", batch: PackedBatch, image: int, length: int, colour: str) -> None:
@@ -167,7 +147,12 @@ def _draw_slots(axes: "Axes", row: np.ndarray, images: list[int], number: int) -
     )
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches.
+
+    Raises:
+        ImportError: matplotlib is not installed; says how to get it.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -175,6 +160,7 @@ def _figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a PNG; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

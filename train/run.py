@@ -16,6 +16,7 @@ from packvit.data import EvalSet
 from packvit.models import PackedViT, load_model, save_model
 from packvit.packing import PackingConfig
 from packvit.train.config import Config
+from packvit.train.curves import draw_history
 from packvit.train.distributed import Ranks, start_ranks, stop_ranks
 from packvit.train.engine import make_autocast
 from packvit.train.evaluate import evaluate
@@ -23,7 +24,7 @@ from packvit.train.loop import train
 from packvit.train.metrics import read_json_lines
 from packvit.train.preempt import catch_sigterm
 from packvit.train.progress import Progress
-from packvit.train.report import draw_accuracy, draw_curves
+from packvit.train.report import draw_accuracy
 from packvit.train.trackers import Trackers
 
 
@@ -60,15 +61,14 @@ def run(config: Config) -> None:
             if ranks.is_main:
                 save_model(model, config.run_dir)
                 history = read_json_lines(config.run_dir / "metrics.jsonl")
-                progress.draw(partial(draw_curves, history, config.run_dir / "curves.png"))
+                progress.draw(partial(draw_history, history, config.run_dir))
             if images is not None:
                 packing = replace(config.packing, sequences=config.eval.sequences, max_batch_images=None)
                 evaluator = Evaluator(
                     images, packing, config.train.precision, config.data.workers, ranks, progress
                 )
                 evaluator.write_results(model, *budgets(config), config.run_dir / "eval")
-            for name in ("curves.png", "eval/accuracy.png") if history else ():
-                path = config.run_dir / name
+            for path in [config.run_dir / name for name in PICTURES] if history else ():
                 trackers.image(history[-1]["step"], path.stem, path)
         progress.table("Made by this run", ["file", "what it is"], list_files(config.run_dir))
         ranks.barrier()  # a rank that leaves early would cut off those that still read from it
@@ -171,10 +171,13 @@ class Evaluator:
         )
 
 
+PICTURES = ("loss.png", "drop.png", "curves.png", "eval/accuracy.png")
 MADE = {
     "config.yaml": "the configuration; packvit train takes it",
     "metrics.jsonl": "a line a logged step",
-    "curves.png": "loss, learning rate and padding by step",
+    "loss.png": "loss by images seen, patch size and resolution",
+    "drop.png": "drop rate by images seen and resolution",
+    "curves.png": "learning rate, gradient, padding and speed by step",
     "tensorboard": "to show with tensorboard --logdir",
     "samples/step-0.png": "the first packed sequences",
     "checkpoints": "to resume from",
