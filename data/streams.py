@@ -20,7 +20,7 @@ from packvit.data.samples import DecodedSample, decode_sample, describe_skipped
 from packvit.data.shards import BadSample, BadShard, Shard
 from packvit.data.taught import StoredLogits
 from packvit.packing import (
-    Dealer,
+    Batcher,
     PackedBatch,
     PackingConfig,
     View,
@@ -143,17 +143,9 @@ class Stream:
             )
             for source, shards in enumerate(self.sources)
         ]
-        self.load_state_dict(
-            {
-                "version": STATE_VERSION,
-                "readers": [reader.state() for reader in self._readers],
-                "taken": [0] * len(self._readers),
-                "seen": 0,
-                "bad": 0,
-                "waiting": [],
-                "ready": {"rows": [], "seen": 0, "cost": 0},
-            }
-        )
+        self._batcher = self._new_batcher()
+        self._taken = [0] * len(self._readers)
+        self.seen = self.bad = 0
 
     def next_batch(self) -> PackedBatch:
         """The first of `next_batches`."""
@@ -169,11 +161,11 @@ class Stream:
                 sample can be used any more.
         """
         seq_len = self.packing.seq_len
-        while (rows := self._dealer.deal()) is None:
+        mixed = self.views.patch_size_per == "image"
+        while (rows := self._batcher.deal()) is None:
             planned = self._next_planned()
-            tokens = planned.view.num_tokens
-            too_long = tokens > seq_len
-            self._dealer.add([[(planned, tokens)]] if too_long else self._packer.add(planned, tokens))
+            view = planned.view
+            self._batcher.add(planned, view.num_tokens, 0 if mixed else view.patch_size)
         decoded = [[shown for item in row if (shown := self._decode(*item))] for row in rows]
         cut = cut_mixed([sample for row in decoded for sample in row], self.data.mix)
         first = iter(cut)
@@ -185,15 +177,13 @@ class Stream:
 
     def state_dict(self) -> dict:
         """The state after the last batch: integers only, some bytes for each waiting sample."""
-        ready = self._dealer.state_dict()
         return {
             "version": STATE_VERSION,
             "readers": [reader.state() for reader in self._readers],
             "taken": list(self._taken),
             "seen": self.seen,
             "bad": self.bad,
-            "waiting": [[list(planned.reference) for planned, _ in row] for row in self._packer.waiting()],
-            "ready": ready | {"rows": [[[*p.reference, kept] for p, kept in row] for row in ready["rows"]]},
+            **self._batcher.state_dict(lambda planned: list(planned.reference)),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -204,12 +194,18 @@ class Stream:
             reader.restore(place)
         self._taken = list(state["taken"])
         self.seen, self.bad = state["seen"], state["bad"]
-        waiting = [[self._plan(tuple(reference)) for reference in row] for row in state["waiting"]]
-        self._packer = self.packing.new_packer()
-        self._packer.restore([[(planned, planned.view.num_tokens) for planned in row] for row in waiting])
-        rows = [[(self._plan(tuple(item[:4])), item[4]) for item in row] for row in state["ready"]["rows"]]
-        self._dealer = Dealer(self.packing.seq_len, self.packing.sequences, self.packing.balance)
-        self._dealer.restore(state["ready"] | {"rows": rows})
+
+        def find(reference: list[int]) -> tuple[Planned, int]:
+            epoch, shard, member, drawn = reference
+            planned = self._plan((epoch, shard, member, drawn))
+            return planned, planned.view.num_tokens
+
+        self._batcher = self._new_batcher()
+        self._batcher.load_state_dict(state, find)
+
+    def _new_batcher(self) -> Batcher[Planned]:
+        per = self.views.patch_size_per
+        return Batcher(self.packing, (0,) if per == "image" else self.views.patch_sizes, per == "batch")
 
     def _next_planned(self) -> Planned:
         """The next good sample, from the source that is furthest behind its weight."""

@@ -2,6 +2,7 @@
 
 from packvit.packing.balance import Dealer
 from packvit.packing.batch import BatchStats, PackedBatch, PackedImage
+from packvit.packing.batcher import Batcher
 from packvit.packing.flat import FlatBatch
 from packvit.packing.packer import Packer
 from packvit.packing.policy import PackingConfig, make_packer, pack_lengths
@@ -11,6 +12,7 @@ from packvit.packing.views_config import CurriculumConfig, DropConfig, Resolutio
 
 __all__ = [
     "BatchStats",
+    "Batcher",
     "CurriculumConfig",
     "Dealer",
     "DropConfig",

@@ -152,6 +152,9 @@ class ViewsConfig:
         crop_aspect: largest factor by which a crop's aspect ratio differs from the image's; 1 keeps it.
         flip: probability of mirroring left and right.
         curriculum: what changes with the images seen.
+        patch_size_per: whether each image has a patch size of its own, or shares it with the others of its
+            sequence or, as FlexiViT has it for a step, of its batch. Images are drawn with the same weights
+            either way; sequences and batches then come by what their images fill.
     """
 
     patch_sizes: tuple[int, ...] = (16,)
@@ -163,6 +166,7 @@ class ViewsConfig:
     crop_aspect: float = 1.0
     flip: float = 0.0
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    patch_size_per: Literal["image", "sequence", "batch"] = "image"
 
     def __post_init__(self) -> None:
         if not self.patch_sizes or min(self.patch_sizes) < 1:

@@ -137,9 +137,36 @@ def test_every_packer_restores_exactly_and_shows_every_sample_once(shards, algor
         assert batch.image_lengths().max() <= batch.max_len
         keys.update(batch.keys)
     waiting = stream.state_dict()
-    held = sum(map(len, waiting["waiting"])) + sum(map(len, waiting["ready"]["rows"]))
+    held = count_waiting(waiting)
     assert keys.total() + held == stream.seen == sum(waiting["taken"])
     assert max(keys.values()) - min(keys.values()) <= 2 + held // SAMPLES
+
+
+def count_waiting(state: dict) -> int:
+    packers = sum(len(row) for rows in state["waiting"] for row in rows)
+    return packers + sum(len(row) for ready in state["ready"] for row in ready["rows"])
+
+
+@pytest.mark.parametrize("per", ["sequence", "batch"])
+def test_patch_sizes_are_shared_by_a_sequence_or_a_batch_and_resume_exactly(shards, per):
+    views = replace(VIEWS, patch_size_per=per, curriculum=CurriculumConfig())
+    packing = replace(PACKING, sequences=4, balance=2)
+    paths = [str(path) for path in sorted(shards.glob("*.tar"))]
+    stream, keys, sizes = Stream(0, paths, config(shards, streams=1), views, packing, 7, 10), Counter(), set()
+    for _ in range(30):
+        state = json.loads(json.dumps(stream.state_dict()))
+        batch = stream.next_batch()
+        again = Stream(0, paths, config(shards, streams=1), views, packing, 7, 10)
+        again.load_state_dict(state)
+        assert_same(batch, again.next_batch())
+        rows = batch.image_index.reshape(-1, packing.seq_len)
+        for row in rows if per == "sequence" else [rows]:
+            here = set(batch.patch_sizes[row[row >= 0].unique().long()].tolist())
+            assert len(here) == 1
+            sizes |= here
+        keys.update(batch.keys)
+    assert sizes == {4, 8}
+    assert keys.total() + count_waiting(stream.state_dict()) == stream.seen
 
 
 @pytest.mark.parametrize("cut", [1, 2, 5, 9])

@@ -1,0 +1,184 @@
+"""The papers' claims, tried on the demo set at equal FLOPs: docs/replication.md.
+
+`python benchmarks/replication.py` draws the demo set, trains every variant with every seed until it has
+spent --gflops, evaluates each at every resolution and patch size, and writes
+benchmarks/results/replication.json and the tables of docs/replication.md. Finished runs in --out are not
+repeated. FLOPs are those that metrics.jsonl counts: three forward passes of the images that a run saw and,
+with a teacher, one of the teacher.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+
+from packvit.data import write_digits
+
+ROOT = Path(__file__).parents[1]
+PATCHES = (4, 6, 8, 12, 16)
+RESOLUTIONS = (32, 48, 64, 80)
+TEST_IMAGES = 800
+TEACHER = 8  # patch size of the fixed model that teaches
+
+# Flags beside those of all runs; {runs} is the folder of the seed's runs.
+FROM_TEACHER = ["--model", f"{{runs}}/fixed-{TEACHER}"]
+VARIANTS: dict[str, list[str]] = {
+    "flexible": [],
+    **{f"fixed-{p}": ["--views.patch-sizes", str(p)] for p in PATCHES},
+    "one-resolution": ["--views.resolution.low", "48", "--views.resolution.high", "48"],
+    "no-drop": ["--views.drop.kind", "none"],
+    "continued": FROM_TEACHER,
+    "distilled": [
+        *FROM_TEACHER,
+        *["--distill.teachers", f"{{runs}}/fixed-{TEACHER}"],
+        *["--distill.patch-sizes", str(TEACHER), "--distill.resolutions", "64"],
+    ],
+}
+
+
+def train(out: Path, data: Path, variant: str, seed: int, gflops: int) -> dict:
+    """Rows and cost of one run, trained if it is not there yet."""
+    runs = out / f"seed-{seed}"
+    folder = runs / variant
+    results = folder / "eval" / "results.json"
+    if not results.exists():
+        flags = [flag.format(runs=runs) for flag in VARIANTS[variant]]
+        flags += ["--run-dir", str(folder), "--seed", str(seed), "--train.gflops", str(gflops)]
+        flags += ["--optim.warmup", str(gflops // 16), "--train.checkpoint-every", "100000"]
+        flags += ["--data.shards", str(data / "train"), "--data.val-shards", str(data / "val")]
+        flags += ["--eval.resolutions", *map(str, RESOLUTIONS), "--eval.patch-sizes", *map(str, PATCHES)]
+        subprocess.run([sys.executable, "-m", "packvit.train", "digits", *flags], check=True)
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    return {
+        "variant": variant,
+        "seed": seed,
+        **{name: last[name] for name in ("gflops_seen", "images_seen", "tokens_seen", "step")},
+        "rows": json.loads(results.read_text())["rows"],
+    }
+
+
+class Table:
+    """Accuracies by variant over seeds."""
+
+    def __init__(self, results: list[dict]) -> None:
+        self.results = results
+
+    def of(self, variant: str, patches: tuple[int, ...], resolutions: tuple[int, ...]) -> list[float]:
+        """Accuracy in percent of each seed, mean over the budgets named."""
+        return [
+            mean(
+                100 * row["accuracy"]
+                for row in result["rows"]
+                if row["patch_size"] in patches and row["resolution"] in resolutions
+            )
+            for result in self.results
+            if result["variant"] == variant
+        ]
+
+    def cell(self, variant: str, patches: tuple[int, ...], resolutions: tuple[int, ...]) -> str:
+        """Mean and deviation over seeds."""
+        values = self.of(variant, patches, resolutions)
+        return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+
+    def difference(self, a: str, b: str, patches: tuple[int, ...], resolutions: tuple[int, ...]) -> str:
+        """a - b, seed by seed: mean and deviation."""
+        pairs = zip(self.of(a, patches, resolutions), self.of(b, patches, resolutions), strict=True)
+        values = [x - y for x, y in pairs]
+        return f"{mean(values):+.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:+.1f}"
+
+    def by_patch(self, variants: list[str], resolution: int) -> str:
+        """One line a variant, one column a patch size."""
+        lines = [f"| trained | {' | '.join(f'p {p}' for p in PATCHES)} | mean |", "| --- |" + " ---: |" * 6]
+        for variant in variants:
+            cells = [self.cell(variant, (p,), (resolution,)) for p in PATCHES]
+            lines.append(
+                f"| {variant} | {' | '.join(cells)} | {self.cell(variant, PATCHES, (resolution,))} |"
+            )
+        return "\n".join(lines)
+
+    def by_resolution(self, variants: list[str]) -> str:
+        """One line a variant, one column a resolution; mean over patch sizes."""
+        lines = [
+            f"| trained | {' | '.join(f'R {r}' for r in RESOLUTIONS)} | mean |",
+            "| --- |" + " ---: |" * 5,
+        ]
+        for variant in variants:
+            cells = [self.cell(variant, PATCHES, (r,)) for r in RESOLUTIONS]
+            cells.append(self.cell(variant, PATCHES, RESOLUTIONS))
+            lines.append(f"| {variant} | {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+
+def tables(results: list[dict]) -> dict[str, str]:
+    """The parts of docs/replication.md that are measured."""
+    t = Table(results)
+    own = [
+        f"| {p} | {t.cell('flexible', (p,), (64,))} | {t.cell(f'fixed-{p}', (p,), (64,))} | "
+        f"{t.difference('flexible', f'fixed-{p}', (p,), (64,))} |"
+        for p in PATCHES
+    ]
+    head = ["| p | flexible | fixed at p | difference |", "| ---: | ---: | ---: | ---: |"]
+    images = {v: mean(r["images_seen"] for r in results if r["variant"] == v) for v in VARIANTS}
+    cost = {v: mean(r["gflops_seen"] for r in results if r["variant"] == v) for v in VARIANTS}
+    counts = [f"| {v} | {cost[v]:,.0f} | {images[v]:,.0f} |" for v in VARIANTS]
+    everything = (PATCHES, RESOLUTIONS)
+    pairs = {
+        "variable - one resolution": ("flexible", "one-resolution"),
+        "drop - none": ("flexible", "no-drop"),
+        "distilled - continued": ("distilled", "continued"),
+        "distilled - supervised": ("distilled", "flexible"),
+    }
+    return {
+        "own": "\n".join(head + own),
+        "patches": t.by_patch(["flexible", *(f"fixed-{p}" for p in PATCHES)], 64),
+        "resolutions": t.by_resolution(["flexible", "one-resolution"]),
+        "drop": t.by_resolution(["flexible", "no-drop"]),
+        "distilled": t.by_patch(["flexible", "continued", "distilled"], 64),
+        "differences": "\n".join(
+            ["| | mean over all 20 budgets |", "| --- | ---: |"]
+            + [f"| {name} | {t.difference(a, b, *everything)} |" for name, (a, b) in pairs.items()]
+        ),
+        "cost": "\n".join(["| trained | GFLOPs | images seen |", "| --- | ---: | ---: |", *counts]),
+    }
+
+
+def write_page(path: Path, parts: dict[str, str]) -> None:
+    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->`."""
+    page = path.read_text()
+    for name, text in parts.items():
+        before, rest = page.split(f"<!-- {name} -->", 1)
+        page = f"{before}<!-- {name} -->\n\n{text}\n\n<!-- /{name} -->{rest.split(f'<!-- /{name} -->', 1)[1]}"
+    path.write_text(page)
+
+
+def main() -> None:
+    """Train what is missing, then write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/replication"))
+    parser.add_argument("--gflops", type=int, default=4000, help="of each run")
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    data = arguments.out / "data"
+    if not (data / "val" / "classes.json").exists():
+        write_digits(data, 20_000, TEST_IMAGES, seed=0)
+    results = [
+        train(arguments.out, data, variant, seed, arguments.gflops)
+        for seed in range(arguments.seeds)
+        for variant in VARIANTS
+    ]
+    report = {
+        "command": f"python benchmarks/replication.py --gflops {arguments.gflops} --seeds {arguments.seeds}",
+        "machine": f"{platform.machine()}, {platform.python_version()}, torch {torch.__version__}",
+        "results": results,
+    }
+    (ROOT / "benchmarks/results/replication.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_page(ROOT / "docs/replication.md", tables(results))
+
+
+if __name__ == "__main__":
+    main()
