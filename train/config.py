@@ -2,9 +2,10 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import dacite
+import tyro
 import yaml
 
 from packvit.data import DataConfig
@@ -87,6 +88,7 @@ class TrainConfig:
         compile: whether torch.compile fuses what blocks do to each token; auto is on for CUDA and off for a
             CPU, where a C++ compiler is needed. Sums are rounded in another order, so it changes bits.
         trackers: where to show the run besides metrics.jsonl: `tensorboard`, `wandb`.
+        profile: steps to record into the run's folder, after some to warm up; 0 records none.
         init: a model, as load_model reads it, whose weights a new run starts with; a head of other classes
             starts anew.
         head_bias: of a head that starts anew; sigmoid losses of many classes start low (big_vision: -10).
@@ -113,6 +115,7 @@ class TrainConfig:
     peak_tflops: float | None = None
     compile: Literal["auto", "on", "off"] = "auto"
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    profile: Annotated[int, tyro.conf.arg(aliases=["--profile"])] = 0
     init: str = ""
     head_bias: float = 0.0
     timeout: float = 30.0
@@ -222,6 +225,7 @@ FREE_FIELDS += (
     "train.async_checkpoints",
     "train.peak_tflops",
     "train.trackers",
+    "train.profile",
     "train.init",
     "train.head_bias",
     "train.timeout",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Lines = Sequence[dict[str, Any]]
-SMOOTHED = 40  # points that a smoothed curve shows apart
+SMOOTHED = 20  # points that a smoothed curve shows apart
 TENTH = 10
 
 
@@ -74,7 +74,7 @@ def draw_drop(lines: Lines, path: Path) -> None:
     right.set_xticks(range(len(groups)), groups, rotation=30)
     right.set_title("By resolution")
     right.set_xlabel("resolution of the view, pixels")
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, 1.25 * max([*rates, *100 * y]))  # room for the legend
     right.grid(alpha=0.3, axis="y")
     right.legend(fontsize=8)
     save_figure(figure, path)
@@ -102,10 +102,13 @@ def draw_curves(lines: Lines, path: Path) -> None:
         axes.set_ylabel(title)
         axes.set_xlabel("step" if number == len(panels) - 1 else "")
         axes.grid(alpha=0.3)
-        if name != "grad_norm":
-            axes.set_ylim(bottom=0)
-        elif len(y):
+        if name == "grad_norm" and len(y):
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+        else:
+            # Less than a percent of padding or waiting is nothing to look into.
+            axes.set_ylim(0, 1.1 * max(1.0 if factor == 100 else 1e-12, *(factor * y), 0))
     save_figure(figure, path)
 
 
@@ -148,7 +151,7 @@ def ordered_colours(number: int) -> list[Any]:
     """Colours from dark to light, for groups that have an order."""
     from matplotlib import colormaps
 
-    return [colormaps["viridis"](0.95 * i / max(1, number - 1)) for i in range(number)]
+    return [colormaps["viridis"](0.85 * i / max(1, number - 1)) for i in range(number)]
 
 
 def _finish(axes: "Axes", legend: bool = True) -> None:

@@ -25,6 +25,7 @@ from packvit.train.groups import image_facts
 from packvit.train.metrics import JsonLines, Window, peak_tflops
 from packvit.train.objective import Objective
 from packvit.train.preempt import Preemption
+from packvit.train.profiler import Profiler
 from packvit.train.progress import Progress
 from packvit.train.report import draw_samples
 from packvit.train.schedule import lr_factor
@@ -117,6 +118,8 @@ def train(
     field, length = config.train.length
     batches = iter(loader) if getattr(counters, field) < length else iter(())
     progress.start(field, getattr(counters, field), length)
+    profiled = config.train.profile if ranks.is_main else 0
+    profiler = Profiler(config.run_dir / "profile", profiled, ranks.device, counters.step, progress)
     while (before := getattr(counters, field)) < length:
         try:
             taken = take_batches(batches, config.train.accumulate, config.model, objective, window)
@@ -195,11 +198,14 @@ def train(
             }
             checkpointer.save(counters.step, engine, state)
         checkpointer.poll()
+        profiler.step()
         if leave and getattr(counters, field) < length:
+            profiler.stop()
             checkpointer.wait()
             progress.say(f"Asked to end: saved step {counters.step}; the same command goes on from there")
             return None
     progress.stop()
+    profiler.stop()
     checkpointer.wait()
     return engine.whole().eval()
 

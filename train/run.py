@@ -178,6 +178,7 @@ MADE = {
     "loss.png": "loss by images seen, patch size and resolution",
     "drop.png": "drop rate by images seen and resolution",
     "curves.png": "learning rate, gradient, padding and speed by step",
+    "profile": "a trace and a table of the most expensive operations",
     "tensorboard": "to show with tensorboard --logdir",
     "samples/step-0.png": "the first packed sequences",
     "checkpoints": "to resume from",
