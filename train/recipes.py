@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from packvit.data import DataConfig
+from packvit.data import AugmentConfig, DataConfig, MixConfig
 from packvit.models import ViTConfig, load_model
 from packvit.models.presets import preset
 from packvit.packing import CurriculumConfig, DropConfig, PackingConfig, ResolutionConfig, ViewsConfig
@@ -96,6 +96,7 @@ def flexivit_s_i1k_distill() -> Config:
     return replace(
         base,
         run_dir=Path("runs/flexivit-s-i1k"),
+        data=replace(base.data, mix=MixConfig(mixup=1.0)),
         distill=DistillConfig(("timm/deit3_small_patch16_384.fb_in1k",), (16,), (384,)),
         train=replace(base.train, steps=112_600),
     )
@@ -125,6 +126,11 @@ def flexivit_b_i21k() -> Config:
     return replace(
         base,
         run_dir=Path("runs/flexivit-b-i21k"),
+        data=replace(
+            base.data,
+            mix=MixConfig(mixup=0.2),
+            augment=AugmentConfig(randaugment_ops=2, randaugment_magnitude=10),
+        ),
         optim=replace(base.optim, lr=1e-3, warmup=10_000),
         train=replace(base.train, steps=311_000, accumulate=4, loss="sigmoid", head_bias=-10.0),
     )
