@@ -216,8 +216,3 @@ def test_a_small_share_of_bad_headers_stops_no_run(run_flags, digits_set, tmp_pa
     changes = {"data__shards": tmp_path / "shards", "data__workers": 0, "packing__lookahead": 256}
     flags = run_flags(tmp_path / "run", packing__balance=16, train__steps=12, **changes)
     assert dispatch(["train", *flags]) == 0
-
-
-def test_info_names_torch(capsys):
-    assert dispatch(["info"]) == 0
-    assert torch.__version__ in capsys.readouterr().out

@@ -1,15 +1,12 @@
 """The `packvit` command: reads arguments, calls what does the work, and turns errors into one sentence."""
 
 import os
-import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,6 +17,7 @@ from packvit.packing import PackingConfig
 from packvit.train.analyze import analyze_command
 from packvit.train.config import Config
 from packvit.train.convert import convert_command
+from packvit.train.info import info_command
 from packvit.train.recipes import RECIPES, find_recipe, start_with
 from packvit.train.run import evaluate_folder, run
 from packvit.train.teach import teach_command
@@ -39,7 +37,7 @@ commands:
                     shards with a teacher's logits beside each image, to distil from
   convert SOURCE TARGET [--heads H ...]
                     weights to packvit's folder, big_vision's .npz or timm's .safetensors
-  info              versions and devices, for bug reports
+  info              versions, devices and attention backends, for bug reports
 
 recipes: {", ".join(RECIPES)}
 `packvit COMMAND --help` lists a command's options, `packvit train RECIPE --help` all of a run's."""
@@ -250,21 +248,6 @@ def check_command(shards: Annotated[tuple[str, ...], tyro.conf.Positional], /) -
     print(report)
     if report.problems:
         raise ValueError(f"{sum(map(len, report.problems.values()))} problems found")
-
-
-def info_command() -> None:
-    """Versions and devices, for bug reports."""
-    print(f"{'python':<14}{platform.python_version()} on {platform.platform()}")
-    for name in ("packvit", "torch", "xformers", "webdataset", "numpy", "pillow", "simplejpeg", "matplotlib"):
-        try:
-            print(f"{name:<14}{version(name)}")
-        except PackageNotFoundError:
-            print(f"{name:<14}not installed")
-    print(f"{'CPU threads':<14}{torch.get_num_threads()}")
-    for index in range(torch.cuda.device_count()):
-        print(f"{f'cuda:{index}':<14}{torch.cuda.get_device_name(index)}")
-    if not torch.cuda.is_available():
-        print(f"{'cuda':<14}none")
 
 
 @contextmanager
