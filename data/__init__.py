@@ -2,13 +2,15 @@
 
 from packvit.data.augment import AugmentConfig
 from packvit.data.check import check_shards
+from packvit.data.config import DataConfig
 from packvit.data.digits import write_digits
 from packvit.data.eval_set import EvalSet
 from packvit.data.images import pack_images
+from packvit.data.labels import Labels
 from packvit.data.loader import DataError, LoadedBatch, TrainLoader, merge_states
 from packvit.data.mix import MixConfig
 from packvit.data.shards import BadSample, BadShard, Shard, expand_shards
-from packvit.data.streams import DataConfig, Stream
+from packvit.data.streams import Stream
 from packvit.data.taught import StoredLogits, write_taught
 from packvit.data.write import write_images, write_shards
 
@@ -19,6 +21,7 @@ __all__ = [
     "DataConfig",
     "DataError",
     "EvalSet",
+    "Labels",
     "LoadedBatch",
     "MixConfig",
     "Shard",

@@ -3,9 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from packvit.data.decode import decode
+from packvit.data.labels import Labels
 from packvit.data.shards import BadSample, BadShard, Shard, expand_shards
 from packvit.packing import full_view
+
+LABELS = Labels()
 
 
 @dataclass
@@ -33,13 +38,16 @@ class ShardReport:
 
 
 def check_shards(
-    patterns: str | Sequence[str], progress: Callable[[int, int], None] | None = None
+    patterns: str | Sequence[str],
+    progress: Callable[[int, int], None] | None = None,
+    labels: Labels = LABELS,
 ) -> ShardReport:
     """Decode every image and read every label of the shards; a missing label counts as a problem.
 
     Args:
         patterns: as `data.shards`.
         progress: called with (shards done, shards) after each one.
+        labels: where they are, and of which kind.
 
     Raises:
         ValueError: a pattern matches nothing.
@@ -50,7 +58,7 @@ def check_shards(
     for done, path in enumerate(paths, 1):
         report.shards += 1
         try:
-            _check_shard(Shard.open(path), report, first_seen)
+            _check_shard(Shard.open(path), report, first_seen, labels)
         except BadShard as error:
             report.add("broken shards", str(error))
         if progress:
@@ -58,7 +66,7 @@ def check_shards(
     return report
 
 
-def _check_shard(shard: Shard, report: ShardReport, first_seen: dict[str, str]) -> None:
+def _check_shard(shard: Shard, report: ShardReport, first_seen: dict[str, str], labels: Labels) -> None:
     for problem in shard.problems:
         report.add("damaged shards", f"{shard.path}: {problem}")
     if len(shard) == 0:
@@ -77,10 +85,10 @@ def _check_shard(shard: Shard, report: ShardReport, first_seen: dict[str, str]) 
         except ValueError as error:
             report.add("broken images", f"{shard.path}: sample {key!r}: {error}")
         try:
-            label = shard.label(index)
+            label = labels.find(shard, index)
             if label is None:
                 report.add("no label", f"{shard.path}: sample {key!r}")
-            elif label < 0:
+            elif np.min(label, initial=0) < 0:
                 report.add("bad labels", f"{shard.path}: sample {key!r}: its label is {label}")
         except BadSample as error:
             report.add("bad labels", str(error))

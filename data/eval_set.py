@@ -11,8 +11,9 @@ from functools import partial
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from packvit.data.labels import Labels
 from packvit.data.loader import HandedOver, LoadedBatch
-from packvit.data.samples import decode_sample, describe_skipped, label_of
+from packvit.data.samples import decode_sample, describe_skipped
 from packvit.data.shards import BadSample, BadShard, Shard, expand_shards
 from packvit.packing import PackedBatch, PackingConfig, View, full_view, pack_lengths
 
@@ -32,15 +33,18 @@ class EvalSet:
     Args:
         shards: as `data.val_shards`.
         num_classes: samples without a label in 0..num_classes-1 are skipped; None accepts any.
+        label_field: as `data.label_field`.
 
     Attributes:
         entries: samples with a readable header and, with num_classes, a label.
         skipped: {"shard", "key", "reason"} of the others; failures to decode come with the batches.
     """
 
-    def __init__(self, shards: str | Sequence[str], num_classes: int | None = None) -> None:
+    def __init__(
+        self, shards: str | Sequence[str], num_classes: int | None = None, label_field: str = "cls"
+    ) -> None:
         self.paths = expand_shards(shards)
-        self.num_classes = num_classes
+        self.labels = Labels(label_field, classes=num_classes)
         self.entries: list[Entry] = []
         self.skipped: list[dict] = []
         for index, path in enumerate(self.paths):
@@ -52,7 +56,7 @@ class EvalSet:
             self.skipped += [{"shard": path, "key": None, "reason": problem} for problem in shard.problems]
             for member in range(len(shard)):
                 try:
-                    label_of(shard, member, num_classes)
+                    self.labels.read(shard, member)
                     self.entries.append(Entry(index, member, shard.native_size(member)))
                 except (BadSample, BadShard) as error:
                     self.skipped.append(describe_skipped(error))
@@ -101,7 +105,7 @@ class EvalSet:
                 try:
                     shard = Shard.open(self.paths[entry.shard])
                     sample = decode_sample(
-                        shard, entry.member, [views[index]], entry.native_size, 0, self.num_classes
+                        shard, entry.member, [views[index]], entry.native_size, 0, self.labels
                     )
                     row += sample.cut()
                 except (BadSample, BadShard) as error:

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from packvit.data.config import DataConfig
 from packvit.data.fetch import is_remote
 from packvit.data.shards import expand_shards
-from packvit.data.streams import STATE_VERSION, DataConfig, Stream
+from packvit.data.streams import STATE_VERSION, Stream
 from packvit.data.taught import StoredLogits
 from packvit.packing import FlatBatch, PackedBatch, PackingConfig, ViewsConfig, derive_seed
 

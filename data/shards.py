@@ -6,11 +6,13 @@ one read at a known place.
 """
 
 import glob
+import io
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from braceexpand import braceexpand
 
 from packvit.data.decode import native_size_of
@@ -170,15 +172,27 @@ class Shard:
         except ValueError as error:
             raise BadSample(self.path, self.key(index), str(error)) from error
 
-    def label(self, index: int) -> int | None:
-        """Class index from the field `cls`, None without one.
+    def array(self, index: int, field: str) -> np.ndarray:
+        """The array in a .npy field; raises as `read` does.
+
+        Raises:
+            BadSample: the field is no such file.
+        """
+        data = self.read(index, field)
+        try:
+            return np.load(io.BytesIO(data), allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise BadSample(self.path, self.key(index), f"its .{field} is no .npy file") from error
+
+    def label(self, index: int, field: str = "cls") -> int | None:
+        """Class index from a text field, None without one.
 
         Raises:
             BadSample: the field is not a whole number.
         """
-        if "cls" not in self.fields(index):
+        if field not in self.fields(index):
             return None
-        text = self.read(index, "cls")
+        text = self.read(index, field)
         try:
             return int(text)
         except ValueError as error:

@@ -8,13 +8,13 @@ stream is where it reads and which samples wait.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from random import Random
 
-from packvit.data.augment import AugmentConfig, augment
-from packvit.data.fetch import FetchConfig
+from packvit.data.augment import augment
+from packvit.data.config import DataConfig
 from packvit.data.images import pack_in_order
-from packvit.data.mix import MixConfig, cut_mixed
+from packvit.data.mix import cut_mixed
 from packvit.data.reader import Reader
 from packvit.data.samples import DecodedSample, decode_sample, describe_skipped
 from packvit.data.shards import BadSample, BadShard, Shard
@@ -31,51 +31,6 @@ from packvit.packing import (
 )
 
 STATE_VERSION = 4
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where samples come from.
-
-    Args:
-        shards, val_shards: tar files, plain or gzipped, brace patterns, globs, folders or URLs (`https://...`,
-            `pipe:COMMAND`, what else webdataset's gopen knows), for training and validation.
-        weights: share of the samples for each entry of `shards`, in any unit; empty takes all shards as one
-            source. Every source has epochs of its own.
-        workers: processes of each rank that read and decode; 0 does it in the trainer.
-        streams: logical streams; a multiple of the number of ranks. Part of the run's identity.
-        shuffle_shards: units (see reader) whose samples are shuffled together.
-        audit: the run writes the keys of every step's images to audit.jsonl.
-        fetch: how remote and gzipped shards are fetched.
-        max_bad_fraction: the run stops when more than this share of the samples had to be skipped.
-        mix: mixup and cutmix between the images of a batch.
-        augment: changes of colour, before mixing.
-    """
-
-    shards: tuple[str, ...] = ()
-    val_shards: tuple[str, ...] = ()
-    weights: tuple[float, ...] = ()
-    workers: int = 2
-    streams: int = 64
-    shuffle_shards: int = 4
-    audit: bool = False
-    fetch: FetchConfig = field(default_factory=FetchConfig)
-    max_bad_fraction: float = 0.05
-    mix: MixConfig = field(default_factory=MixConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-
-    def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise ValueError(f"data.workers={self.workers} must not be negative")
-        if self.streams < 1 or self.shuffle_shards < 1:
-            raise ValueError("data.streams and data.shuffle_shards must be at least 1")
-        if self.weights and (len(self.weights) != len(self.shards) or min(self.weights) <= 0):
-            raise ValueError(
-                f"data.weights={self.weights} must be positive, one for each of the {len(self.shards)} "
-                "entries of data.shards"
-            )
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise ValueError(f"data.max_bad_fraction={self.max_bad_fraction} must lie in [0, 1]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +79,7 @@ class Stream:
         self.views = views
         self.packing = packing
         self.seed = seed
-        self.num_classes = num_classes
+        self.labels = data.labels(num_classes)
         self.teachers = teachers
         self.stored = stored
         self.skipped: list[dict] = []
@@ -270,9 +225,10 @@ class Stream:
                 views,
                 planned.native_size,
                 seed,
-                self.num_classes,
+                self.labels,
                 self.stored,
                 self.views.drop.pattern,
+                self.data.caption_field,
             )
             return augment(sample, self.data.augment)
         except (BadSample, BadShard) as error:

@@ -63,7 +63,7 @@ def cut_image(
     view: View,
     native_size: tuple[int, int],
     seed: int,
-    label: int | None,
+    label: int | np.ndarray | None,
     key: str,
     pattern: DropPattern = "random",
 ) -> PackedImage:

@@ -24,11 +24,13 @@ class PackedImage:
         grid: (rows, cols) before dropping.
         patch_size: p, in pixels.
         native_size: (height, width) of the stored image.
-        label: class index, or None where the task has none.
+        label: class index; uint8 or float32 [classes], one target for each; or None where the task
+            has none.
         key: name of the sample.
         logits: floating [classes], a teacher's stored answer, or None.
         mix_label: label of the image that this one is mixed with; None where it is not or has none.
         mix_weight: share of the own label in a mixed image, 0..1, or None.
+        caption: a text about the image, or None.
     """
 
     patches: np.ndarray
@@ -36,11 +38,12 @@ class PackedImage:
     grid: tuple[int, int]
     patch_size: int
     native_size: tuple[int, int]
-    label: int | None = None
+    label: int | np.ndarray | None = None
     key: str = ""
     logits: np.ndarray | None = None
-    mix_label: int | None = None
+    mix_label: int | np.ndarray | None = None
     mix_weight: float | None = None
+    caption: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +90,12 @@ class PackedBatch:
         cu_seqlens: int32 [segments + 1], offsets of the segments in the flat batch.
         seq_len: S.
         max_len: a bound on the segments' lengths, S or, where an image takes several rows, a multiple of it.
-        labels: int64 [N], or None where the task has none.
+        labels: int64 [N]; targets, uint8 or float32 [N, classes]; None where the task has none.
         keys: N sample names.
         logits: floating [N, classes], a teacher's stored answers, or None where not every image has one.
-        mix_labels: int64 [N], labels of the images that these are mixed with, or None where not all have one.
+        mix_labels: as `labels`, of the images that these are mixed with, or None where not all have one.
         mix_weights: float32 [N], share of the own label in each target, or None where images are not mixed.
+        captions: N texts, or none where not every image has one.
     """
 
     patches: dict[int, Tensor]
@@ -109,6 +113,7 @@ class PackedBatch:
     logits: Tensor | None = None
     mix_labels: Tensor | None = None
     mix_weights: Tensor | None = None
+    captions: list[str] = field(default_factory=list)
 
     @property
     def num_images(self) -> int:
@@ -202,6 +207,7 @@ class PackedBatch:
         images = [image for _, image in sorted(zip(numbers, images, strict=True), key=lambda pair: pair[0])]
         mix_weights = [image.mix_weight for image in images if image.mix_weight is not None]
         mixed = len(mix_weights) == len(images) > 0
+        captions = [image.caption for image in images if image.caption is not None]
         logits = [image.logits for image in images if image.logits is not None]
         return PackedBatch(
             patches={p: torch.from_numpy(np.concatenate(v[0])) for p, v in sorted(by_patch_size.items())},
@@ -219,9 +225,14 @@ class PackedBatch:
             logits=torch.from_numpy(np.stack(logits)) if images and len(logits) == len(images) else None,
             mix_labels=_stack_labels([image.mix_label for image in images]) if mixed else None,
             mix_weights=torch.tensor(mix_weights, dtype=torch.float32) if mixed else None,
+            captions=captions if len(captions) == len(images) else [],
         )
 
 
-def _stack_labels(labels: Sequence[int | None]) -> Tensor | None:
-    """int64 [N], or None where any is missing; a batch without images has labels, too: none of them."""
-    return None if None in labels else torch.tensor(labels, dtype=torch.int64)
+def _stack_labels(labels: Sequence[int | np.ndarray | None]) -> Tensor | None:
+    """[N] or [N, classes]; None where any is missing. A batch without images has labels: none of them."""
+    if any(label is None for label in labels):
+        return None
+    if labels and isinstance(labels[0], np.ndarray):
+        return torch.from_numpy(np.stack([np.asarray(label) for label in labels]))
+    return torch.tensor(labels, dtype=torch.int64)

@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from packvit.data import check_shards, write_digits, write_images
+from packvit.data import Labels, check_shards, write_digits, write_images
 from packvit.data.digits import CLUTTER
 from packvit.packing import PackingConfig
 from packvit.train.analyze import analyze_command
@@ -136,6 +136,7 @@ def evaluate_command(
     precision: Literal["auto", "bf16", "fp32"] = "auto",
     workers: int = 1,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    label_field: str = "cls",
 ) -> None:
     """Evaluate one model at every resolution and patch size asked for.
 
@@ -151,6 +152,7 @@ def evaluate_command(
         precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU.
         workers: processes that decode.
         device: auto takes a GPU when there is one.
+        label_field: of every sample, such as cls or json:label.
     """
     for name, values in (("resolutions", resolutions), ("patch-sizes", patch_sizes), ("shards", shards)):
         if not values:
@@ -158,7 +160,9 @@ def evaluate_command(
         if any(isinstance(value, int) and value < 1 for value in values):
             raise ValueError(f"--{name} {' '.join(map(str, values))}: every value must be at least 1")
     packing = PackingConfig(seq_len=seq_len, sequences=sequences)
-    evaluate_folder(checkpoint, shards, resolutions, patch_sizes, out, packing, precision, workers, device)
+    evaluate_folder(
+        checkpoint, shards, resolutions, patch_sizes, out, packing, precision, workers, device, label_field
+    )
 
 
 def shards_command(arguments: Sequence[str]) -> None:
@@ -237,14 +241,22 @@ def demo_command(
     print(f"{out / 'train'}: {train_images} images\n{out / 'val'}: {test_images} images")
 
 
-def check_command(shards: Annotated[tuple[str, ...], tyro.conf.Positional], /) -> None:
+def check_command(
+    shards: Annotated[tuple[str, ...], tyro.conf.Positional],
+    /,
+    label_field: str = "cls",
+    multi_label: bool = False,
+) -> None:
     """Read every sample of some shards and name what is wrong.
 
     Args:
         shards: files, patterns or folders.
+        label_field: as data.label_field of a run: cls, json:label, targets.npy.
+        multi_label: images have any number of classes.
     """
+    labels = Labels(label_field, multi_label)
     with progress_bar("checking") as report_progress:
-        report = check_shards(shards, report_progress)
+        report = check_shards(shards, report_progress, labels)
     print(report)
     if report.problems:
         raise ValueError(f"{sum(map(len, report.problems.values()))} problems found")

@@ -14,7 +14,7 @@ def classification_loss(logits: Tensor, labels: Tensor, kind: str, label_smoothi
 
     Args:
         logits: [N, classes], any floating type.
-        labels: int64 [N], or float [N, classes] as `mixed_labels` gives them.
+        labels: int64 [N], or [N, classes], one target in 0..1 for each.
         kind: `softmax`, or `sigmoid`: binary cross-entropy summed over classes (NaViT's setting).
         label_smoothing: share of the target that is spread evenly over the classes.
     """
@@ -30,7 +30,7 @@ def mixed_labels(labels: Tensor, others: Tensor, weights: Tensor, classes: int) 
     """Targets of mixed images: weight * own label + (1 - weight) * the other's; float32 [N, classes].
 
     Args:
-        labels, others: int64 [N].
+        labels, others: int64 [N], or [N, classes].
         weights: float [N], 0..1.
     """
     weights = weights[:, None]

@@ -122,7 +122,11 @@ def _draw_image(axes: "Axes", batch: PackedBatch, image: int, length: int, colou
     for spine in axes.spines.values():
         spine.set_color(colour)
         spine.set_linewidth(2)
-    label = "" if batch.labels is None else f", label {int(batch.labels[image])}"
+    label = ""
+    if batch.labels is not None:
+        # Of an image with several labels their number is shown.
+        own = batch.labels[image]
+        label = f", label {int(own)}" if own.ndim == 0 else f", {int(own.count_nonzero())} labels"
     axes.set_xlabel(f"p={p}{label}\n{length}/{rows * cols} tokens", size=6.5, labelpad=3)
 
 

@@ -51,7 +51,9 @@ def run(config: Config) -> None:
             (config.run_dir / "samples").mkdir(parents=True, exist_ok=True)
             lock = lock_folder(config.run_dir)
         # The validation set is opened first: a wrong path should not show after days of training.
-        images = EvalSet(config.data.val_shards, config.model.num_classes) if config.data.val_shards else None
+        images = None
+        if config.data.val_shards:
+            images = EvalSet(config.data.val_shards, config.model.num_classes, config.data.label_field)
         with Trackers() as trackers:
             with catch_sigterm() as preemption:
                 model = train(config, ranks, progress, preemption, trackers)
@@ -216,6 +218,7 @@ def evaluate_folder(
     precision: str,
     workers: int,
     device: str,
+    label_field: str,
 ) -> None:
     """`packvit eval`: any model that `load_model` reads, at any budgets."""
     model = load_model(checkpoint)
@@ -224,7 +227,7 @@ def evaluate_folder(
     ranks = start_ranks(device)
     progress = Progress(quiet=not ranks.is_main)
     try:
-        images = EvalSet(shards, model.config.num_classes)
+        images = EvalSet(shards, model.config.num_classes, label_field)
         evaluator = Evaluator(images, packing, precision, workers, ranks, progress)
         folder = out or (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "eval"
         if ranks.is_main and (kept := keep_old(folder)):

@@ -1,0 +1,68 @@
+"""What a run reads, and how."""
+
+from dataclasses import dataclass, field
+
+from packvit.data.augment import AugmentConfig
+from packvit.data.fetch import FetchConfig
+from packvit.data.labels import Labels
+from packvit.data.mix import MixConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where samples come from.
+
+    Args:
+        shards, val_shards: tar files, plain or gzipped, brace patterns, globs, folders or URLs (`https://...`,
+            `pipe:COMMAND`, what else webdataset's gopen knows), for training and validation.
+        weights: share of the samples for each entry of `shards`, in any unit; empty takes all shards as one
+            source. Every source has epochs of its own.
+        workers: processes of each rank that read and decode; 0 does it in the trainer.
+        streams: logical streams; a multiple of the number of ranks. Part of the run's identity.
+        shuffle_shards: units (see reader) whose samples are shuffled together.
+        audit: the run writes the keys of every step's images to audit.jsonl.
+        fetch: how remote and gzipped shards are fetched.
+        max_bad_fraction: the run stops when more than this share of the samples had to be skipped.
+        mix: mixup and cutmix between the images of a batch.
+        augment: changes of colour, before mixing.
+        label_field: of every sample; see packvit.data.labels.Labels.
+        multi_label: an image has any number of classes, and its loss is `sigmoid`.
+        caption_field: with a text that comes with each image of a batch, such as txt; empty has none.
+    """
+
+    shards: tuple[str, ...] = ()
+    val_shards: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    workers: int = 2
+    streams: int = 64
+    shuffle_shards: int = 4
+    audit: bool = False
+    fetch: FetchConfig = field(default_factory=FetchConfig)
+    max_bad_fraction: float = 0.05
+    mix: MixConfig = field(default_factory=MixConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    label_field: str = "cls"
+    multi_label: bool = False
+    caption_field: str = ""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ValueError(f"data.workers={self.workers} must not be negative")
+        if self.streams < 1 or self.shuffle_shards < 1:
+            raise ValueError("data.streams and data.shuffle_shards must be at least 1")
+        if self.weights and (len(self.weights) != len(self.shards) or min(self.weights) <= 0):
+            raise ValueError(
+                f"data.weights={self.weights} must be positive, one for each of the {len(self.shards)} "
+                "entries of data.shards"
+            )
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"data.max_bad_fraction={self.max_bad_fraction} must lie in [0, 1]")
+        self.labels(None)
+
+    def labels(self, classes: int | None) -> Labels:
+        """How labels are read.
+
+        Args:
+            classes: labels outside 0..classes-1 make a sample bad; None accepts any, and none.
+        """
+        return Labels(self.label_field, self.multi_label, classes)
