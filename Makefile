@@ -41,6 +41,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/packing.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/model.py
+	$(BIN)/python benchmarks/attention.py
 
 clean:
 	rm -rf $(VENV) $(DATA) $(RUN)
