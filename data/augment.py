@@ -25,7 +25,9 @@ class AugmentConfig:
     """How colours are changed in training; nothing is by default.
 
     Args:
-        brightness, contrast, saturation: x; each is multiplied by a factor from U(1 - x, 1 + x), at least 0.
+        brightness: x; multiplied by a factor from U(1 - x, 1 + x), at least 0.
+        contrast: in the same way.
+        saturation: in the same way.
         hue: x; the hue is moved by a share of its circle from U(-x, x); at most 0.5.
         randaugment_ops: operations of RandAugment, after the jitter; 0 has none.
         randaugment_magnitude: their strength, 0..10.

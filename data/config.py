@@ -25,9 +25,9 @@ class DataConfig:
         max_bad_fraction: the run stops when more than this share of the samples had to be skipped.
         mix: mixup and cutmix between the images of a batch.
         augment: changes of colour, before mixing.
-        label_field: of every sample; see packvit.data.labels.Labels.
+        label_field: of every sample: `cls`, `json:PLACE` or, with `multi_label`, `NAME.npy`.
         multi_label: an image has any number of classes, and its loss is `sigmoid`.
-        caption_field: with a text that comes with each image of a batch, such as txt; empty has none.
+        caption_field: of every sample, such as `txt`, whose text comes with the batch; empty has none.
     """
 
     shards: tuple[str, ...] = ()

@@ -21,9 +21,8 @@ class MixConfig:
     """How the images of a batch are mixed.
 
     Args:
-        mixup: a of Beta(a, a), of which the larger of x and 1 - x is an image's own share; 0 has no mixup.
-        cutmix: a of Beta(a, a), of which x is the share of the area outside the partner's rectangle; 0 has no
-            cutmix.
+        mixup: a; with x from Beta(a, a), an image's own share is the larger of x and 1 - x. 0 has no mixup.
+        cutmix: a; with x from Beta(a, a), the partner's rectangle covers 1 - x of the view. 0 has no cutmix.
         probability: that an image is mixed.
         switch: probability of cutmix where there is mixup, too.
     """
