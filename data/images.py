@@ -37,10 +37,10 @@ def pack_images(
             raise ValueError(f"images[{index}] must be a uint8 array, not {_describe(image)}")
         if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise ValueError(f"images[{index}] must have shape [H, W, 3], not {list(image.shape)}")
-        if not (p >= 1 and p % 1 == 0):
-            raise ValueError(f"images[{index}]: patch_size={p} must be a positive whole number")
-        if r is not None and not 0 < r < math.inf:
-            raise ValueError(f"images[{index}]: resolution={r} must be positive")
+        if not _is_number(p) or not (p >= 1 and p % 1 == 0):
+            raise ValueError(f"images[{index}]: patch_size={p!r} must be a positive whole number")
+        if r is not None and not (_is_number(r) and 0 < r < math.inf):
+            raise ValueError(f"images[{index}]: resolution={r!r} must be a positive number")
         native = image.shape[:2]
         view = full_view(native, int(p), r)
         if native != (view.height, view.width):
@@ -68,12 +68,16 @@ def pack_in_order(images: Sequence[PackedImage], seq_len: int) -> PackedBatch:
 
 
 def _one_each(value: float | Sequence | None, count: int, name: str) -> list:
-    if value is None or isinstance(value, int | float | np.number):
+    if value is None or isinstance(value, str | int | float | np.number):
         return [value] * count
     values = list(value)
     if len(values) != count:
         raise ValueError(f"{name} has {len(values)} values for {count} images")
     return values
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.number)
 
 
 def _describe(value: object) -> str:

@@ -187,6 +187,10 @@ class TrainLoader:
         states = self.states.values()
         return sum(state["seen"] for state in states), sum(state["bad"] for state in states)
 
+    def shrunk(self) -> int:
+        """Views of this rank's streams that `packing.oversize` shrank, resumed runs included."""
+        return sum(state.get("shrunk", 0) for state in self.states.values())
+
     def state_dict(self) -> dict:
         """The state of this rank's streams after the batches taken so far; JSON-serialisable."""
         return {

@@ -100,7 +100,7 @@ class Stream:
         ]
         self._batcher = self._new_batcher()
         self._taken = [0] * len(self._readers)
-        self.seen = self.bad = 0
+        self.seen = self.bad = self.shrunk = 0
 
     def next_batch(self) -> PackedBatch:
         """The first of `next_batches`."""
@@ -138,6 +138,7 @@ class Stream:
             "taken": list(self._taken),
             "seen": self.seen,
             "bad": self.bad,
+            "shrunk": self.shrunk,
             **self._batcher.state_dict(lambda planned: list(planned.reference)),
         }
 
@@ -148,7 +149,7 @@ class Stream:
         for reader, place in zip(self._readers, state["readers"], strict=True):
             reader.restore(place)
         self._taken = list(state["taken"])
-        self.seen, self.bad = state["seen"], state["bad"]
+        self.seen, self.bad, self.shrunk = state["seen"], state["bad"], state.get("shrunk", 0)
 
         def find(reference: list[int]) -> tuple[Planned, int]:
             epoch, shard, member, drawn = reference
@@ -180,6 +181,7 @@ class Stream:
             except (BadSample, BadShard) as error:
                 self._skip(error)
                 continue
+            self.shrunk += planned.view.shrunk
             self._readers[source].good()
             self._taken[source] += 1
             return planned

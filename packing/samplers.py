@@ -42,10 +42,12 @@ def draw_view(
     share = token_share(rows * cols, config) if config.drop.kind == "resolution" else 0.0
     rate = draw_rate(rng, config.drop, share)
     num_tokens = kept_tokens(rows * cols, rate)
+    shrunk = False
     if max_tokens is not None and num_tokens > max_tokens:
+        shrunk = True
         rows, cols = shrink_grid(rows, cols, max(max_tokens, int(max_tokens / (1 - rate))))
         num_tokens = min(max_tokens, kept_tokens(rows * cols, rate))
-    return View(rows, cols, patch_size, num_tokens, box, flip)
+    return View(rows, cols, patch_size, num_tokens, box, flip, shrunk)
 
 
 def full_view(native: tuple[int, int], patch_size: int, resolution: float | None = None) -> View:

@@ -19,6 +19,7 @@ class View:
         num_tokens: kept tokens, 1..rows*cols.
         box: (top, left, height, width) of the crop in native pixels.
         flip: mirror left and right.
+        shrunk: whether it is shown at a lower resolution than was drawn, to fit a sequence.
     """
 
     rows: int
@@ -27,6 +28,7 @@ class View:
     num_tokens: int
     box: tuple[int, int, int, int]
     flip: bool = False
+    shrunk: bool = False
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.cols < 1 or not 1 <= self.num_tokens <= self.rows * self.cols:

@@ -4,7 +4,15 @@ import pytest
 import tyro
 import yaml
 
-from packvit.train.config import Config, TrainConfig, changed_fields, load_config, plain_config, save_config
+from packvit.train.config import (
+    Config,
+    OptimConfig,
+    TrainConfig,
+    changed_fields,
+    load_config,
+    plain_config,
+    save_config,
+)
 from packvit.train.recipes import RECIPES, find_recipe
 
 
@@ -92,3 +100,11 @@ def test_only_changes_that_matter_to_a_run_are_named():
     assert changed_fields(saved, config) == {"seed": (0, 3), "train.steps": (1000, 7)}
     del saved["seed"]  # as a version of packvit without this field would have saved it
     assert changed_fields(saved, config) == {"train.steps": (1000, 7)}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused(value):
+    with pytest.raises(ValueError, match=f"optim.lr={value}"):
+        Config(optim=OptimConfig(lr=value))
+    with pytest.raises(ValueError, match=f"optim.betas={value}"):
+        Config(optim=OptimConfig(betas=(0.9, value)))

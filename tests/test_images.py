@@ -108,3 +108,11 @@ def test_views_and_read_only_arrays_are_accepted():
 def test_errors_name_the_image(images, options, message):
     with pytest.raises(ValueError, match=message):
         pack_images(images, **options)
+
+
+@pytest.mark.parametrize("wrong", ["16", ["16"], [None], float("nan"), 1.5, 0])
+def test_a_patch_size_that_is_no_whole_number_is_named(wrong):
+    with pytest.raises(ValueError, match=r"patch_size=.* must be a positive whole number"):
+        pack_images([noise(32, 32)], wrong)
+    with pytest.raises(ValueError, match=r"resolution=.* must be a positive number"):
+        pack_images([noise(32, 32)], 16, resolution=["64"])  # pyright: ignore[reportArgumentType]

@@ -33,6 +33,15 @@ def test_samples_show_patches_and_padding(cut_image, tmp_path):
     assert colours_of(tmp_path / "b.png")[rgb(PADDING)] < 100  # smoothed edges of text
 
 
+def test_a_picture_of_few_images_is_as_wide_as_its_title(cut_image, tmp_path):
+    draw_samples(PackedBatch.build([[cut_image(np.zeros((8, 8, 3), np.uint8), 8)]], 4), tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        pixels = np.asarray(image.convert("L"))
+    dark = np.flatnonzero((pixels[: pixels.shape[0] // 8] < 128).any(0))  # columns of the title
+    assert dark[0] > 10
+    assert dark[-1] < pixels.shape[1] - 10
+
+
 def test_accuracy_has_a_line_for_every_patch_size(tmp_path):
     rows = [
         {"resolution": r, "patch_size": p, "tokens_per_image": (r / p) ** 2, "accuracy": 0.5}

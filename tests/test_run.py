@@ -1,6 +1,9 @@
 """A whole run through the command: what it leaves in its folder, and what it says when something is wrong."""
 
 import json
+import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ from PIL import Image
 
 from packvit.data import write_shards
 from packvit.data.write import Sample
-from packvit.models import load_model
+from packvit.models import load_model, save_model
 from packvit.train.cli import dispatch
 from packvit.train.config import load_config
 from packvit.train.metrics import read_json_lines
@@ -17,7 +20,7 @@ from packvit.train.run import lock_folder
 LINE = {
     "step", "images_seen", "tokens_seen", "gflops_seen", "loss", "lr", "images_per_s", "tokens_per_s",
     "padding_fraction", "images_per_sequence", "data_wait_fraction", "mfu", "grad_norm", "nonfinite_steps",
-    "loss_by_patch_size", "loss_by_resolution", "drop_rate", "drop_rate_by_resolution", "memory_gb",
+    "shrunk", "loss_by_patch_size", "loss_by_resolution", "drop_rate", "drop_rate_by_resolution", "memory_gb",
 }  # fmt: skip
 ROW = {"resolution", "patch_size", "tokens_per_image", "gflops_per_image", "accuracy", "ece", "images"}
 
@@ -216,3 +219,80 @@ def test_a_small_share_of_bad_headers_stops_no_run(run_flags, digits_set, tmp_pa
     changes = {"data__shards": tmp_path / "shards", "data__workers": 0, "packing__lookahead": 256}
     flags = run_flags(tmp_path / "run", packing__balance=16, train__steps=12, **changes)
     assert dispatch(["train", *flags]) == 0
+
+
+def test_a_finished_run_says_that_there_is_nothing_to_train(run_flags, tmp_path, capsys):
+    flags = run_flags(tmp_path, data__workers=0, train__steps=3)
+    assert dispatch(["train", *flags]) == 0
+    capsys.readouterr()
+    assert dispatch(["train", *flags, "--train.steps", "2"]) == 0
+    assert "Nothing to train: step is 3 already, of 2" in capsys.readouterr().out
+
+
+def test_a_run_whose_weights_are_not_finite_keeps_its_last_good_checkpoint(
+    run_flags, tmp_path, capsys, monkeypatch
+):
+    from packvit.train.engine import Engine
+
+    real = Engine.step
+
+    def overflow(self: Engine, finite: bool, number: int, factor: float) -> None:
+        real(self, finite, number, factor)
+        if number == 3:
+            with torch.no_grad():
+                next(self.model.parameters()).fill_(math.inf)
+
+    monkeypatch.setattr(Engine, "step", overflow)
+    flags = run_flags(tmp_path, data__workers=0, train__steps=4, train__checkpoint_every=2)
+    assert "diverged: at step 4" in fails(capsys, ["train", *flags])
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_results_hold_null_where_a_model_answers_nothing_finite(finished, digits_set, tmp_path, capsys):
+    model = load_model(finished)
+    assert model.head is not None
+    torch.nn.init.constant_(model.head.weight, math.nan)
+    save_model(model, tmp_path)
+    arguments = ["--shards", str(digits_set / "val"), "--resolutions", "24", "--patch-sizes", "12"]
+    assert dispatch(["eval", str(tmp_path), *arguments, "--workers", "0"]) == 0
+    assert "not finite" in capsys.readouterr().out
+    text = (tmp_path / "eval/results.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["rows"][0]["ece"] is None
+
+
+def test_budgets_beyond_all_memory_are_refused_before_training(
+    run_flags, digits_set, finished, tmp_path, capsys
+):
+    val = str(digits_set / "val")
+    flags = run_flags(tmp_path, data__val_shards=val, eval__resolutions=1_000_000, eval__patch_sizes=8)
+    assert "too many for the" in fails(capsys, ["train", *flags])
+    assert not (tmp_path / "metrics.jsonl").exists()
+    budget = ["--shards", val, "--resolutions", "1000000", "--patch-sizes", "8"]
+    assert "too many for the" in fails(capsys, ["eval", str(finished), *budget])
+
+
+def test_views_that_are_shrunk_are_counted_and_said(run_flags, tmp_path, capsys):
+    changes = {"data__workers": 0, "views__drop__kind": "none", "packing__seq_len": 16, "train__steps": 2}
+    assert dispatch(["train", *run_flags(tmp_path, **changes)]) == 0
+    shrunk = [line["shrunk"] for line in read_json_lines(tmp_path / "metrics.jsonl")]
+    assert 0 < shrunk[0] <= shrunk[1]
+    flags = run_flags(tmp_path, **changes | {"train__steps": 3})
+    assert dispatch(["train", *flags]) == 0
+    last = read_json_lines(tmp_path / "metrics.jsonl")[-1]
+    assert last["shrunk"] >= shrunk[1]
+    assert f"{last['shrunk']} views were longer than packing.seq_len=16" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_ranks_say_a_mistake_once(run_flags, tmp_path):
+    flags = run_flags(tmp_path / "run", data__shards=tmp_path / "nowhere")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for more, message in (([], "nowhere"), (["--train.steps", "0"], "train.steps=0")):
+        result = subprocess.run(
+            [*command, "-m", "packvit.train", *flags, *more], capture_output=True, text=True, timeout=120
+        )
+        assert result.returncode != 0
+        output = result.stdout + result.stderr
+        assert output.count(message) == 1, output

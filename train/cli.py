@@ -1,9 +1,11 @@
 """The `packvit` command: reads arguments, calls what does the work, and turns errors into one sentence."""
 
+import io
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -43,6 +45,7 @@ recipes: {", ".join(RECIPES)}
 `packvit COMMAND --help` lists a command's options, `packvit train RECIPE --help` all of a run's."""
 
 Folder = Annotated[Path, tyro.conf.Positional]
+OTHERS_WAIT = 5.0  # seconds
 
 
 def main() -> None:
@@ -79,9 +82,20 @@ def dispatch(arguments: Sequence[str]) -> int:
 
 
 def fail(message: str) -> int:
-    """Say on standard error what is wrong; returns exit status 2."""
+    """Say on standard error what is wrong; returns exit status 2.
+
+    What is wrong on all ranks is said once: the others leave the first one of a machine the time to say it
+    and to be noticed by torchrun, which then ends them.
+    """
+    if is_other_rank():
+        time.sleep(OTHERS_WAIT)
     print(f"packvit: error: {message}", file=sys.stderr)
     return 2
+
+
+def is_other_rank() -> bool:
+    """Whether torchrun started this process and it is not the first of its machine."""
+    return os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def train_command(arguments: Sequence[str]) -> None:
@@ -101,7 +115,14 @@ def train_command(arguments: Sequence[str]) -> None:
     model, rest = take_model(arguments[1:])
     if model:
         default = start_with(default, model)
-    run(tyro.cli(Config, default=default, prog=f"packvit train {arguments[0]}", args=rest))
+    prog = f"packvit train {arguments[0]}"
+    # All ranks read the same arguments: what is wrong with them is said once.
+    with ExitStack() as quiet:
+        if is_other_rank():
+            quiet.enter_context(redirect_stdout(io.StringIO()))
+            quiet.enter_context(redirect_stderr(io.StringIO()))
+        config = tyro.cli(Config, default=default, prog=prog, args=rest)
+    run(config)
 
 
 def take_model(arguments: Sequence[str]) -> tuple[str, list[str]]:

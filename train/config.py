@@ -1,5 +1,6 @@
 """The configuration of a run: composes what each folder owns, reads and writes it as YAML."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -194,6 +195,10 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
+        for name, value in _flat(plain_config(self)).items():
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise ValueError(f"{name}={number} must be a finite number")
         if self.threads < 0:
             raise ValueError(f"threads={self.threads} must not be negative")
         if EMA in self.distill.teachers and not self.train.ema:

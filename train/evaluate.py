@@ -1,15 +1,40 @@
 """One model, any budget: accuracy at every resolution and patch size asked for."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from itertools import product
 
 import torch
 
 from packvit.data import EvalSet
-from packvit.models import PackedViT
+from packvit.models import PackedViT, ViTConfig
 from packvit.packing import PackingConfig
 from packvit.train.distributed import Ranks
 from packvit.train.losses import expected_calibration_error
+
+
+def check_budgets(
+    model: ViTConfig, resolutions: Sequence[int], patch_sizes: Sequence[int], device: torch.device
+) -> None:
+    """Refuse what cannot be evaluated, before any work is done.
+
+    Raises:
+        ValueError: a single view takes more memory than there is.
+    """
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for resolution, p in product(resolutions, patch_sizes):
+        tokens = round((resolution / p) ** 2)
+        # A patch as bytes and as float32, and a block's activations: at the least what a token takes.
+        if tokens * (15 * p * p + 32 * model.width) > memory:
+            raise ValueError(
+                f"a view of resolution {resolution} at patch size {p} has {tokens} tokens, too many for the "
+                f"{memory / 1e9:.0f} GB of memory of this {device.type}: evaluate at lower resolutions or "
+                "larger patch sizes"
+            )
 
 
 def evaluate(

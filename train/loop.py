@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -18,7 +17,8 @@ from packvit.data import DataError, LoadedBatch, StoredLogits, TrainLoader, merg
 from packvit.models import PackedViT, ViTConfig
 from packvit.packing import BatchStats, PackedBatch, derive_seed
 from packvit.train.checkpoint import Checkpointer, find_checkpoints, load_checkpoint, read_progress
-from packvit.train.config import Config, changed_fields, plain_config, save_config
+from packvit.train.checks import check_bad_share, check_finite, check_same_run, check_weights
+from packvit.train.config import Config, plain_config, save_config
 from packvit.train.distributed import Ranks
 from packvit.train.engine import Engine
 from packvit.train.groups import image_facts
@@ -32,9 +32,6 @@ from packvit.train.schedule import lr_factor
 from packvit.train.student import make_student
 from packvit.train.teachers import load_teachers
 from packvit.train.trackers import Trackers
-
-# Fields of which only whether they are 0 must stay: the checkpoint has tensors for them.
-SWITCHES = ("train.ema", "distill.feature_weight", "distill.token_weight")
 
 
 @dataclass
@@ -103,6 +100,9 @@ def train(
         loader.load_state_dict(saved["data"])
         counters = Counters(**saved["counters"])
         progress.say(f"Resuming from {found[-1]}")
+        done, length = getattr(counters, config.train.length[0]), config.train.length[1]
+        if done >= length:
+            progress.say(f"Nothing to train: {config.train.length[0]} is {done} already, of {length}")
     ranks.barrier()  # nobody writes before all have read
     if ranks.is_main:
         save_config(config, config.run_dir / "config.yaml")
@@ -183,6 +183,7 @@ def train(
             line |= {
                 "lr": config.optim.lr * factor,
                 "grad_norm": grad_norm if finite else None,
+                "shrunk": int(*ranks.sum([loader.shrunk()])),
             }
             metrics.write(line)
             trackers.log(line)
@@ -190,6 +191,7 @@ def train(
             window = Window()
             check_bad_share(loader, ranks, config)
         if checkpoint:
+            check_weights(engine, counters.step)
             state = {
                 "counters": asdict(counters),
                 "config": plain_config(config),
@@ -239,50 +241,3 @@ def batch_flops(model: ViTConfig, batch: PackedBatch) -> int:
     """FLOPs of one forward pass."""
     pairs = zip(batch.image_lengths().tolist(), batch.patch_sizes.tolist(), strict=True)
     return sum(model.flops(length, patch_size) for length, patch_size in pairs)
-
-
-def check_same_run(path: Path, saved: dict, config: Config, progress: Progress) -> None:
-    """Refuse to resume what would be another run; name what else has changed.
-
-    Raises:
-        ValueError: `path` was saved with another seed, model, optimizer or number of teachers, or with or
-            without a moving average or a match of features or tokens.
-    """
-    for name, (old, new) in changed_fields(saved, config).items():
-        switched = name in SWITCHES and (old == 0) != (new == 0)
-        fewer = name == "distill.teachers" and len(old) != len(new)
-        if switched or fewer or name in ("seed", "optim.kind") or name.startswith("model."):
-            raise ValueError(
-                f"{path} was saved with {name}={old}, not {new}: resume with the same, or take another "
-                "run_dir"
-            )
-        progress.say(f"Changed since {path.name}: {name} was {old}, is {new}")
-
-
-def check_finite(nonfinite: int, step: int, config: Config) -> None:
-    """Stop a run that learns nothing.
-
-    Raises:
-        ValueError: more than `train.max_nonfinite` steps in a row had a gradient that is not finite.
-    """
-    if nonfinite > config.train.max_nonfinite:
-        raise ValueError(
-            f"the gradient was not finite in {nonfinite} steps in a row, up to step {step}: lower optim.lr, "
-            "raise optim.warmup or look at the data; the last checkpoint is good"
-        )
-
-
-def check_bad_share(loader: TrainLoader, ranks: Ranks, config: Config) -> None:
-    """Stop a run that loses data.
-
-    Raises:
-        ValueError: more samples are bad than `data.max_bad_fraction` allows.
-    """
-    seen, bad = ranks.sum(loader.counts())
-    share = config.data.max_bad_fraction
-    # A few bad samples at the start say little about the share: what counts is beyond three deviations.
-    if bad > share * seen + 3 * math.sqrt(share * (1 - share) * seen):
-        raise ValueError(
-            f"{bad:.0f} of {seen:.0f} samples could not be used, more than data.max_bad_fraction="
-            f"{config.data.max_bad_fraction} allows: {config.run_dir / 'skipped.jsonl'} names them"
-        )

@@ -21,6 +21,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F
 MARKERS = "osD^vPX*"
 PADDING = "#B0B0B0"
 MIN_ACROSS, MAX_ACROSS = 5, 12  # images side by side
+TITLE_WIDTH = 8  # inches that the longest line of a title takes
 
 
 def draw_accuracy(rows: Iterable[dict[str, Any]], path: Path) -> None:
@@ -76,7 +77,7 @@ def draw_samples(batch: PackedBatch, path: Path, max_sequences: int = 4) -> None
     lengths = batch.image_lengths().tolist()
     across = min(MAX_ACROSS, max(MIN_ACROSS, *map(len, sequences)))
     bands = [max(1, -(-len(images) // across)) for images in sequences]
-    figure = new_figure(1.15 * across + 0.6, 1.75 * sum(bands) + 0.5 * len(bands) + 0.9)
+    figure = new_figure(max(1.15 * across + 0.6, TITLE_WIDTH), 1.75 * sum(bands) + 0.5 * len(bands) + 0.9)
     heights = [height for band in bands for height in (*[1.75] * band, 0.5)]
     grid = figure.add_gridspec(len(heights), across, height_ratios=heights)
     line = 0

@@ -19,9 +19,9 @@ from packvit.train.config import Config
 from packvit.train.curves import draw_history
 from packvit.train.distributed import Ranks, start_ranks, stop_ranks
 from packvit.train.engine import make_autocast
-from packvit.train.evaluate import evaluate
+from packvit.train.evaluate import check_budgets, evaluate
 from packvit.train.loop import train
-from packvit.train.metrics import read_json_lines
+from packvit.train.metrics import known, read_json_lines
 from packvit.train.preempt import catch_sigterm
 from packvit.train.progress import Progress
 from packvit.train.report import draw_accuracy
@@ -54,6 +54,7 @@ def run(config: Config) -> None:
         images = None
         if config.data.val_shards:
             images = EvalSet(config.data.val_shards, config.model.num_classes, config.data.label_field)
+            check_budgets(config.model, *budgets(config), ranks.device)
         with Trackers() as trackers:
             with catch_sigterm() as preemption:
                 model = train(config, ranks, progress, preemption, trackers)
@@ -64,6 +65,7 @@ def run(config: Config) -> None:
                 save_model(model, config.run_dir)
                 history = read_json_lines(config.run_dir / "metrics.jsonl")
                 progress.draw(partial(draw_history, history, config.run_dir))
+                say_losses(history[-1], config, progress)
             if images is not None:
                 packing = replace(config.packing, sequences=config.eval.sequences, max_batch_images=None)
                 evaluator = Evaluator(
@@ -79,6 +81,19 @@ def run(config: Config) -> None:
         stop_ranks()
         if lock is not None:
             lock.close()
+
+
+def say_losses(last: dict, config: Config, progress: Progress) -> None:
+    """Say what was lost until the `last` line of metrics.jsonl, so that nothing is lost in silence."""
+    if last["loss"] is None:
+        progress.say(
+            "The last steps had no finite gradient and changed nothing: lower optim.lr or look at the data"
+        )
+    if last.get("shrunk"):
+        progress.say(
+            f"{last['shrunk']} views were longer than packing.seq_len={config.packing.seq_len} and were "
+            "shown at a lower resolution"
+        )
 
 
 def lock_folder(folder: Path) -> IO:
@@ -143,7 +158,11 @@ class Evaluator:
         if not self.ranks.is_main:
             return
         out.mkdir(parents=True, exist_ok=True)
-        (out / "results.json").write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+        if any(row != known(row) for row in rows):
+            self.progress.say(
+                "The model's outputs are not finite at some budgets: results.json has null there"
+            )
+        (out / "results.json").write_text(json.dumps({"rows": known(rows)}, indent=1, allow_nan=False) + "\n")
         (out / "skipped.jsonl").write_text("".join(json.dumps(line) + "\n" for line in skipped))
         if skipped:
             self.progress.say(f"{len(skipped)} images could not be used: {out / 'skipped.jsonl'} names them")
@@ -229,6 +248,7 @@ def evaluate_folder(
     try:
         images = EvalSet(shards, model.config.num_classes, label_field)
         evaluator = Evaluator(images, packing, precision, workers, ranks, progress)
+        check_budgets(model.config, resolutions, patch_sizes, ranks.device)
         folder = out or (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "eval"
         if ranks.is_main and (kept := keep_old(folder)):
             progress.say(f"Kept the results of before as {kept}")
