@@ -49,8 +49,13 @@ class AugmentConfig:
                 raise ValueError(f"data.augment.{name}={getattr(self, name)} must lie in [0, {most:g}]")
 
 
+UNCHANGED = AugmentConfig()
+
+
 def augment(sample: DecodedSample, config: AugmentConfig) -> DecodedSample:
     """The sample with the same operations on the pixels of each of its views."""
+    if config == UNCHANGED:
+        return sample
     operations = draw_operations(Random(derive_seed(sample.seed, "augment")), config)
     return replace(sample, pixels=[apply(pixels, operations) for pixels in sample.pixels])
 

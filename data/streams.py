@@ -83,6 +83,7 @@ class Stream:
         self.teachers = teachers
         self.stored = stored
         self.skipped: list[dict] = []
+        self._opened: dict[int, Shard] = {}  # during a batch
         self.sources = [range(len(paths))] if sources is None else sources
         weights = data.weights or (1.0,) * len(self.sources)
         self.weights = [weight / sum(weights) for weight in weights]
@@ -115,6 +116,7 @@ class Stream:
             ValueError: a view is longer than `packing.seq_len` and `packing.oversize` is `error`; or no
                 sample can be used any more.
         """
+        self._opened.clear()  # a shard that was replaced is noticed by the next batch
         seq_len = self.packing.seq_len
         mixed = self.views.patch_size_per == "image"
         while (rows := self._batcher.deal()) is None:
@@ -215,7 +217,8 @@ class Stream:
         """The sample with as many tokens as the packer left it, then as teachers see it; None if bad."""
         epoch, shard_index, member, _ = planned.reference
         seed = derive_seed(self.seed, "drop", epoch, planned.key)
-        views = [replace(planned.view, num_tokens=kept)]
+        view = planned.view
+        views = [view if kept == view.num_tokens else replace(view, num_tokens=kept)]
         views += [reshow(planned.view, *teacher) for teacher in self.teachers]
         try:
             shard = self._open(shard_index)
@@ -238,7 +241,9 @@ class Stream:
             return None
 
     def _open(self, index: int) -> Shard:
-        return Shard.open(self.paths[index], self.data.fetch)
+        if index not in self._opened:
+            self._opened[index] = Shard.open(self.paths[index], self.data.fetch)
+        return self._opened[index]
 
     def _skip(self, error: BadSample | BadShard) -> None:
         self.bad += 1

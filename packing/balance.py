@@ -43,7 +43,9 @@ class Dealer(Generic[Item]):
         """Take finished sequences."""
         for row in rows:
             self._rows.append(row)
-            if self._height(row) == 1:
+            height = self._height(row)
+            self._waiting += height
+            if height == 1:
                 self._seen += 1
                 self._cost += cost(row)
 
@@ -52,20 +54,21 @@ class Dealer(Generic[Item]):
 
         It has fewer than `sequences` rows only where all that waits is longer than what is left of it.
         """
-        heights = [self._height(row) for row in self._rows]
-        if sum(heights) < self.sequences * self.balance:
+        if self._waiting < self.sequences * self.balance:
             return None
+        heights = [self._height(row) for row in self._rows]
         taken, left = [], self.sequences
         for place, height in enumerate(heights):
             if height <= left:
                 taken.append(place)
                 left -= height
         # Wait for a sequence that fits beside long items, but not for ever.
-        if left and sum(heights) < 2 * self.sequences * self.balance:
+        if left and self._waiting < 2 * self.sequences * self.balance:
             return None
         chosen = self._swap(taken, heights)
         batch = [self._rows[place] for place in sorted(chosen)]
         self._rows = [row for place, row in enumerate(self._rows) if place not in chosen]
+        self._waiting -= sum(map(self._height, batch))
         return batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -75,6 +78,7 @@ class Dealer(Generic[Item]):
     def restore(self, state: dict[str, Any]) -> None:
         """Replace the state by one that `state_dict` returned."""
         self._rows: list[Row[Item]] = list(state["rows"])
+        self._waiting = sum(map(self._height, self._rows))  # rows of batches
         self._seen: int = state["seen"]
         self._cost: int = state["cost"]
 
