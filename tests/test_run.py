@@ -2,8 +2,10 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,13 +87,14 @@ def test_eval_of_a_run_gives_the_same_rows(finished, digits_set, tmp_path):
     assert rows[1]["patch_size"] == 12
 
 
-def test_eval_keeps_the_results_of_before(finished, digits_set, capsys):
-    before = (finished / "eval/results.json").read_text()
+def test_eval_keeps_the_results_of_before(finished, digits_set, tmp_path, capsys):
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    before = (run / "eval/results.json").read_text()
     arguments = ["--shards", str(digits_set / "val"), "--resolutions", "24", "--patch-sizes", "12"]
-    assert dispatch(["eval", str(finished), *arguments, "--workers", "0"]) == 0
+    assert dispatch(["eval", str(run), *arguments, "--workers", "0"]) == 0
     assert "eval-1" in capsys.readouterr().out
-    assert (finished / "eval-1/results.json").read_text() == before
-    assert len(json.loads((finished / "eval/results.json").read_text())["rows"]) == 1
+    assert (run / "eval-1/results.json").read_text() == before
+    assert len(json.loads((run / "eval/results.json").read_text())["rows"]) == 1
 
 
 def test_a_folder_is_for_one_run_at_a_time(capsys, run_flags, tmp_path):
