@@ -31,6 +31,7 @@ def test_every_recipe_survives_a_round_trip(name, tmp_path):
         ("packing", {"seq_len": "long"}, r"packing\.seq_len"),
         ("packing", {"seq_len": 0}, r"packing\.seq_len=0"),
         ("train", {"loss": "hinge"}, r"train\.loss"),
+        ("train", {"profile": -1}, r"train\.profile=-1"),
     ],
 )
 def test_a_wrong_field_of_a_file_is_named(section, change, message, tmp_path):

@@ -129,7 +129,7 @@ class TrainConfig:
             raise ValueError(
                 "only one of train.images, train.tokens and train.gflops can be the run's length"
             )
-        for name in ("images", "tokens", "gflops", "max_nonfinite", "keep_every"):
+        for name in ("images", "tokens", "gflops", "max_nonfinite", "keep_every", "profile"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)} must not be negative")
         if not 0 <= self.label_smoothing < 1:
