@@ -24,10 +24,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from webdataset.compat import WebDataset
 
-from packvit.data import DataConfig, Shard, Stream, expand_shards, write_shards
-from packvit.data import decode as decode_module
-from packvit.data import streams as streams_module
-from packvit.data.write import Sample
+from packvit.data import DataConfig, DataPlan, Shard, Stream, expand_shards, write_shards
+from packvit.data.make.write import Sample
+from packvit.data.samples import decode as decode_module
+from packvit.data.streams import reader as reader_module
+from packvit.data.streams import stream as stream_module
 from packvit.packing import DropConfig, PackingConfig, ResolutionConfig, ViewsConfig
 
 ROOT = Path(__file__).parent.parent
@@ -59,13 +60,20 @@ def photograph(rng: np.random.Generator, width: int, height: int) -> bytes:
     return buffer.getvalue()
 
 
+def make_plan(shards: list[str], streams: int, views: ViewsConfig, packing: PackingConfig) -> DataPlan:
+    """A run that reads images and labels, whatever the number of classes."""
+    data = DataConfig(tuple(shards), streams=streams, workers=0)
+    return DataPlan(data, views, packing, targets={"label": data.class_target(None)})
+
+
 def packvit_images(shards: list[str]) -> Iterator[int]:
     """Images of each batch of one stream: planned, packed, decoded, cut."""
-    data = DataConfig(tuple(shards), streams=1, workers=0)
-    stream = Stream(0, shards, data, VIEWS, PackingConfig(seq_len=1024, sequences=4, balance=4), seed=0)
+    packing = PackingConfig(seq_len=1024, sequences=4, balance=4)
+    stream = Stream(make_plan(shards, 1, VIEWS, packing), 0)
     while True:
-        yield stream.next_batch().num_images
-        stream.state_dict()
+        batch = stream.next_batch().batch
+        assert batch is not None
+        yield batch.num_images
 
 
 def plain_images(shards: list[str]) -> Iterator[int]:
@@ -152,8 +160,8 @@ def bookkeeping_share(shards: list[str]) -> float:
 
         return run
 
-    patched = [(streams_module, "decode_sample"), (streams_module, "cut_mixed"), (Shard, "native_size")]
-    patched += [(streams_module.PackedBatch, "build")]
+    patched = [(stream_module, "decode_sample"), (stream_module, "cut_views")]
+    patched += [(reader_module, "read_native_size"), (stream_module.PackedBatch, "build")]
     originals = [getattr(owner, name) for owner, name in patched]
     for (owner, name), original in zip(patched, originals, strict=True):
         setattr(owner, name, staticmethod(timed(original)) if name == "build" else timed(original))
@@ -175,12 +183,12 @@ def memory_over_samples(folder: Path) -> list[tuple[int, float]]:
     small = [photograph(rng, 48, 32) for _ in range(50)]
     write_shards((Sample(f"s{i:05d}", small[i % 50], "jpg", 0) for i in range(8000)), folder, 500)
     shards = expand_shards(str(folder))
-    data = DataConfig(tuple(shards), streams=8, workers=0)
     views = ViewsConfig(
         (8,), resolution=ResolutionConfig(16, 32, "uniform"), drop=DropConfig("beta", 0.5, 0.9)
     )
     packing = PackingConfig(seq_len=256, sequences=8)
-    streams = [Stream(index, shards, data, views, packing, seed=0) for index in range(8)]
+    plan = make_plan(shards, 8, views, packing)
+    streams = [Stream(plan, index) for index in range(8)]
     points, following = [], 0
     for stream in cycle(streams):
         seen = sum(one.seen for one in streams)
@@ -190,7 +198,6 @@ def memory_over_samples(folder: Path) -> list[tuple[int, float]]:
         if seen >= MEMORY_SAMPLES:
             return points
         stream.next_batch()
-        stream.state_dict()
     return points
 
 

@@ -57,11 +57,12 @@ def loss_of(logits: Tensor) -> Tensor:
 
 def packvit_steps(images: list[np.ndarray], rows: int, **config) -> tuple[nn.Module, list[Step]]:
     """Packed sequences, `rows` of them at a time."""
-    model = PackedViT(ViTConfig(WIDTH, DEPTH, HEADS, CLASSES, patch_buffer=P, **config))
+    kind = ViTConfig(width=WIDTH, depth=DEPTH, heads=HEADS, num_classes=CLASSES, patch_buffer=P, **config)
+    model = PackedViT(kind)
     lengths = [len(patches_of(image)) for image in images]
     sequences = pack_lengths(lengths, SEQ_LEN)
     items = [
-        PackedImage(patches_of(i), positions_of(i), (len(i) // P, len(i) // P), P, i.shape[:2])
+        PackedImage({(P, P): patches_of(i)}, positions_of(i), (len(i) // P, len(i) // P), (P, P), i.shape[:2])
         for i in images
     ]
     batches = [
@@ -195,16 +196,16 @@ def patch_size_cost(rounds: int) -> dict:
     """Time of a ViT-S step with FlexiViT's ten patch sizes in a batch over that with one; as many tokens."""
     torch.manual_seed(SEED)
     rng = np.random.default_rng(SEED)
-    model = PackedViT(ViTConfig(384, 12, 6, CLASSES, patch_buffer=32))
+    model = PackedViT(ViTConfig(width=384, depth=12, heads=6, num_classes=CLASSES, patch_buffer=32))
     sizes = {"ten patch sizes": (48, 40, 30, 24, 20, 16, 15, 12, 10, 8), "one patch size": (16,) * 10}
     trainers = {}
     for name, patch_sizes in sizes.items():
         images = [
             PackedImage(
-                rng.integers(0, 256, (100, p * p * 3), np.uint8),
+                {(p, p): rng.integers(0, 256, (100, p * p * 3), np.uint8)},
                 grid_positions(10),
                 (10, 10),
-                p,
+                (p, p),
                 (10 * p, 10 * p),
             )
             for p in patch_sizes * 4

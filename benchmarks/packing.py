@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from packvit.analyze.analysis import draw_tokens
+from packvit.analyze.cost import CostConfig, Work
+from packvit.analyze.measure import measure
 from packvit.packing import Dealer, DropConfig, ResolutionConfig, ViewsConfig, make_packer
-from packvit.packing.analyze import draw_tokens
-from packvit.packing.balance import cost
-from packvit.packing.cost import CostConfig, Work
-from packvit.packing.measure import measure
-from packvit.packing.packer import Row
-from packvit.packing.policy import PACKERS
+from packvit.packing.packers.batches import attention_cost
+from packvit.packing.packers.config import PACKERS
+from packvit.packing.packers.packer import Contents
 
 ROOT = Path(__file__).parent.parent
 SEED, VIEWS, STREAM_VIEWS = 0, 100_000, 100_000
@@ -99,7 +99,7 @@ def compare(
     return rows
 
 
-def spread(streams: list[list[Row[None]]], seq_len: int, balance: int) -> dict[str, Any]:
+def spread(streams: list[list[Contents[None]]], seq_len: int, balance: int) -> dict[str, Any]:
     """(most - least) / mean over 2, 4, 8 ranks of tokens, squared lengths and ViT-B's FLOPs; mean over steps.
 
     Each of the 8 streams deals batches of the sequences it packed, as in training; rank r trains on stream r.
@@ -112,7 +112,7 @@ def spread(streams: list[list[Row[None]]], seq_len: int, balance: int) -> dict[s
             dealer.add([row])
             while (batch := dealer.deal()) is not None:
                 tokens = sum(length for row in batch for _, length in row)
-                squares = sum(map(cost, batch))
+                squares = sum(map(attention_cost, batch))
                 batches.append((tokens, squares, CostConfig().flops(Work(ROWS * seq_len, squares))))
         tables.append(batches)
     steps = min(map(len, tables))

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from packvit.data import write_digits
-from packvit.models.config import ViTConfig
+from packvit.models import ViTConfig
 from packvit.train.config import Config
-from packvit.train.recipes import digits
+from packvit.train.recipes.digits import digits
 from packvit.train.run import run
 
 ROOT = Path(__file__).parent.parent

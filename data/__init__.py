@@ -1,39 +1,53 @@
-"""Shards in, packed batches out. Knows `packvit.packing` only."""
+"""Shards in, packed batches out."""
 
-from packvit.data.augment import AugmentConfig
-from packvit.data.check import check_shards
 from packvit.data.config import DataConfig
-from packvit.data.digits import write_digits
-from packvit.data.eval_set import EvalSet
 from packvit.data.images import pack_images
-from packvit.data.labels import Labels
-from packvit.data.loader import DataError, LoadedBatch, TrainLoader, merge_states
-from packvit.data.mix import MixConfig
-from packvit.data.shards import BadSample, BadShard, Shard, expand_shards
-from packvit.data.streams import Stream
-from packvit.data.taught import StoredLogits, write_taught
-from packvit.data.write import write_images, write_shards
+from packvit.data.make.check import check_shards
+from packvit.data.make.digits import write_digits
+from packvit.data.make.teach import write_with_logits
+from packvit.data.make.write import WriteConfig, write_images, write_shards
+from packvit.data.samples.augment import AugmentConfig
+from packvit.data.samples.mix import MixConfig, pixel_box
+from packvit.data.samples.sample import Mix, Mixing
+from packvit.data.samples.targets import ClassTarget, LogitsTarget, Target, TextTarget, collate_targets
+from packvit.data.shards.fetch import FetchConfig
+from packvit.data.shards.paths import ShardSet, expand_shards
+from packvit.data.shards.shard import BadSample, BadShard, Shard
+from packvit.data.streams.eval_set import EvalSet
+from packvit.data.streams.loader import TrainLoader, merge_states
+from packvit.data.streams.plan import DataPlan
+from packvit.data.streams.stream import DataError, LoadedBatch, Stream
 
 __all__ = [
     "AugmentConfig",
     "BadSample",
     "BadShard",
+    "ClassTarget",
     "DataConfig",
     "DataError",
+    "DataPlan",
     "EvalSet",
-    "Labels",
+    "FetchConfig",
     "LoadedBatch",
+    "LogitsTarget",
+    "Mix",
     "MixConfig",
+    "Mixing",
     "Shard",
-    "StoredLogits",
+    "ShardSet",
     "Stream",
+    "Target",
+    "TextTarget",
     "TrainLoader",
+    "WriteConfig",
     "check_shards",
+    "collate_targets",
     "expand_shards",
     "merge_states",
     "pack_images",
+    "pixel_box",
     "write_digits",
     "write_images",
     "write_shards",
-    "write_taught",
+    "write_with_logits",
 ]

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from packvit.data.augment import AugmentConfig
-from packvit.data.fetch import FetchConfig
-from packvit.data.labels import Labels
-from packvit.data.mix import MixConfig
+from packvit.data.samples.augment import AugmentConfig
+from packvit.data.samples.mix import MixConfig
+from packvit.data.samples.targets import ClassTarget, Target, TextTarget
+from packvit.data.shards.fetch import FetchConfig
+
+FREE = {"resume": "free"}  # see packvit.train.config
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class DataConfig:
         streams: logical streams; a multiple of the number of ranks. Part of the run's identity.
         shuffle_shards: units (see reader) whose samples are shuffled together.
         audit: the run writes the keys of every step's images to audit.jsonl.
-        fetch: how remote and gzipped shards are fetched.
+        fetch: how remote and gzipped shards are fetched, for training and validation.
         max_bad_fraction: the run stops when more than this share of the samples had to be skipped.
         mix: mixup and cutmix between the images of a batch.
         augment: changes of colour, before mixing.
@@ -31,13 +33,13 @@ class DataConfig:
     """
 
     shards: tuple[str, ...] = ()
-    val_shards: tuple[str, ...] = ()
+    val_shards: tuple[str, ...] = field(default=(), metadata=FREE)
     weights: tuple[float, ...] = ()
-    workers: int = 2
+    workers: int = field(default=2, metadata=FREE)
     streams: int = 64
     shuffle_shards: int = 4
-    audit: bool = False
-    fetch: FetchConfig = field(default_factory=FetchConfig)
+    audit: bool = field(default=False, metadata=FREE)
+    fetch: FetchConfig = field(default_factory=FetchConfig, metadata=FREE)
     max_bad_fraction: float = 0.05
     mix: MixConfig = field(default_factory=MixConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -57,12 +59,16 @@ class DataConfig:
             )
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"data.max_bad_fraction={self.max_bad_fraction} must lie in [0, 1]")
-        self.labels(None)
+        self.class_target(None)
 
-    def labels(self, classes: int | None) -> Labels:
+    def class_target(self, classes: int | None) -> ClassTarget:
         """How labels are read.
 
         Args:
             classes: labels outside 0..classes-1 make a sample bad; None accepts any, and none.
         """
-        return Labels(self.label_field, self.multi_label, classes)
+        return ClassTarget(self.label_field, self.multi_label, classes)
+
+    def text_targets(self) -> dict[str, Target]:
+        """The captions that come with a batch, as the target `text`; none without `caption_field`."""
+        return {"text": TextTarget(self.caption_field)} if self.caption_field else {}

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from packvit.data.transforms import cut_image
-from packvit.packing import PackedBatch, PackedImage, full_view, pack_lengths
+from packvit.data.samples.cut import cut_image
+from packvit.packing import PackedBatch, full_view, pack_in_order
 
 
 def pack_images(
@@ -46,7 +46,7 @@ def pack_images(
         if native != (view.height, view.width):
             resized = Image.fromarray(image).resize((view.width, view.height), Image.Resampling.BICUBIC)
             image = np.asarray(resized)
-        packed.append(cut_image(image, view, native, 0, None, str(index)))
+        packed.append(cut_image(image, view, native, str(index)))
         lengths.append(view.num_tokens)
     if not packed:
         raise ValueError("images is empty: there is nothing to pack")
@@ -56,15 +56,6 @@ def pack_images(
         index = next(i for i, length in enumerate(lengths) if length > seq_len)
         raise ValueError(f"images[{index}] has {lengths[index]} tokens, seq_len={seq_len} holds fewer")
     return pack_in_order(packed, seq_len)
-
-
-def pack_in_order(images: Sequence[PackedImage], seq_len: int) -> PackedBatch:
-    """One batch whose image i is `images[i]`; sequences hold at least the longest image."""
-    lengths = [len(image.patches) for image in images]
-    seq_len = max([seq_len, *lengths])
-    rows = pack_lengths(lengths, seq_len, lookahead=max(1, len(lengths)))
-    numbers = [i for row in rows for i in row]
-    return PackedBatch.build([[images[i] for i in row] for row in rows], seq_len, numbers, min_rows=1)
 
 
 def _one_each(value: float | Sequence | None, count: int, name: str) -> list:

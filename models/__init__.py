@@ -1,15 +1,19 @@
 """The Vision Transformer over packed batches. Knows packing, and nothing else of packvit."""
 
-from packvit.models.attention import BACKENDS, Segments, attention, choose_backend
-from packvit.models.checkpoint import load_model, save_model
+from packvit.models.attention.backends import BACKENDS, choose_backend
+from packvit.models.attention.segments import Layout, Segments, attention
 from packvit.models.config import ViTConfig
-from packvit.models.convert.export import export_model
+from packvit.models.encoder.block import BlockConfig
+from packvit.models.files.checkpoint import load_model, save_model
+from packvit.models.files.export import export_model
 from packvit.models.presets import PRESETS, preset
 from packvit.models.vit import Outputs, PackedViT
 
 __all__ = [
     "BACKENDS",
     "PRESETS",
+    "BlockConfig",
+    "Layout",
     "Outputs",
     "PackedViT",
     "Segments",

@@ -1,34 +1,47 @@
-"""Views, samplers, packers and the batch type. Knows no other folder."""
+"""Views, packers and the batch type. Knows no other room."""
 
-from packvit.packing.balance import Dealer
-from packvit.packing.batch import BatchStats, PackedBatch, PackedImage
-from packvit.packing.batcher import Batcher
-from packvit.packing.flat import FlatBatch
-from packvit.packing.packer import Packer
-from packvit.packing.policy import PackingConfig, make_packer, pack_lengths
-from packvit.packing.samplers import draw_view, full_view, reshow
-from packvit.packing.view import View, derive_seed
-from packvit.packing.views_config import CurriculumConfig, DropConfig, ResolutionConfig, ViewsConfig, views_at
+from packvit.packing.batch.flat import Flat
+from packvit.packing.batch.image import Collated, Mixed, PackedImage, Ragged, Shape
+from packvit.packing.batch.pack import pack_in_order
+from packvit.packing.batch.packed_batch import BatchStats, PackedBatch, map_leaves, stack
+from packvit.packing.packers.batches import Batches, Dealer
+from packvit.packing.packers.config import PackingConfig, make_packer, pack_lengths
+from packvit.packing.packers.packer import Packer
+from packvit.packing.views.config import (
+    CurriculumConfig,
+    DropConfig,
+    ResolutionConfig,
+    ViewsConfig,
+    views_at,
+)
+from packvit.packing.views.view import View, derive_seed, draw_view, full_view, same_crop
 
 __all__ = [
     "BatchStats",
-    "Batcher",
+    "Batches",
+    "Collated",
     "CurriculumConfig",
     "Dealer",
     "DropConfig",
-    "FlatBatch",
+    "Flat",
+    "Mixed",
     "PackedBatch",
     "PackedImage",
     "Packer",
     "PackingConfig",
+    "Ragged",
     "ResolutionConfig",
+    "Shape",
     "View",
     "ViewsConfig",
     "derive_seed",
     "draw_view",
     "full_view",
     "make_packer",
+    "map_leaves",
+    "pack_in_order",
     "pack_lengths",
-    "reshow",
+    "same_crop",
+    "stack",
     "views_at",
 ]

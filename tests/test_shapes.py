@@ -15,14 +15,13 @@ from jaxtyping import Bool, Float, Float32, Int32, Int64, UInt8, jaxtyped
 from torch import Tensor
 
 from packvit.data import pack_images
-from packvit.models import PackedViT, Segments, ViTConfig, attention
-from packvit.models.config import Operator
-from packvit.models.layout import Layout
-from packvit.models.patch_embed import pi_resize
-from packvit.models.pool import Pool, segment_reduce, segment_softmax
-from packvit.models.pos_embed import PosEmbed, coordinates, rope_tables, rotate
+from packvit.models import Layout, PackedViT, Segments, ViTConfig, attention
+from packvit.models.encoder.pool import Pool, PoolKind, segment_reduce, segment_softmax
+from packvit.models.position.embedding import Places, PosEmbed, centres, rope_tables, rotate
+from packvit.models.resample import Operator, pi_resize
 from packvit.packing import PackedBatch
-from packvit.train.losses import classification_loss, distillation_loss
+from packvit.train.tasks.classification import classification_loss
+from packvit.train.tasks.distillation import distillation_loss
 
 typed = jaxtyped(typechecker=beartype)
 IMAGES = st.lists(
@@ -35,12 +34,18 @@ def make_batch(images: list[tuple[int, int, int]]) -> PackedBatch:
     return pack_images(pixels, patch_size=[p for *_, p in images], seq_len=70)
 
 
+def make_layout(batch: PackedBatch, prefix: int) -> Layout:
+    return Layout.build(batch.cu_seqlens, batch.image_index, batch.num_images, batch.max_len, prefix)
+
+
 @typed
 def check_batch(
     lengths_of_segments: Int64[Tensor, "segments"],
     image_index: Int32[Tensor, "T"],
     coords: Int32[Tensor, "T 2"],
+    extents: Int32[Tensor, "T 2"],
     grids: Int32[Tensor, "N 2"],
+    cells: Int32[Tensor, "N 2"],
     patch_sizes: Int32[Tensor, "N"],
     native_sizes: Int32[Tensor, "N 2"],
     cu_seqlens: Int32[Tensor, "segments+1"],
@@ -50,7 +55,7 @@ def check_batch(
 
 
 @typed
-def check_patches(p: int, patches: UInt8[Tensor, "n {p*p*3}"], slots: Int64[Tensor, "n"]) -> None:
+def check_patches(p: int, q: int, patches: UInt8[Tensor, "n {p*q*3}"], slots: Int64[Tensor, "n"]) -> None:
     """Checks by being called."""
 
 
@@ -63,10 +68,10 @@ def check_model(
     cu_seqlens: Int32[Tensor, "segments+1"],
     layout_cu_seqlens: Int32[Tensor, "segments+1"],
     segment: Int64[Tensor, "t"],
-    layout_image_index: Int64[Tensor, "t"],
-    is_patch: Bool[Tensor, "t"],
+    owner: Int64[Tensor, "t"],
+    is_own: Bool[Tensor, "t"],
     slot_of: Int64[Tensor, "T"] | None,
-    image_segment: Int64[Tensor, "N"],
+    owner_segment: Int64[Tensor, "N"],
     prefix_slots: Int64[Tensor, "N {prefix}"],
     placed: Int32[Tensor, "t 2"],
     tokens: Float32[Tensor, "T D"],
@@ -84,15 +89,18 @@ def test_a_batch(images):
         batch.cu_seqlens.diff().long(),
         batch.image_index,
         batch.coords,
+        batch.extents,
         batch.grids,
+        batch.cells,
         batch.patch_sizes,
         batch.native_sizes,
         batch.cu_seqlens,
         batch.image_lengths(),
     )
     assert batch.num_images == len(images)
-    for p, patches in batch.patches.items():
-        check_patches(p, patches, batch.slots[p])
+    assert batch.patches.keys() == batch.slots.keys()
+    for (p, q), patches in batch.patches.items():
+        check_patches(p, q, patches, batch.slots[p, q])
 
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -110,7 +118,7 @@ def test_a_model(fields: dict[str, Any], images):
     sizes = {"width": 8, "depth": 1, "heads": 2, "num_classes": 3, "patch_buffer": 8}
     config = ViTConfig.from_dict(sizes | fields)
     model, batch = PackedViT(config), make_batch(images)
-    layout, outputs = Layout.build(batch, config.prefix), model.outputs(batch)
+    layout, outputs = make_layout(batch, config.prefix), model.outputs(batch)
     check_model(
         config.prefix,
         batch.cu_seqlens.diff().long(),
@@ -119,10 +127,10 @@ def test_a_model(fields: dict[str, Any], images):
         batch.cu_seqlens,
         layout.cu_seqlens,
         layout.segment,
-        layout.image_index,
-        layout.is_patch,
+        layout.owner,
+        layout.is_own,
         layout.slot_of,
-        layout.image_segment,
+        layout.owner_segment,
         layout.prefix_slots,
         layout.place(batch.coords),
         outputs.tokens,
@@ -151,11 +159,13 @@ def test_pi_resize(operator: Operator):
     "fields", [{}, {"pos_combine": "stack"}, {"pos_table": "fourier"}, {"pos_embed": "grid_2d"}]
 )
 def test_positions(fields: dict[str, Any]):
-    embed = PosEmbed(ViTConfig(width=8, heads=2, **fields))
+    embed = PosEmbed(ViTConfig(width=8, heads=2, **fields), 8)
 
     @typed
-    def embedding(coords: Int32[Tensor, "T 2"], sides: Int32[Tensor, "T 2"]) -> Float32[Tensor, "T 8"]:
-        return embed(coords, sides)
+    def embedding(
+        coords: Int32[Tensor, "T 2"], extents: Int32[Tensor, "T 2"], sizes: Int32[Tensor, "T 2"]
+    ) -> Float32[Tensor, "T 8"]:
+        return embed(Places(coords, extents, sizes))
 
     @typed
     def rotated(
@@ -168,17 +178,17 @@ def test_positions(fields: dict[str, Any]):
         return rope_tables(position, 8, 100.0)
 
     batch = make_batch([(20, 30, 4), (9, 9, 7)])
-    sides = batch.grids[batch.image_index.long()]
-    embedding(batch.coords, sides)
-    position = coordinates(batch.coords, sides, "fractional", (4, 4), torch.float32)
+    places = Places(batch.coords, batch.extents, batch.grids[batch.image_index.long()])
+    embedding(*places)
+    position = centres(places, "fractional", (4, 4), torch.float32)
     rotated(torch.randn(batch.num_slots, 2, 8), position)
 
 
-@pytest.mark.parametrize("kind", ["mean", "map", "cls", "cls_mean"])
-def test_pooling_and_attention(kind: str):
-    pool = Pool(ViTConfig(width=8, heads=2, cls=True, pool=kind))  # pyright: ignore[reportArgumentType]
+@pytest.mark.parametrize("kind", get_args(PoolKind))
+def test_pooling_and_attention(kind: PoolKind):
+    pool = Pool(ViTConfig(width=8, heads=2), kind)
     batch = make_batch([(20, 30, 4), (9, 9, 7), (4, 4, 4)])
-    layout = Layout.build(batch, 1)
+    layout = make_layout(batch, 1)
     segments = Segments.build(layout.cu_seqlens, layout.max_len)
 
     @typed

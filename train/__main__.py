@@ -2,7 +2,7 @@
 
 import sys
 
-from packvit.train.cli import dispatch
+from packvit.cli.dispatch import dispatch
 
 if __name__ == "__main__":
     sys.exit(dispatch(["train", *sys.argv[1:]]))

@@ -1,172 +1,70 @@
-"""The configuration of a run: composes what each folder owns, reads and writes it as YAML."""
+"""The configuration of a run: composes what each room owns, reads and writes it as YAML.
+
+What may change when a run resumes is metadata of the fields, where they are defined, of a whole section or of
+one field: `free` changes nothing of what a run computes, `fixed` must stay, a `switch` must stay 0 or other
+than 0, a `count` must keep its number of values, because the checkpoint has tensors for them. What has none
+of these may change, and the change is said.
+"""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import dacite
 import tyro
 import yaml
 
 from packvit.data import DataConfig
+from packvit.evaluate import EvalConfig
 from packvit.models import ViTConfig
 from packvit.packing import PackingConfig, ViewsConfig
-from packvit.train.distill import EMA, DistillConfig
+from packvit.train.step.checkpoint import CheckpointConfig
+from packvit.train.step.length import LengthConfig
+from packvit.train.step.optim import OptimConfig
+from packvit.train.step.step import EngineConfig
+from packvit.train.tasks.config import EMA, DistillConfig, LossConfig
+
+FREE, FIXED = {"resume": "free"}, {"resume": "fixed"}
 
 
-@dataclass(frozen=True)
-class OptimConfig:
-    """The optimizer and its learning rate over time.
-
-    Args:
-        kind: `adamw`, or `muon` for the matrices of the blocks and AdamW for the rest.
-        lr: peak learning rate of AdamW.
-        muon_lr, momentum: of Muon; its updates have the size of AdamW's at the same learning rate.
-        betas, eps: of AdamW.
-        weight_decay, head_weight_decay: decoupled, times the learning rate (PyTorch's convention), on
-            weight matrices only; the classification head has its own (NaViT: 0.03 body, 3.0 head).
-        layer_decay: factor of the learning rate from each block to the one before it; 1 has none (BEiT A).
-        freeze: starts of the names of parameters that stay as they are; `body` is all but the head.
-        schedule: shape of the learning rate; see packvit.train.schedule.
-        warmup: linear from 0 to the peak. This and the next two count what the run's length counts: steps,
-            or images, tokens or GFLOPs where `train.images`, `train.tokens` or `train.gflops` is set.
-        timescale: after which `rsqrt` begins to fall; at least the warm-up.
-        cooldown: linear to 0 at the end.
-        clip: largest global gradient norm; 0 does not clip.
-    """
-
-    kind: Literal["adamw", "muon"] = "adamw"
-    lr: float = 1e-3
-    muon_lr: float = 1e-3
-    momentum: float = 0.95
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.05
-    head_weight_decay: float = 0.05
-    layer_decay: float = 1.0
-    freeze: tuple[str, ...] = ()
-    schedule: Literal["cosine", "linear", "rsqrt", "constant"] = "cosine"
-    warmup: int = 500
-    timescale: int = 10_000
-    cooldown: int = 0
-    clip: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"optim.layer_decay={self.layer_decay} must lie in (0, 1]")
-        for name in ("lr", "muon_lr"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"optim.{name}={getattr(self, name)} must be positive")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"optim.momentum={self.momentum} must lie in [0, 1)")
-        for name in ("weight_decay", "head_weight_decay", "warmup", "cooldown", "clip"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"optim.{name}={getattr(self, name)} must not be negative")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """The loop.
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(LengthConfig, CheckpointConfig, EngineConfig, LossConfig):
+    """The loop; its other fields stand with what they configure.
 
     Args:
-        steps: length of the run in optimizer steps, unless one of the next two is set.
-        images, tokens, gflops: length of the run in images or tokens seen or GFLOPs spent by all ranks,
-            teachers included; all 0 counts steps.
         accumulate: batches of each rank in one step.
-        checkpoint_every: steps between checkpoints; the last step always saves one.
-        keep_checkpoints: newest checkpoints that stay.
-        keep_every: checkpoints of steps that it divides stay too; 0 keeps none of them.
-        async_checkpoints: write checkpoints in the background, from a copy in host memory.
         log_every: steps between lines of metrics.jsonl.
-        loss: `softmax` or, per class, `sigmoid` cross-entropy (NaViT).
-        label_smoothing: share of the target spread evenly over the classes.
-        precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU; fp16 scales its gradients.
         max_nonfinite: steps in a row whose gradient is not finite; each is skipped, one more stops the run.
-        parallel: how several ranks share the model: `ddp` copies it, `fsdp` cuts it into shards.
-        ema: decay of the weights' moving average that is evaluated and saved as the model; 0 has none.
         peak_tflops: the device's peak for MFU; None takes it from a table of GPUs where known.
-        compile: whether torch.compile fuses what blocks do to each token; auto is on for CUDA and off for a
-            CPU, where a C++ compiler is needed. Sums are rounded in another order, so it changes bits.
         trackers: where to show the run besides metrics.jsonl: `tensorboard`, `wandb`.
         profile: steps to record into the run's folder, after some to warm up; 0 records none.
         init: a model, as load_model reads it, whose weights a new run starts with; a head of other classes
             starts anew.
-        head_bias: of a head that starts anew; sigmoid losses of many classes start low (big_vision: -10).
         timeout: minutes that a rank waits for the others before it gives up: a rank that died is noticed
             after that long, while a slow checkpoint or shard must not be taken for a dead one.
     """
 
-    steps: int = 1000
-    images: int = 0
-    tokens: int = 0
-    gflops: int = 0
     accumulate: int = 1
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 3
-    keep_every: int = 0
-    async_checkpoints: bool = False
-    log_every: int = 20
-    loss: Literal["softmax", "sigmoid"] = "softmax"
-    label_smoothing: float = 0.0
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    parallel: Literal["ddp", "fsdp"] = "ddp"
+    log_every: int = field(default=20, metadata=FREE)
     max_nonfinite: int = 10
-    ema: float = 0.0
-    peak_tflops: float | None = None
-    compile: Literal["auto", "on", "off"] = "auto"
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    profile: Annotated[int, tyro.conf.arg(aliases=["--profile"])] = 0
-    init: str = ""
-    head_bias: float = 0.0
-    timeout: float = 30.0
+    peak_tflops: float | None = field(default=None, metadata=FREE)
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = field(default=(), metadata=FREE)
+    profile: Annotated[int, tyro.conf.arg(aliases=["--profile"])] = field(default=0, metadata=FREE)
+    init: str = field(default="", metadata=FREE)
+    timeout: float = field(default=30.0, metadata=FREE)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"):
+        for part in TrainConfig.__bases__:
+            part.__post_init__(self)
+        for name in ("accumulate", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
-        if (self.images > 0) + (self.tokens > 0) + (self.gflops > 0) > 1:
-            raise ValueError(
-                "only one of train.images, train.tokens and train.gflops can be the run's length"
-            )
-        for name in ("images", "tokens", "gflops", "max_nonfinite", "keep_every", "profile"):
+        for name in ("max_nonfinite", "profile"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)} must not be negative")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"train.label_smoothing={self.label_smoothing} must lie in [0, 1)")
         if not self.timeout > 0:
             raise ValueError(f"train.timeout={self.timeout} must be positive")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"train.ema={self.ema} must lie in [0, 1)")
-
-    @property
-    def length(self) -> tuple[str, int]:
-        """The field of metrics.jsonl that tells how far the run is, and its value at the end."""
-        if self.images:
-            return "images_seen", self.images
-        if self.tokens:
-            return "tokens_seen", self.tokens
-        if self.gflops:
-            return "gflops_seen", self.gflops
-        return "step", self.steps
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """What the trained model is evaluated at.
-
-    Args:
-        resolutions, patch_sizes: every pair is one row of eval/results.json; pixels.
-        sequences: sequences in a batch.
-    """
-
-    resolutions: tuple[int, ...] = ()
-    patch_sizes: tuple[int, ...] = ()
-    sequences: int = 8
-
-    def __post_init__(self) -> None:
-        if any(value < 1 for value in (*self.resolutions, *self.patch_sizes, self.sequences)):
-            raise ValueError("eval.resolutions, eval.patch_sizes and eval.sequences must be positive")
 
 
 @dataclass(frozen=True)
@@ -181,18 +79,18 @@ class Config:
             only repeated bit for bit with the same number.
     """
 
-    run_dir: Path = Path("runs/train")
-    seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    run_dir: Path = field(default=Path("runs/train"), metadata=FREE)
+    seed: int = field(default=0, metadata=FIXED)
+    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=FREE)
     threads: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
     packing: PackingConfig = field(default_factory=PackingConfig)
-    model: ViTConfig = field(default_factory=ViTConfig)
+    model: ViTConfig = field(default_factory=ViTConfig, metadata=FIXED)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig, metadata=FREE)
 
     def __post_init__(self) -> None:
         for name, value in _flat(plain_config(self)).items():
@@ -225,31 +123,32 @@ def plain_config(config: Config) -> dict:
     return plain
 
 
-# Fields that change nothing of what a run computes, or only what comes after it.
-FREE_FIELDS = ("run_dir", "device", "data.workers", "data.val_shards", "data.audit", "data.fetch.", "eval.")
-FREE_FIELDS += (
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.keep_",
-    "train.async_checkpoints",
-    "train.peak_tflops",
-    "train.trackers",
-    "train.profile",
-    "train.init",
-    "train.head_bias",
-    "train.timeout",
-)
-
-
 def changed_fields(saved: dict, config: Config) -> dict[str, tuple]:
     """{"section.field": (saved value, value now)} of fields that differ and matter to what a run computes.
 
     Args:
         saved: from `plain_config`; fields that it lacks are new since and count as unchanged.
     """
-    old, new = _flat(saved), _flat(plain_config(config))
+    old, new, rules = _flat(saved), _flat(plain_config(config)), resume_rules(config)
     changed = {name: (old[name], new[name]) for name in new if name in old and old[name] != new[name]}
-    return {name: pair for name, pair in changed.items() if not name.startswith(FREE_FIELDS)}
+    return {name: pair for name, pair in changed.items() if rules.get(name) != "free"}
+
+
+def resume_rules(config: Any, prefix: str = "", rule: str = "") -> dict[str, str]:
+    """{"section.field": rule} of all fields; see the head of this file."""
+    rules = {}
+    for f in fields(config):
+        value, own = getattr(config, f.name), f.metadata.get("resume", rule)
+        inner = resume_rules(value, f"{prefix}{f.name}.", own) if is_dataclass(value) else {}
+        rules |= inner or {f"{prefix}{f.name}": own}
+    return rules
+
+
+def must_stay(rule: str, old: Any, new: Any) -> bool:
+    """Whether a resumed run may not change a field of this rule from `old` to `new`."""
+    if rule == "switch":
+        return (old == 0) != (new == 0)
+    return len(old) != len(new) if rule == "count" else rule == "fixed"
 
 
 def _flat(values: dict, prefix: str = "") -> dict:

@@ -1,0 +1,178 @@
+"""analysis.html: which sequence length to take, and why, on one page that needs nothing from outside."""
+
+import base64
+import io
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from packvit.analyze.analysis import NATIVE, TOLERANCE, Analysis
+from packvit.analyze.plots import draw_flops, draw_histogram, draw_images, draw_padding
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PLOTS = (
+    (draw_padding, "How many slots stay empty", "Lower is better. The ring marks the recommendation."),
+    (draw_flops, "What an image costs", "Forward FLOPs at the recommended S. Hatched: attention."),
+    (draw_images, "How many images share a sequence", "Mean; whiskers hold 98 % of the sequences."),
+    (draw_histogram, "How many tokens a view has", "Dashed: lengths tried. The last bar: all longer views."),
+)
+COLUMNS = {
+    "seq_len": ("S", "d"),
+    "algorithm": ("algorithm", ""),
+    "lookahead": ("lookahead", "d"),
+    "padding_fraction": ("padding", ".2%"),
+    "images_per_sequence": ("images a sequence", ".1f"),
+    "images_per_sequence_p1": ("p1", ".0f"),
+    "images_per_sequence_p99": ("p99", ".0f"),
+    "gflops_packed": ("GFLOP an image", ".3g"),
+    "gflops_dense": ("masked dense", ".3g"),
+    "gflops_longest": ("padded to longest", ".3g"),
+    "gflops_sorted": ("sorted buckets", ".3g"),
+    "fill_drop": ("drop by exact fill", ".2%"),
+    "microseconds_per_item": ("µs an item", ".1f"),
+    "longer_than_seq_len": ("views longer than S", ",d"),
+}
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1120px; margin: 2rem auto;
+  padding: 0 1rem; }
+h1 { font-size: 1rem; font-weight: 400; margin: .2rem 0; }
+section { margin-bottom: 3rem; }
+h2 { font-size: 1.9rem; line-height: 1.25; margin: .4rem 0 .6rem; }
+h3 { font-size: 1.05rem; margin: 0; }
+.answer { border-left: 6px solid #0072B2; background: #f2f7fb; padding: 1rem 1.4rem; margin: 1.2rem 0; }
+.answer p { margin: .35rem 0; max-width: 52rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(430px, 1fr)); gap: 1.2rem 1.6rem; }
+.plots figure { margin: 0; }
+.plots p, .small { color: #555; font-size: .88rem; margin: 0; }
+.plots img { width: 100%; }
+.table { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; margin: .6rem 0; }
+th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #e3e3e3; }
+th { vertical-align: bottom; font-weight: 600; }
+td:nth-child(2), th:nth-child(2) { text-align: left; }
+tr.choice td { background: #e3f0f9; font-weight: 600; }
+summary { cursor: pointer; font-weight: 600; margin-top: 1.2rem; }
+.bad { color: #a33c00; }
+"""
+
+
+def describe(result: Analysis) -> tuple[str, str, str]:
+    """The recommendation in three sentences: what, what it brings, why."""
+    row = result.choice
+    packer = f"{row['algorithm']} (lookahead {row['lookahead']})"
+    what = f"Use sequences of S = {row['seq_len']} slots, packed with {packer}."
+    longest, bucketed, dense = (
+        f"{row[f'gflops_{way}'] / row['gflops_packed']:.2f} times" for way in ("longest", "sorted", "dense")
+    )
+    brings = (
+        f"{row['padding_fraction']:.2%} of the slots are padding, and {row['images_per_sequence']:.1f} "
+        f"images share a sequence. Padding every batch to its longest view would cost {longest} the FLOPs, "
+        f"sorted buckets {bucketed}, packing with dense attention over the sequence {dense}."
+    )
+    if row["fill_drop"]:
+        brings += f" Exact fill takes {row['fill_drop']:.2%} of an image's tokens on average."
+    return what, brings, f"Why: {result.why}."
+
+
+def write_page(path: Path, report: dict[str, Any]) -> str | None:
+    """Write the page.
+
+    Args:
+        path: HTML file; its folder exists.
+        report: what analysis.json holds.
+
+    Returns:
+        None, or a sentence about missing matplotlib: the page then has no plots.
+    """
+    message = None
+    sections = []
+    for sampler in report["samplers"]:
+        what, brings, why = sampler["recommendation"]["words"]
+        try:
+            plots = f'<div class="plots">{"".join(_plot(*plot, sampler) for plot in PLOTS)}</div>'
+        except ImportError as error:
+            message = f"The page has no plots: {error}"
+            plots = f'<p class="bad">{escape(message)}</p>'
+        sections.append(
+            f"<section><h1><b>Views {escape(sampler['name'])}</b>: {_views(sampler)}</h1>"
+            f'<div class="answer"><h2>{escape(what)}</h2><p>{escape(brings)}</p><p>{escape(why)}</p></div>'
+            f"{plots}<details><summary>All {len(sampler['rows'])} results</summary>{_table(sampler)}"
+            "</details></section>"
+        )
+    path.write_text(
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Packing analysis</title><style>{STYLE}</style></head><body>"
+        f'<p class="small">Packing analysis of {escape(report["source"])}: {report["images"]:,} images, '
+        f"{report['views']:,} views, packvit {escape(report['packvit'])}</p>"
+        f"{_bad(report)}{''.join(sections)}{_notes(report)}</body></html>\n",
+        encoding="utf-8",
+    )
+    return message
+
+
+def _plot(draw: Any, title: str, caption: str, sampler: dict[str, Any]) -> str:
+    figure: Figure = draw(sampler)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg")
+    # As an image of its own, so that names inside one picture do not meet those of another.
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return (
+        f'<figure><h3>{escape(title)}</h3><p>{escape(caption)}</p><img alt="{escape(title)}" '
+        f'src="data:image/svg+xml;base64,{data}"></figure>'
+    )
+
+
+def _table(sampler: dict[str, Any]) -> str:
+    head = "".join(f"<th>{escape(title)}</th>" for title, _ in COLUMNS.values())
+    choice = sampler["recommendation"]
+    body = ""
+    for row in sampler["rows"]:
+        cells = "".join(f"<td>{escape(format(row[key], form))}</td>" for key, (_, form) in COLUMNS.items())
+        same = all(row[key] == choice[key] for key in ("seq_len", "algorithm", "lookahead"))
+        body += f"<tr{' class=choice' if same else ''}>{cells}</tr>"
+    return f'<div class="table"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _views(sampler: dict[str, Any]) -> str:
+    views, resolution, drop = sampler["views"], sampler["views"]["resolution"], sampler["views"]["drop"]
+    sizes = ", ".join(map(str, views["patch_sizes"]))
+    sides = (
+        "native size"
+        if resolution["low"] >= NATIVE.low
+        else f"{resolution['low']} to {resolution['high']} pixels"
+    )
+    dropped = "nothing dropped" if drop["kind"] == "none" else f"{drop['mean']:.0%} dropped ({drop['kind']})"
+    tokens = sampler["tokens"]
+    return (
+        f"patch size {sizes}, {sides}, {dropped}: {tokens['mean']:.0f} tokens an image "
+        f"(1 % have {tokens['p1']:.0f} or fewer, 1 % {tokens['p99']:.0f} or more)"
+    )
+
+
+def _bad(report: dict[str, Any]) -> str:
+    bad = report["bad_sizes"]
+    lines = "".join(f"<li>{escape(line)}</li>" for line in report["notes"] + bad["first"])
+    if not lines:
+        return ""
+    return (
+        f'<details class="bad"><summary>{bad["count"]:,} bad sizes left out</summary>'
+        f"<ul>{lines}</ul></details>"
+    )
+
+
+def _notes(report: dict[str, Any]) -> str:
+    settings = report["settings"]
+    text = (
+        f"Cost model: {report['cost_model']}. Packed: every image attends to itself. Packed, dense "
+        "attention: every slot attends to its whole sequence, under a mask. Padded to the longest: batches "
+        f"of {settings['batch_images']} images in random order, every row as long as the longest. "
+        "Sorted buckets: the same after sorting 50 batches by length, as Hugging Face groups by length; "
+        "timm's buckets pad about as much. All work on the same views: those longer than S are shrunk. "
+        "Waste is padding plus the tokens that exact fill drops; the recommendation is the smallest S within "
+        f"{TOLERANCE:.1%} of the least. p1 and p99 are percentiles over sequences. Seed {settings['seed']}, "
+        f"{settings['epochs']} views of each image."
+    )
+    return f'<details><summary>How this was computed</summary><p class="small">{escape(text)}</p></details>'

@@ -1,0 +1,163 @@
+"""`packvit analyze`: how well a data set's views pack, and which sequence length to take.
+
+Sizes come from shards' headers or from a file; views are drawn and packed as training does it.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Literal
+
+import tyro
+from rich.console import Console
+
+from packvit.analyze.analysis import NATIVE, AnalysisConfig, analyze
+from packvit.analyze.cost import CostConfig
+from packvit.analyze.page import describe, write_page
+from packvit.analyze.report import make_report, print_sizes, print_table, write_files
+from packvit.analyze.sizes import Sizes, read_sizes_file, shard_sizes
+from packvit.common.jobs import Jobs
+from packvit.data import FetchConfig, expand_shards
+from packvit.packing import ViewsConfig
+from packvit.packing.packers.config import PACKERS
+from packvit.train.recipes.find import find_recipe
+
+ENOUGH_VIEWS = 50_000
+WIDTH = 120  # characters of the table where no terminal says its own
+
+
+@dataclass(frozen=True)
+class Analyze:
+    """Measure how well views of a data set pack, and recommend a sequence length.
+
+    Args:
+        shards: webdataset shards: files, patterns or folders; only headers are read.
+        sizes_file: .csv, .parquet or .npy of native heights and widths, instead of shards.
+        seq_lens: sequence lengths S to try.
+        algorithms: packers to try.
+        lookaheads: numbers of waiting views that a packer may choose among.
+        views: how views are drawn.
+        recipes: recipes or config.yaml files whose views are tried instead of --views.*.
+        resolution: drawn, as the views say, or native, as large as the images are stored; or both.
+        model: the model whose FLOPs are estimated.
+        batch_images: images in a batch that is padded, where packing is compared with padding.
+        epochs: views drawn of every image; 0: as many as make 50,000 views, so that the last, half-empty
+            sequences weigh little.
+        limit: images at most; shards are then taken in an order shuffled by the seed.
+        workers: processes; 0: one for each CPU.
+        seed: of the views and of the images' order.
+        out: folder for analysis.json, analysis.csv and analysis.html.
+        fetch: how remote and gzipped shards are fetched.
+    """
+
+    shards: tuple[str, ...] = ()
+    sizes_file: Path | None = None
+    seq_lens: tuple[int, ...] = (256, 512, 1024, 2048)
+    algorithms: tuple[str, ...] = tuple(PACKERS)
+    lookaheads: tuple[int, ...] = (256,)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    recipes: tuple[str, ...] = ()
+    resolution: tuple[Literal["drawn", "native"], ...] = ("drawn",)
+    model: CostConfig = field(default_factory=CostConfig)
+    batch_images: int = 128
+    epochs: int = 0
+    limit: int | None = None
+    workers: int = 0
+    seed: int = 0
+    out: Path = Path("packing-analysis")
+    fetch: FetchConfig = field(default_factory=FetchConfig)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Analyse, print, write."""
+    options = tyro.cli(Analyze, prog="packvit analyze", args=arguments)
+    check_values(options)
+    config = AnalysisConfig(
+        options.seq_lens,
+        options.algorithms,
+        options.lookaheads,
+        options.model,
+        options.batch_images,
+        options.epochs or 1,
+        options.seed,
+    )
+    samplers = choose_samplers(options)
+    source = str(options.sizes_file or " ".join(options.shards))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = WIDTH
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with Jobs(options.workers or cpus, console) as jobs:
+        began = time.perf_counter()
+        sizes = find_sizes(options, jobs)
+        sizes.require_some(source)
+        print_sizes(sizes, source, time.perf_counter() - began)
+        config = replace(config, epochs=options.epochs or -(-ENOUGH_VIEWS // len(sizes.values)))
+        results = {name: analyze(sizes.values, shown, config, jobs.run) for name, shown in samplers.items()}
+    for name, result in results.items():
+        print_table(console, name, result)
+    print(f"\nCost model: {options.model}.")
+    for name, result in results.items():
+        print(f"\n{name}: " + " ".join(describe(result)))
+    report = make_report(source, sizes, samplers, config, results)
+    out = options.out
+    write_files(out, report)
+    if message := write_page(out / "analysis.html", report):
+        print(message)
+    print(f"\nWrote {out}/analysis.html, analysis.json and analysis.csv")
+
+
+def check_values(options: Analyze) -> None:
+    """Refuse what cannot be analysed, before any work is done.
+
+    Raises:
+        ValueError: names the flag.
+    """
+    if bool(options.shards) == (options.sizes_file is not None):
+        raise ValueError("name either --shards or --sizes-file")
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"limit={options.limit} must be at least 1")
+    if options.workers < 0 or options.epochs < 0:
+        raise ValueError(f"workers={options.workers} and epochs={options.epochs} must not be negative")
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"--out {options.out} is a file, not a folder")
+    if not options.resolution:
+        raise ValueError("resolution needs at least one value")
+
+
+def choose_samplers(options: Analyze) -> dict[str, ViewsConfig]:
+    """The ways to draw views that are tried, by name."""
+    drawn = [(name, find_recipe(name).views) for name in options.recipes] or [("", options.views)]
+    samplers = {}
+    for name, views in drawn:
+        for kind in options.resolution:
+            shown = views if kind == "drawn" else replace(views, resolution=NATIVE)
+            samplers[f"{name} {kind}".strip()] = shown
+    return samplers
+
+
+def find_sizes(options: Analyze, jobs: Jobs) -> Sizes:
+    """The native sizes, from a file or from the shards' headers."""
+    limit = options.limit
+    if options.sizes_file:
+        return read_sizes_file(options.sizes_file, limit)
+    paths = expand_shards(options.shards)
+    if limit is not None:
+        Random(options.seed).shuffle(paths)
+    # Few shards are shared among the processes, each of which takes every n-th member.
+    parts = 1 if limit is not None or len(paths) >= 2 * jobs.workers else jobs.workers
+    work = [(path, part, parts) for path in paths for part in range(parts)]
+    found = jobs.run("reading headers", partial(shard_sizes, fetch=options.fetch), work)
+    if limit is None:
+        return Sizes.join(found)
+    taken, count = [], 0
+    while count < limit and (sizes := next(found, None)) is not None:
+        taken.append(sizes)
+        count += len(sizes.values) + sizes.bad
+    whole = Sizes.join(taken)
+    whole.values = whole.values[:limit]
+    return whole

@@ -1,0 +1,75 @@
+"""`packvit convert SOURCE TARGET`: any weights that load_model reads to our folder, to big_vision's or to
+timm's file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from packvit.models import export_model, load_model, save_model
+from packvit.models.position.embedding import PosResize
+from packvit.models.resample import Operator
+
+
+@dataclass(frozen=True)
+class ModelFields:
+    """Fields of the model that SOURCE does not tell or that shall be others.
+
+    Args:
+        heads: attention heads; by default width / 64 where nothing tells.
+        mlp: activation.
+        norm_eps: epsilon of every norm.
+        pool: how tokens become features.
+        pos_coords: coordinates of the position embedding.
+        pos_resize: resampling of a table of positions.
+        patch_operator: how the patch embedding becomes a smaller or larger one. At the stored size all agree.
+        image_mean: per channel, of pixels in [0, 1].
+        image_std: likewise.
+    """
+
+    heads: int | None = None
+    mlp: Literal["gelu_tanh", "gelu", "quick_gelu"] | None = None
+    norm_eps: float | None = None
+    pool: Literal["mean", "map", "cls", "cls_mean"] | None = None
+    pos_coords: Literal["absolute", "fractional", "fractional_aspect"] | None = None
+    pos_resize: PosResize | None = None
+    patch_operator: Operator | None = None
+    image_mean: tuple[float, float, float] | None = None
+    image_std: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Convert weights.
+
+    Args:
+        source: a run's folder, or any file that load_model reads.
+        target: a folder, for packvit; a file that ends in .npz, for big_vision, or in .safetensors, for timm.
+        model: fields of the model.
+    """
+
+    source: Annotated[Path, tyro.conf.Positional]
+    target: Annotated[Path, tyro.conf.Positional]
+    model: Annotated[ModelFields, tyro.conf.arg(name="")] = field(default_factory=ModelFields)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Convert."""
+    options = tyro.cli(Convert, prog="packvit convert", args=arguments)
+    target = options.target
+    is_file = target.suffix in (".npz", ".safetensors")
+    written = target if is_file else target / "model.safetensors"
+    if written.exists():
+        raise ValueError(f"{written} exists already: remove it or choose another target")
+    values = {f.name: getattr(options.model, f.name) for f in fields(ModelFields)}
+    model = load_model(options.source, **{name: v for name, v in values.items() if v is not None})
+    if not is_file:
+        print(save_model(model, target))
+        return
+    untold = export_model(model, target)
+    print(target)
+    if untold:
+        arguments = [f"{name}={value!r}" for name, value in untold.items()]
+        print(f"its keys do not tell {', '.join(arguments)}: give them to load_model again")

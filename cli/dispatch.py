@@ -1,0 +1,92 @@
+"""The `packvit` command: finds the command's file, runs it, and turns errors into one sentence."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from importlib import import_module
+
+# By name: the module whose `main` takes the arguments, and what the command is for.
+COMMANDS = {
+    "train": (
+        "train RECIPE|CONFIG.yaml [--model MODEL] [--section.field VALUE ...]",
+        "train, evaluate and draw; the same --run-dir resumes; with --model, from its weights",
+    ),
+    "eval": (
+        "eval CHECKPOINT --shards ... --resolutions ... --patch-sizes ...",
+        "accuracy of one model at any resolution and patch size",
+    ),
+    "analyze": (
+        "analyze --shards ... | --sizes-file ... [--seq-lens ...] [--algorithms ...]",
+        "how well the views of a data set pack, and the sequence length to take",
+    ),
+    "shards": ("shards write|demo|check", "make or verify webdataset shards"),
+    "teach": (
+        "teach SHARDS --teacher MODEL --patch-size P --resolution R --out OUT",
+        "shards with a teacher's logits beside each image, to distil from",
+    ),
+    "convert": (
+        "convert SOURCE TARGET [--heads H ...]",
+        "weights to packvit's folder, big_vision's .npz or timm's .safetensors",
+    ),
+    "info": ("info", "versions, devices and attention backends, for bug reports"),
+}
+OTHERS_WAIT = 5.0  # seconds that other ranks leave the first one to say what is wrong
+
+
+def main() -> None:
+    """Entry point of the command."""
+    sys.exit(dispatch(sys.argv[1:]))
+
+
+def dispatch(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit status: 0, or 2 after a sentence on standard error."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if arguments[0] not in COMMANDS:
+        return fail(f"{arguments[0]!r} is no command: it is one of {', '.join(COMMANDS)}")
+    try:
+        import_module(f"packvit.cli.{arguments[0]}").main(arguments[1:])
+    except KeyboardInterrupt:
+        return fail("interrupted")
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        # Set it to see where an error comes from, and whether it is a bug.
+        if os.environ.get("PACKVIT_TRACEBACK"):
+            raise
+        return fail(str(error))
+    return 0
+
+
+def usage() -> str:
+    """What `packvit --help` prints."""
+    from packvit.train.recipes.find import RECIPES
+
+    lines = [f"  {call}\n                    {purpose}" for call, purpose in COMMANDS.values()]
+    return "\n".join(
+        [
+            "usage: packvit COMMAND ...",
+            "\ncommands:",
+            *lines,
+            f"\nrecipes: {', '.join(RECIPES)}",
+            "`packvit COMMAND --help` lists a command's options, `packvit train RECIPE --help` all of "
+            "a run's.",
+        ]
+    )
+
+
+def fail(message: str) -> int:
+    """Say on standard error what is wrong; returns exit status 2.
+
+    What is wrong on all ranks is said once: the others leave the first one of a machine the time to say it
+    and to be noticed by torchrun, which then ends them.
+    """
+    if is_other_rank():
+        time.sleep(OTHERS_WAIT)
+    print(f"packvit: error: {message}", file=sys.stderr)
+    return 2
+
+
+def is_other_rank() -> bool:
+    """Whether torchrun started this process and it is not the first of its machine."""
+    return os.environ.get("LOCAL_RANK", "0") != "0"

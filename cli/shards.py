@@ -1,0 +1,118 @@
+"""`packvit shards write|demo|check ...`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from packvit.common.display import Bar
+from packvit.data import ClassTarget, FetchConfig, check_shards, write_digits, write_images
+from packvit.data.make.digits import CLUTTER
+from packvit.data.make.write import WriteConfig
+
+Folder = Annotated[Path, tyro.conf.Positional]
+
+
+@dataclass(frozen=True)
+class Write:
+    """Pack images into shards; the same command after a kill goes on where it was.
+
+    Args:
+        source: a folder with one folder of images for each class; a .csv file with the columns path and
+            label; or a .parquet file, or a folder of them, as Hugging Face keeps images.
+        out: gets the shards; with a val fraction, out/train and out/val.
+    """
+
+    source: Folder
+    out: Folder
+    options: Annotated[WriteConfig, tyro.conf.arg(name="")] = field(default_factory=WriteConfig)
+
+    def run(self) -> None:
+        """Write the shards and say what was left out."""
+        with Bar(Console(), "writing") as bar:
+            report = write_images(self.source, self.out, self.options, bar.update)
+        for target, images in report.images.items():
+            print(f"{target}: {images} images of {len(report.classes)} classes")
+        for name, lines in (
+            ("broken images left out", report.broken),
+            ("others left out", report.left_out),
+            ("classes without images", report.empty),
+        ):
+            if lines:
+                print(f"{len(lines)} {name}:")
+                print("\n".join(f"  {line}" for line in lines))
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Write the demo set: handwritten digits on canvases of every size and shape, over clutter.
+
+    Args:
+        out: gets out/train and out/val.
+        train_images: canvases for training.
+        test_images: canvases for validation, from scans that training never shows.
+        seed: of every canvas.
+        clutter: 0 = none, 1 = as strong as the digit.
+    """
+
+    out: Folder
+    train_images: int = 20_000
+    test_images: int = 2_000
+    seed: int = 0
+    clutter: float = CLUTTER
+
+    def run(self) -> None:
+        """Write the set."""
+        with Bar(Console(), "drawing") as bar:
+            write_digits(
+                self.out,
+                self.train_images,
+                self.test_images,
+                self.seed,
+                clutter=self.clutter,
+                progress=bar.update,
+            )
+        print(
+            f"{self.out / 'train'}: {self.train_images} images\n{self.out / 'val'}: {self.test_images} images"
+        )
+
+
+@dataclass(frozen=True)
+class Check:
+    """Read every sample of some shards and name what is wrong.
+
+    Args:
+        shards: files, patterns or folders.
+        label_field: as data.label_field of a run: cls, json:label, targets.npy.
+        multi_label: images have any number of classes.
+        fetch: how remote and gzipped shards are fetched.
+    """
+
+    shards: Annotated[tuple[str, ...], tyro.conf.Positional]
+    label_field: str = "cls"
+    multi_label: bool = False
+    fetch: FetchConfig = field(default_factory=FetchConfig)
+
+    def run(self) -> None:
+        """Check the shards.
+
+        Raises:
+            ValueError: there are problems.
+        """
+        labels = ClassTarget(self.label_field, self.multi_label)
+        with Bar(Console(), "checking") as bar:
+            report = check_shards(self.shards, bar.update, labels, self.fetch)
+        print(report)
+        if report.problems:
+            raise ValueError(f"{sum(map(len, report.problems.values()))} problems found")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one of the subcommands."""
+    command = tyro.extras.subcommand_cli_from_dict(
+        {"write": Write, "demo": Demo, "check": Check}, prog="packvit shards", args=arguments
+    )
+    command.run()

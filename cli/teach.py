@@ -1,0 +1,127 @@
+"""`packvit teach SHARDS ...`: a teacher's logits, computed once and written into the shards beside the
+images.
+
+The teacher sees whole images at one budget, so training with these logits fits best without crops and flips:
+what a crop shows may not be what the teacher has seen.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import tyro
+
+from packvit.common.device import make_autocast
+from packvit.common.ranks import start_ranks
+from packvit.data import EvalSet, FetchConfig, ShardSet, write_with_logits
+from packvit.models import PackedViT, load_model
+from packvit.packing import PackedBatch, PackingConfig
+from packvit.train.tasks.config import check_field
+
+
+@dataclass(frozen=True)
+class Teach:
+    """Write shards again, with a teacher's logits beside each image, for training with distill.logits_field.
+
+    The same command after a kill goes on with the first shard that is missing.
+
+    Args:
+        shards: webdataset shards: files, patterns or folders.
+        teacher: a run's folder, a checkpoint, or any file that load_model reads.
+        patch_size: side in pixels of the patches that the teacher sees.
+        resolution: side in pixels of the square with a view's area.
+        out: gets shard-000000.tar and on, one for each of the shards, in their order.
+        field: of each sample; holds float16 [classes].
+        seq_len: slots in a sequence; raised to the longest view's tokens where it is shorter.
+        sequences: sequences in a batch.
+        precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU.
+        workers: processes that decode.
+        device: auto takes a GPU when there is one.
+        fetch: how remote and gzipped shards are fetched.
+    """
+
+    shards: Annotated[tuple[str, ...], tyro.conf.Positional]
+    teacher: Path
+    patch_size: int
+    resolution: int
+    out: Path
+    field: str = "teacher.npy"
+    seq_len: int = 1024
+    sequences: int = 8
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    workers: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    fetch: FetchConfig = dataclasses.field(default_factory=FetchConfig)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Teach."""
+    options = tyro.cli(Teach, prog="packvit teach", args=arguments)
+    if options.patch_size < 1 or options.resolution < 1:
+        raise ValueError(
+            f"--patch-size {options.patch_size} and --resolution {options.resolution} must be at least 1"
+        )
+    check_field("--field", options.field)
+    shards = ShardSet.find(options.shards, options.fetch)
+    model = load_model(options.teacher)
+    if model.config.num_classes == 0:
+        raise ValueError(f"{options.teacher} has no classification head, so it has no logits to write")
+    device = start_ranks(options.device).device
+    model, autocast = model.to(device), make_autocast(options.precision, device)
+    claim(options, shards)
+    for number, path in enumerate(shards.paths):
+        target = options.out / f"shard-{number:06d}.tar"
+        if target.exists():
+            continue
+        images = EvalSet([path], fetch=options.fetch)
+        logits, skipped = answer_all(model, images, options, autocast)
+        write_with_logits(shards.open(number), target, logits, options.field)
+        print(f"{target}: {len(logits)} images, {number + 1} of {len(shards)} shards")
+        for line in skipped:
+            print(f"  left out: {line['key']}: {line['reason']}")
+
+
+def answer_all(
+    model: PackedViT, images: EvalSet, options: Teach, autocast: AbstractContextManager
+) -> tuple[dict[str, np.ndarray], list[dict]]:
+    """{key: float16 [classes]} of all images that can be used, and the lines of those that cannot."""
+    packing = PackingConfig(seq_len=options.seq_len, sequences=options.sequences)
+    skipped = list(images.skipped)
+    logits: dict[str, np.ndarray] = {}
+    for loaded in images.batches(options.resolution, options.patch_size, packing, options.workers):
+        skipped += loaded.skipped
+        logits |= answer(model, loaded.batch, autocast)
+    return logits, skipped
+
+
+@torch.inference_mode()
+def answer(model: PackedViT, batch: PackedBatch, autocast: AbstractContextManager) -> dict[str, np.ndarray]:
+    """{key: float16 [classes]} of a batch."""
+    with autocast:
+        logits = model(batch.to(next(model.parameters()).device))
+    return dict(zip(batch.keys, logits.half().cpu().numpy(), strict=True))
+
+
+def claim(options: Teach, shards: ShardSet) -> None:
+    """Write down in the output folder what its shards are made of.
+
+    Raises:
+        ValueError: they are made of something else.
+    """
+    note = {
+        "teacher": str(options.teacher),
+        "budget": [options.patch_size, options.resolution],
+        "field": options.field,
+        "shards": list(shards.paths),
+    }
+    path = options.out / "teacher.json"
+    if path.exists() and json.loads(path.read_text()) != note:
+        raise ValueError(f"{path} names another teacher, budget, field or other shards: take another --out")
+    options.out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(note, indent=1) + "\n")

@@ -1,0 +1,206 @@
+"""Where the images of a new data set come from: folders of classes, a table of paths, or Parquet files."""
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path, PurePath
+from random import Random
+from typing import Any
+
+from packvit.common.optional import need
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+
+
+@dataclass(frozen=True, slots=True)
+class FoundImage:
+    """One image to be written.
+
+    Args:
+        name: where it comes from; the sample's key is made of it.
+        label: class index.
+        load: gives the encoded file; may raise OSError or ValueError.
+    """
+
+    name: PurePath
+    label: int
+    load: Callable[[], bytes]
+
+
+@dataclass
+class FoundImages:
+    """What was found.
+
+    Args:
+        classes: names in the order of their indices.
+        images: in the order in which they are best read.
+        left_out: sentences about what is no image or has no label.
+        empty: classes without a single image; they keep their index.
+        random_access: False where images must be read nearly in their order.
+    """
+
+    classes: list[str]
+    images: list[FoundImage] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+    random_access: bool = True
+
+
+def find_images(
+    path: Path, seed: int = 0, image_column: str = "image", label_column: str = "label"
+) -> FoundImages:
+    """What `path` holds: a folder of class folders, a .csv file, or Parquet files as Hugging Face keeps them.
+
+    Raises:
+        ValueError: nothing of the kind is there; names the path and what is missing.
+        ImportError: Parquet files without pyarrow.
+    """
+    if path.suffix == ".csv" and path.is_file():
+        return find_in_csv(path, label_column)
+    if path.suffix == ".parquet" and path.is_file():
+        return find_in_parquet([path], seed, image_column, label_column)
+    if not path.is_dir():
+        raise ValueError(f"{path} is neither a folder nor a .csv or .parquet file")
+    tables = sorted(path.glob("*.parquet"))
+    if tables:
+        return find_in_parquet(tables, seed, image_column, label_column)
+    return find_in_folders(path)
+
+
+def find_in_folders(folder: Path) -> FoundImages:
+    """FOLDER/CLASS/**/IMAGE; classes get indices by sorted name."""
+    visible = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    class_folders = sorted(visible, key=lambda path: path.name)
+    if not class_folders:
+        raise ValueError(
+            f"{folder} has no class folders: put the images of each class in a folder of its own"
+        )
+    found = FoundImages([path.name for path in class_folders])
+    found.left_out += [str(path) for path in sorted(folder.iterdir()) if path.is_file()]
+    for label, class_folder in enumerate(class_folders):
+        paths = sorted(class_folder.rglob("*"))
+        links = [path for path in paths if path.is_symlink() and not path.is_file()]
+        found.left_out += [f"{path} (a link)" for path in links]
+        files = [path for path in paths if path.is_file()]
+        images = [path for path in files if path.suffix.lower() in SUFFIXES]
+        found.left_out += [str(path) for path in files if path.suffix.lower() not in SUFFIXES]
+        found.empty += [] if images else [class_folder.name]
+        found.images += [FoundImage(path.relative_to(folder), label, path.read_bytes) for path in images]
+    if not found.images:
+        raise ValueError(f"{folder} has no images ({', '.join(sorted(SUFFIXES))}) in its class folders")
+    return found
+
+
+def find_in_csv(file: Path, label_column: str = "label") -> FoundImages:
+    """Rows of `path` (relative to the file's folder) and a label, with a header line."""
+    with file.open(newline="", encoding="utf-8-sig") as text:
+        table = csv.DictReader(text)
+        for column in ("path", label_column):
+            if column not in (table.fieldnames or ()):
+                raise ValueError(f"{file} has no column {column!r}, only {', '.join(table.fieldnames or ())}")
+        rows = [(line, row["path"], row[label_column]) for line, row in enumerate(table, 2)]
+    good = [(PurePath(path), label) for _, path, label in rows if path and label]
+    if not good:
+        raise ValueError(f"{file} has no row with both a path and a {label_column}")
+    classes, index = number_classes(label for _, label in good)
+    found = FoundImages(classes)
+    missing = [line for line, path, label in rows if not (path and label)]
+    found.left_out = [f"{file}, line {line}: no path or no {label_column}" for line in missing]
+    for path, label in good:
+        name = path.relative_to(path.anchor)
+        found.images.append(FoundImage(name, index[label], (file.parent / path).read_bytes))
+    return found
+
+
+def find_in_parquet(files: Sequence[Path], seed: int, image_column: str, label_column: str) -> FoundImages:
+    """Rows of an encoded image (bytes, or Hugging Face's struct of bytes and path) and a label.
+
+    Row groups are the unit of reading: they come in an order shuffled by `seed`, as do the rows of each.
+    """
+    open_table = need("pyarrow.parquet", "parquet", "Parquet files need pyarrow").ParquetFile
+    rng = Random(seed)
+    labels: list[tuple[Path, int, int, Any]] = []
+    groups: list[tuple[Path, int]] = []
+    names: list[str] | None = None
+    for file in files:
+        with open_table(file) as table:
+            schema = table.schema_arrow
+            for column in (image_column, label_column):
+                if column not in schema.names:
+                    raise ValueError(f"{file} has no column {column!r}, only {', '.join(schema.names)}")
+            described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+            names = described.get("info", {}).get("features", {}).get(label_column, {}).get("names", names)
+            groups += [(file, group) for group in range(table.num_row_groups)]
+    rng.shuffle(groups)
+    for file, group in groups:
+        with open_table(file) as table:
+            column = table.read_row_group(group, columns=[label_column])[label_column].to_pylist()
+        rows = list(enumerate(column))
+        rng.shuffle(rows)
+        labels += [(file, group, row, label) for row, label in rows]
+    good = [item for item in labels if item[3] is not None]
+    classes, index = (
+        (names, {i: i for i in range(len(names))}) if names else number_classes(item[3] for item in good)
+    )
+    found = FoundImages(classes, random_access=False)
+    for file, group, row, label in labels:
+        name = PurePath(file.stem) / f"{group:04d}-{row:06d}"
+        if label not in index:
+            found.left_out.append(f"{file}, row {row} of group {group}: its label is {label}")
+            continue
+        load = partial(_read_row, file, group, row, image_column)
+        found.images.append(FoundImage(name, index[label], load))
+    if not found.images:
+        raise ValueError(f"{files[0]} has no row with a {label_column}")
+    return found
+
+
+def split(found: FoundImages, out: Path, val_fraction: float, rng: Random) -> dict[Path, list[FoundImage]]:
+    """{folder: its images}: `val_fraction` of each class for `out/val`, the rest for `out/train`."""
+    if not val_fraction:
+        images = list(found.images)
+        if found.random_access:
+            rng.shuffle(images)
+        return {out: images}
+    places: dict[int, list[int]] = {}
+    for place, image in enumerate(found.images):
+        places.setdefault(image.label, []).append(place)
+    held_out: set[int] = set()
+    for members in places.values():
+        held_out.update(rng.sample(members, round(len(members) * val_fraction)))
+    train = [image for place, image in enumerate(found.images) if place not in held_out]
+    val = [image for place, image in enumerate(found.images) if place in held_out]
+    if found.random_access:
+        rng.shuffle(train)
+        rng.shuffle(val)
+    return {out / "train": train, out / "val": val}
+
+
+def number_classes(labels: Iterable[Any]) -> tuple[list[str], dict[Any, int]]:
+    """Names by index, and {label: index}: whole numbers stay what they are, names are sorted."""
+    distinct = set(labels)
+    try:
+        numbers = {label: int(label) for label in distinct}
+    except ValueError:
+        ordered = sorted(distinct, key=str)
+        return [str(label) for label in ordered], {label: i for i, label in enumerate(ordered)}
+    if min(numbers.values()) < 0:
+        raise ValueError(f"label {min(numbers.values())} is negative")
+    return [str(i) for i in range(max(numbers.values()) + 1)], numbers
+
+
+@lru_cache(maxsize=2)
+def _row_group(file: Path, group: int, column: str) -> list[Any]:
+    open_table = need("pyarrow.parquet", "parquet", "Parquet files need pyarrow").ParquetFile
+    with open_table(file) as table:
+        return table.read_row_group(group, columns=[column])[column].to_pylist()
+
+
+def _read_row(file: Path, group: int, row: int, column: str) -> bytes:
+    value = _row_group(file, group, column)[row]
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(data, bytes):
+        raise ValueError(f"row {row} of group {group} holds no image")
+    return data

@@ -1,0 +1,1 @@
+"""One sample: decoded, mixed, cut, with its targets."""

@@ -1,0 +1,110 @@
+"""From pixels to kept patches: cut and drop."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from einops import rearrange
+
+from packvit.data.samples.mix import own_share
+from packvit.data.samples.sample import Decoded, Mixing
+from packvit.data.samples.targets import Target
+from packvit.packing import PackedImage, View
+
+DropPattern = Literal["random", "block", "importance"]
+LARGEST_STRETCH = 3.0  # of a block's height to its width, or the other way round
+LEAST_VARIANCE = 1.0  # in grey levels squared: flat patches keep a chance
+
+
+def cut_patches(image: np.ndarray, patch_size: int) -> np.ndarray:
+    """Patches in raster order: uint8 [H, W, 3] -> uint8 [rows*cols, p*p*3], row-major (row, col, channel).
+
+    Raises:
+        ValueError: p does not divide both sides.
+    """
+    height, width, _ = image.shape
+    if height % patch_size or width % patch_size:
+        raise ValueError(f"patch size {patch_size} does not divide an image of {height}x{width} pixels")
+    return rearrange(image, "(r p) (c q) ch -> (r c) (p q ch)", p=patch_size, q=patch_size)
+
+
+def kept_positions(
+    seed: int, view: View, pattern: DropPattern = "random", patches: np.ndarray | None = None
+) -> np.ndarray:
+    """Raster positions of the kept tokens, sorted: int64 [num_tokens].
+
+    Decided by `seed` (up to 128 bits) and, for `importance`, the pixels alone; for the same seed and grid,
+    fewer tokens are a subset of more. `random` is uniform without replacement (NaViT 3.3). `block` loses the
+    patches nearest to a random place, in an ellipse of random aspect ratio; what is hidden hangs together as
+    in BEiT's masks (arXiv 2106.08254, 2.3). `importance` keeps patches with probability proportional to
+    the variance of their pixels, one after the other without replacement.
+
+    Args:
+        patches: uint8 [rows*cols, p*p*3] for `importance`.
+    """
+    count = view.num_cells
+    if view.num_tokens == count:
+        return np.arange(count)
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    if pattern == "block":
+        row, col = np.divmod(np.arange(count), view.grid[1])
+        stretch = math.exp(rng.uniform(-1, 1) * math.log(LARGEST_STRETCH) / 2)
+        up, left = rng.uniform(-0.5, view.grid[0] - 0.5), rng.uniform(-0.5, view.grid[1] - 0.5)
+        rank = -np.hypot((row - up) * stretch, (col - left) / stretch)  # the farthest stays
+    else:
+        rank = rng.random(count)
+    if pattern == "importance":
+        assert patches is not None
+        # The smallest of exponential waiting times with these rates is a draw in proportion to them.
+        variance = patches.reshape(count, -1).var(1, dtype=np.float64)
+        rank = -np.log1p(-rank) / (variance + LEAST_VARIANCE)
+    return np.sort(rank.argsort(kind="stable")[: view.num_tokens])
+
+
+def cut_image(
+    pixels: np.ndarray,
+    view: View,
+    native_size: tuple[int, int],
+    key: str = "",
+    seed: int = 0,
+    pattern: DropPattern = "random",
+) -> PackedImage:
+    """The kept patches of pixels that already have the view's size, uint8 [view.height, view.width, 3].
+
+    Args:
+        native_size, key: see PackedImage.
+        seed, pattern: decide which tokens are dropped; see `kept_positions`.
+    """
+    patches = cut_patches(pixels, view.patch_size)
+    kept = kept_positions(seed, view, pattern, patches)
+    coords = np.stack(np.divmod(kept, view.grid[1]), 1).astype(np.int32)
+    if view.num_tokens < len(patches):
+        patches = patches[kept]
+    return PackedImage({view.cell: patches}, coords, view.grid, view.cell, native_size, key)
+
+
+def cut_views(
+    sample: Decoded, kinds: Mapping[str, Target], pattern: DropPattern = "random"
+) -> list[PackedImage]:
+    """The sample as each of its views shows it, with its targets.
+
+    Args:
+        kinds: of the targets, by name.
+        pattern: of dropping; see `kept_positions`.
+    """
+    images = [
+        cut_image(pixels, view, sample.native_size, sample.key, sample.seed, pattern)
+        for pixels, view in zip(sample.pixels, sample.views, strict=True)
+    ]
+    targets = sample.targets
+    if sample.mix is not None and sample.partner is not None:
+        # What counts for the targets is what the student sees: how much of its patches is the image's own.
+        share, partner = own_share(sample.mix, images[0]), sample.partner
+        targets = []
+        for number, view in enumerate(sample.views):
+            mixing = Mixing(sample.mix, share, view, partner.views[number])
+            own, other = sample.targets[number], partner.targets[number]
+            targets.append({name: kind.mix(own[name], other[name], mixing) for name, kind in kinds.items()})
+    return [replace(image, targets=values) for image, values in zip(images, targets, strict=True)]

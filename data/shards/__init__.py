@@ -1,0 +1,1 @@
+"""Shards: names, fetching, the index of a tar file, reading."""

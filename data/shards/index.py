@@ -1,0 +1,200 @@
+"""The index of a tar file: where each field of each sample lies, built once and kept on disk.
+
+Building it walks the tar's headers. It is held in columns, some 60 bytes a sample, because a run on
+thousands of shards has many of them open at once.
+"""
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from webdataset.tariterators import base_plus_ext
+
+from packvit.data.shards.fetch import cache_folder
+from packvit.packing import derive_seed
+
+INDEX_VERSION = 3
+
+Samples = list[tuple[str, dict[str, tuple[int, int]]]]  # (key, {field: (offset, length)})
+
+
+@dataclass(frozen=True)
+class Index:
+    """Samples of a tar file in columns; n samples with m fields in all.
+
+    Args:
+        keys: all keys, UTF-8, one after the other.
+        key_ends: int64 [n], where each key ends in `keys`.
+        kinds: the sets of fields that occur; nearly always one.
+        kind: int32 [n], each sample's place in `kinds`.
+        firsts: int64 [n], place of each sample's first field in `spans`.
+        spans: int64 [m, 2], offset and length of each field in the file.
+        problems: sentences about members that are lost.
+    """
+
+    keys: bytes
+    key_ends: np.ndarray
+    kinds: tuple[tuple[str, ...], ...]
+    kind: np.ndarray
+    firsts: np.ndarray
+    spans: np.ndarray
+    problems: tuple[str, ...] = field(default=())
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it takes."""
+        return len(self.keys) + sum(a.nbytes for a in (self.key_ends, self.kind, self.firsts, self.spans))
+
+    @staticmethod
+    def of(samples: Samples, problems: Sequence[str] = ()) -> "Index":
+        """Put samples into columns."""
+        encoded = [key.encode() for key, _ in samples]
+        kinds: dict[tuple[str, ...], int] = {}
+        kind = [kinds.setdefault(tuple(fields), len(kinds)) for _, fields in samples]
+        counts = np.array([len(fields) for _, fields in samples], np.int64)
+        spans = [span for _, fields in samples for span in fields.values()]
+        return Index(
+            keys=b"".join(encoded),
+            key_ends=np.cumsum(np.array([len(key) for key in encoded], np.int64)),
+            kinds=tuple(kinds),
+            kind=np.array(kind, np.int32),
+            firsts=np.cumsum(counts) - counts,
+            spans=np.array(spans, np.int64).reshape(-1, 2),
+            problems=tuple(problems),
+        )
+
+    def save(self, path: Path) -> None:
+        """Write it to `path`, whole or not at all."""
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                np.savez(
+                    file,
+                    keys=np.frombuffer(self.keys, np.uint8),
+                    key_ends=self.key_ends,
+                    kind=self.kind,
+                    firsts=self.firsts,
+                    spans=self.spans,
+                    text=np.array(json.dumps([self.kinds, self.problems])),
+                )
+            os.replace(partial, path)
+        except OSError:
+            # Without it the next process walks the headers again.
+            with suppress(OSError):
+                partial.unlink()
+
+    @staticmethod
+    def load(path: Path) -> "Index | None":
+        """What `save` wrote; None if it is not there or damaged."""
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                kinds, problems = json.loads(str(stored["text"]))
+                columns = {name: stored[name] for name in ("key_ends", "kind", "firsts", "spans")}
+                keys = stored["keys"].tobytes()
+        except Exception:  # a damaged file can raise nearly anything, and is made again
+            return None
+        return Index(keys=keys, kinds=tuple(map(tuple, kinds)), problems=tuple(problems), **columns)
+
+
+def open_index(path: str, size: int, mtime_ns: int) -> Index:
+    """The index of a tar file of this size and modification time, from disk or from the file.
+
+    Raises:
+        ValueError: it is no tar file.
+    """
+    # The modification time is part of the name, so a file that was replaced is indexed anew.
+    digest = derive_seed(INDEX_VERSION, os.path.abspath(path), size, mtime_ns)
+    cache = cache_folder("index") / f"{digest:032x}.npz"
+    index = Index.load(cache)
+    if index is None:
+        index = build_index(path)
+        index.save(cache)
+    return index
+
+
+def build_index(path: str) -> Index:
+    """Walk the headers of a tar file.
+
+    Raises:
+        ValueError: it is no tar file.
+    """
+    samples: Samples = []
+    problems: list[str] = []
+    name: str | None = None
+    try:
+        with open(path, "rb") as file:
+            members = plain_members(file.fileno())
+            for name, offset, length in all_members(file) if members is None else members:
+                base, extension = base_plus_ext(name)
+                # A base that ends in a slash belongs to a hidden file, such as macOS's `._01.jpg`.
+                if not base or base.endswith("/") or not extension:
+                    continue
+                extension = extension.lower()
+                if not samples or samples[-1][0] != base:
+                    samples.append((base, {}))
+                if extension in samples[-1][1]:
+                    problems.append(f"member {name!r} is there twice: the first one is used")
+                else:
+                    samples[-1][1][extension] = (offset, length)
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+        if name is None:
+            raise ValueError(f"it is no readable tar file ({error})") from error
+        problems.append(f"it breaks off in or after {name!r} ({error}): what follows is lost")
+        samples = samples[:-1]  # the last sample may lack members, or the end of one
+    return Index.of(samples, problems)
+
+
+def all_members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
+    """(name, offset, length) of the regular files of any tar, by tarfile; some 30 us each.
+
+    Raises:
+        tarfile.TarError, OSError, ValueError, OverflowError: it is damaged from here on.
+    """
+    # Names in another encoding become escapes, because keys must be printable and hashable as UTF-8.
+    with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace") as tar:
+        for member in tar:
+            if member.isfile():
+                yield member.name, member.offset_data, member.size
+    # tarfile takes a broken header, or none, for the end of the archive; the end is a block of zeros.
+    file.seek(tar.offset)
+    if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("no end of archive")
+
+
+def plain_members(descriptor: int) -> list[tuple[str, int, int]] | None:
+    """What `all_members` gives, several times as fast, of a tar of regular files with plain ustar headers.
+
+    Nearly all shards are such. None if there is anything else, or the least doubt.
+    """
+    members = []
+    offset, end = 0, os.fstat(descriptor).st_size
+    while len(header := os.pread(descriptor, tarfile.BLOCKSIZE, offset)) == tarfile.BLOCKSIZE:
+        if not header.strip(tarfile.NUL):
+            return members
+        try:
+            name = header[:100].split(b"\0", 1)[0].decode()
+            prefix = header[345:500].split(b"\0", 1)[0].decode()
+            length = int(header[124:136].rstrip(b" \0"), 8)
+            checksum = int(header[148:156].rstrip(b" \0"), 8)
+        except ValueError:  # another encoding, a large size in base 256, damage
+            return None
+        plain = header[156:157] in (b"0", b"\0") and header[257:262] == b"ustar" and length >= 0
+        # The checksum counts its own eight bytes as spaces.
+        if not plain or checksum != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+            return None
+        if prefix:
+            name = f"{prefix}/{name}"
+        if not name or name.endswith("/"):  # an old way to mark folders
+            return None
+        members.append((name, offset + tarfile.BLOCKSIZE, length))
+        offset += tarfile.BLOCKSIZE * (1 + -(-length // tarfile.BLOCKSIZE))
+        if offset > end:
+            return None
+    return None

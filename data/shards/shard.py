@@ -1,0 +1,194 @@
+"""Shards: tar files of samples, read in any order through an index of byte offsets.
+
+webdataset's conventions: the members of one sample stand side by side and share the name up to its first
+dot, the rest is the field (`cat/01.jpg`, `cat/01.cls`). Through its index a sample, or only its header, is
+one read at a known place.
+"""
+
+import io
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from packvit.data.shards.fetch import FETCH, FetchConfig, local_file
+from packvit.data.shards.index import Index, open_index
+
+IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "ppm", "pgm", "bmp")
+MEMORY_BYTES = 256 * 2**20  # of indices that a process keeps
+
+
+class BadSample(ValueError):
+    """One sample cannot be used; the message names shard, key and reason."""
+
+    def __init__(self, shard: str, key: str, reason: str) -> None:
+        super().__init__(f"{shard}: sample {key!r}: {reason}")
+        self.shard, self.key, self.reason = shard, key, reason
+
+
+class BadShard(ValueError):
+    """A whole shard cannot be used; the message names it and the reason."""
+
+    def __init__(self, shard: str, reason: str) -> None:
+        super().__init__(f"{shard}: {reason}")
+        self.shard, self.reason = shard, reason
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """A tar file as it was when it was indexed.
+
+    Args:
+        path: of the local file.
+        size, mtime_ns: by which a file that was replaced is told.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    index: Index
+
+    def is_current(self) -> bool:
+        """Whether the file is still the same."""
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return False
+        return (status.st_size, status.st_mtime_ns) == (self.size, self.mtime_ns)
+
+
+class Shard:
+    """One tar file; use `Shard.open`, which keeps what it knows of files in memory and on disk.
+
+    Attributes:
+        path: as it was given.
+        problems: sentences about members that are lost, e.g. behind the place where a file is cut off.
+    """
+
+    def __init__(self, path: str, file: OpenFile) -> None:
+        self.path = path
+        self.problems = list(file.index.problems)
+        self._file = file.path
+        self._index = file.index
+
+    @staticmethod
+    def open(path: str | Path, fetch: FetchConfig = FETCH) -> "Shard":
+        """The shard, fetched if it is remote, and indexed.
+
+        Raises:
+            BadShard: it is missing, or no tar file.
+        """
+        path = str(path)
+        known = _memory.get(path)
+        if known is None or known.path != path or not known.is_current():
+            known = _remember(path, fetch)
+        _memory.move_to_end(path)
+        return Shard(path, known)
+
+    def __len__(self) -> int:
+        return len(self._index.key_ends)
+
+    def key(self, index: int) -> str:
+        """Name of a sample.
+
+        Raises:
+            BadShard: there are fewer samples, because the file was replaced since its number was taken.
+        """
+        if index >= len(self):
+            raise BadShard(self.path, f"it has only {len(self)} samples now, so sample {index} is lost")
+        ends = self._index.key_ends
+        return self._index.keys[ends[index - 1] if index else 0 : ends[index]].decode()
+
+    def fields(self, index: int) -> tuple[str, ...]:
+        """The fields that a sample has, lower-case, without dots at their ends, in the order of the file."""
+        return self._index.kinds[self._index.kind[index]]
+
+    def read(self, index: int, field: str, size: int | None = None) -> bytes:
+        """A field of a sample, or its first `size` bytes.
+
+        Raises:
+            BadSample: the sample lacks the field.
+            BadShard: the file is gone or shorter than it was.
+        """
+        names = self.fields(index)
+        if field not in names:
+            raise BadSample(self.path, self.key(index), f"it has no .{field}")
+        offset, length = self._index.spans[self._index.firsts[index] + names.index(field)].tolist()
+        wanted = length if size is None else min(size, length)
+        try:
+            handle = os.open(self._file, os.O_RDONLY)
+            try:
+                data = os.pread(handle, wanted, offset)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise BadShard(self.path, f"it cannot be read any more ({error.strerror})") from error
+        if len(data) < wanted:
+            raise BadShard(self.path, "it became shorter while it was read")
+        return data
+
+    def image(self, index: int, size: int | None = None) -> bytes:
+        """The encoded image of a sample, or its first `size` bytes; raises as `read` does."""
+        return self.read(index, self._image_field(index), size)
+
+    def array(self, index: int, field: str) -> np.ndarray:
+        """The array in a .npy field; raises as `read` does.
+
+        Raises:
+            BadSample: the field is no such file.
+        """
+        data = self.read(index, field)
+        try:
+            return np.load(io.BytesIO(data), allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise BadSample(self.path, self.key(index), f"its .{field} is no .npy file") from error
+
+    def label(self, index: int, field: str = "cls") -> int | None:
+        """Class index from a text field, None without one.
+
+        Raises:
+            BadSample: the field is not a whole number.
+        """
+        if field not in self.fields(index):
+            return None
+        text = self.read(index, field)
+        try:
+            return int(text)
+        except ValueError as error:
+            raise BadSample(self.path, self.key(index), f"its label {text[:40]!r} is no number") from error
+
+    def _image_field(self, index: int) -> str:
+        fields = self.fields(index)
+        for field in fields:
+            if field in IMAGE_FIELDS:
+                return field
+        raise BadSample(self.path, self.key(index), f"it has no image, only {', '.join(fields)}")
+
+
+_memory: OrderedDict[str, OpenFile] = OrderedDict()  # by the path as it was given; used longest ago first
+
+
+def _remember(path: str, fetch: FetchConfig) -> OpenFile:
+    try:
+        # Fetched shards are asked for each time, which notes their use: the least used make way for others.
+        file = local_file(path, fetch)
+        status = os.stat(file)
+        known = _memory.get(path)
+        if known is None or known.path != file or not known.is_current():
+            index = open_index(file, status.st_size, status.st_mtime_ns)
+            known = OpenFile(file, status.st_size, status.st_mtime_ns, index)
+    except OSError as error:
+        raise BadShard(path, f"it cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise BadShard(path, str(error)) from error
+    _memory[path] = known
+    while len(_memory) > 1 and sum(kept.index.nbytes for kept in _memory.values()) > MEMORY_BYTES:
+        _memory.popitem(last=False)
+    return known
+
+
+def forget() -> None:
+    """Empty the memory of files; what is on disk stays."""
+    _memory.clear()

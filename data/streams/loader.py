@@ -1,0 +1,165 @@
+"""Bring the streams' batches to the trainer: processes, order, state.
+
+Rank r of R takes batches start + r, start + r + R, ... of the run. Batch k comes from stream k mod
+streams, so with R dividing the number of streams every stream belongs to one rank. Inside a rank each
+stream belongs to one worker. Each worker has a DataLoader of its own, which lets any number of workers
+serve any number of streams in the one fixed order.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, cycle
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from packvit.data.streams.plan import DataPlan
+from packvit.data.streams.stream import STATE_VERSION, DataError, LoadedBatch, Stream
+from packvit.packing import Flat
+
+PREFETCH = 3  # batches ready in each worker
+
+
+def load_in_order(dataset: Dataset, workers: int, pin_memory: bool = False) -> Iterator[Any]:
+    """The items of a dataset, such as LoadedBatches, made by `workers` processes, or here without any."""
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
+        pin_memory=pin_memory,
+        # A batch travels between processes, and is pinned, in one piece.
+        collate_fn=Flat.pack if workers or pin_memory else _as_it_is,
+        # Its own generator: the DataLoader would otherwise draw from, and shift, the global one.
+        generator=torch.Generator(),
+    )
+    return (loaded.unpack() if isinstance(loaded, Flat) else loaded for loaded in iter(loader))
+
+
+def _as_it_is(loaded: Any) -> Any:
+    return loaded
+
+
+@dataclass
+class Failure:
+    """What a worker gives instead of a batch when a stream cannot go on; see DataError."""
+
+    message: str
+    skipped: list[dict]
+
+
+class StreamDataset(IterableDataset):
+    """The streams of one worker, in turn, for ever."""
+
+    def __init__(self, plan: DataPlan, streams: Sequence[int], states: dict[int, dict]) -> None:
+        self.plan = plan
+        self.streams = streams
+        self.states = {index: states[index] for index in streams if index in states}
+
+    def __iter__(self) -> Iterator[LoadedBatch | Failure]:
+        try:
+            streams = [Stream(self.plan, index) for index in self.streams]
+            for stream in streams:
+                if stream.index in self.states:
+                    stream.load_state_dict(self.states[stream.index])
+            for stream in cycle(streams):
+                yield stream.next_batch()
+        except ValueError as error:
+            # A DataLoader would wrap the exception in a traceback; the user gets the sentence.
+            yield Failure(str(error), error.skipped if isinstance(error, DataError) else [])
+
+
+class TrainLoader:
+    """Endless batches of one rank, in the run's order; its state follows what was taken, not what was read.
+
+    Args:
+        plan: what is read and how it is shown.
+        rank, world_size: this process among all of the run; world_size divides data.streams.
+        pin_memory: whether batches lie in page-locked memory.
+
+    Raises:
+        ValueError: streams are not a multiple of the ranks.
+    """
+
+    def __init__(self, plan: DataPlan, rank: int = 0, world_size: int = 1, pin_memory: bool = False) -> None:
+        if plan.data.streams % world_size:
+            raise ValueError(f"data.streams={plan.data.streams} must be a multiple of the {world_size} ranks")
+        self.plan = plan
+        self.rank, self.world_size, self.pin_memory = rank, world_size, pin_memory
+        self.shards = plan.shards.fingerprint()
+        self.states: dict[int, dict] = {}
+        self.start = 0
+
+    def __iter__(self) -> Iterator[LoadedBatch]:
+        data = self.plan.data
+        order = [
+            (self.start + self.rank + i * self.world_size) % data.streams
+            for i in range(data.streams // self.world_size)
+        ]
+        workers = max(1, min(data.workers, len(order)))
+        queues = [
+            load_in_order(
+                StreamDataset(self.plan, order[worker::workers], self.states),
+                min(1, data.workers),
+                self.pin_memory,
+            )
+            for worker in range(workers)
+        ]
+        for i in count():
+            loaded = next(queues[i % len(order) % workers])
+            if isinstance(loaded, Failure):
+                raise DataError(loaded.message, loaded.skipped)
+            self.states[loaded.stream] = loaded.state
+            self.start += self.world_size
+            yield loaded
+
+    def counts(self) -> tuple[int, int]:
+        """(samples read, samples that could not be used) by this rank's streams, resumed runs included."""
+        states = self.states.values()
+        return sum(state["seen"] for state in states), sum(state["bad"] for state in states)
+
+    def shrunk(self) -> int:
+        """Views of this rank's streams that `packing.oversize` shrank, resumed runs included."""
+        return sum(state.get("shrunk", 0) for state in self.states.values())
+
+    def state_dict(self) -> dict:
+        """The state of this rank's streams after the batches taken so far; JSON-serialisable."""
+        return {
+            "version": STATE_VERSION,
+            "shards": self.shards,
+            "num_streams": self.plan.data.streams,
+            "start": self.start,
+            "streams": {str(index): state for index, state in self.states.items()},
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on after `state`, which may be the union of several ranks' (`merge_states`).
+
+        Raises:
+            ValueError: it is of other shards or another number of streams.
+        """
+        mine = self.state_dict()
+        if state["shards"] != mine["shards"]:
+            old, new = state["shards"], mine["shards"]
+            same_names = (old["number"], old["first"]) == (new["number"], new["first"])
+            what = "other contents" if same_names else "others"
+            raise ValueError(
+                f"the run was started on {old['number']} shards ({old['first']}, ...), but data.shards names "
+                f"{what} ({new['number']}: {self.plan.shards.paths[0]}, ...): resume with the same"
+            )
+        if state["num_streams"] != mine["num_streams"]:
+            raise ValueError(
+                f"the run was started with data.streams={state['num_streams']}, not {mine['num_streams']}"
+            )
+        self.start = state["start"]
+        # The other ranks' streams stay out: merged again, their old states would hide the new ones.
+        own = (self.start + self.rank) % self.world_size
+        streams = {int(index): stream for index, stream in state["streams"].items()}
+        self.states = {index: s for index, s in streams.items() if index % self.world_size == own}
+
+
+def merge_states(states: Sequence[dict]) -> dict:
+    """One state of all ranks' states."""
+    streams = {index: stream for state in states for index, stream in state["streams"].items()}
+    return states[0] | {"streams": streams}

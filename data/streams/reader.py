@@ -1,0 +1,215 @@
+"""Read: in which order a stream takes the samples of its sources, and what their headers say.
+
+A source is a list of shards. Its epochs are cut into units, a shard or a fixed part of one; a stream owns
+every `streams`-th unit of the epoch's permutation. The samples of a few units are shuffled together. The
+state of a source is the epoch, the group of units and the place in it: three integers.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from random import Random
+from typing import NamedTuple
+
+from packvit.data.samples.decode import read_native_size
+from packvit.data.samples.sample import Header, Reference, describe_skipped
+from packvit.data.shards.shard import BadSample, BadShard, Shard
+from packvit.data.streams.plan import DataPlan
+from packvit.packing import derive_seed
+
+# A source is given up after this many samples, or epochs without any, in a row of which none could be used.
+BARREN_SAMPLES, BARREN_EPOCHS = 1000, 64
+# With so many shards to a stream, whole shards spread evenly enough over the streams.
+SHARDS_STAY_WHOLE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Members `part`, `part + parts`, ... of a shard."""
+
+    shard: int
+    part: int
+    parts: int
+
+
+class Lost(NamedTuple):
+    """Samples that cannot be used.
+
+    line: of skipped.jsonl: what was lost, and why.
+    samples: how many that stands for.
+    """
+
+    line: dict
+    samples: int
+
+
+def parts_of_shard(num_shards: int, streams: int) -> int:
+    """How many units a shard is cut into.
+
+    All streams give equally many batches, so all should own equally many units: otherwise the samples of some
+    would be seen more often. With many shards to a stream the difference is small and shards stay whole.
+    """
+    return 1 if num_shards >= SHARDS_STAY_WHOLE * streams else streams // math.gcd(num_shards, streams)
+
+
+def epoch_units(num_shards: int, streams: int, stream: int, epoch: int, seed: int) -> list[Unit]:
+    """The units of one stream in one epoch, in order; over all streams they cover every sample once."""
+    parts = parts_of_shard(num_shards, streams)
+    units = [Unit(shard, part, parts) for shard in range(num_shards) for part in range(parts)]
+    Random(derive_seed(seed, "units", epoch)).shuffle(units)
+    return units[stream::streams]
+
+
+class SampleReader:
+    """The headers of one stream's samples, its sources mixed by weight, for ever.
+
+    Args:
+        stream: number of the stream, 0..data.streams-1.
+    """
+
+    def __init__(self, plan: DataPlan, stream: int) -> None:
+        self.plan = plan
+        self.stream = stream
+        self._opened: dict[int, Shard] = {}
+        self._sources = [Source(self, number, shards) for number, shards in enumerate(plan.sources)]
+        self._shares = plan.shares
+        self._taken = [0] * len(self._sources)
+
+    def next(self) -> Header | Lost | None:
+        """The next sample, from the source that is furthest behind its share, or what was lost on the way.
+
+        None when that source has had no good sample for too long.
+        """
+        drawn = sum(self._taken)
+        number = max(range(len(self._sources)), key=lambda i: self._shares[i] * (drawn + 1) - self._taken[i])
+        found = next(self._sources[number].events, None)
+        if found is None or isinstance(found, Lost):
+            return found
+        try:
+            header = self.header(found._replace(drawn=drawn))
+        except (BadSample, BadShard) as error:
+            return Lost(describe_skipped(error), 1)
+        self._sources[number].found_good()
+        self._taken[number] += 1
+        return header
+
+    def header(self, reference: Reference) -> Header:
+        """What the file says of a sample before it is decoded.
+
+        Raises:
+            BadSample, BadShard: the sample cannot be used.
+        """
+        shard = self.shard(reference.shard)
+        key = shard.key(reference.member)
+        return Header(reference, key, read_native_size(shard, reference.member))
+
+    def shard(self, number: int) -> Shard:
+        """A shard of the run, opened once until `close`; raises as `Shard.open` does."""
+        if number not in self._opened:
+            shards = self.plan.shards
+            self._opened[number] = Shard.open(shards.paths[number], shards.fetch)
+        return self._opened[number]
+
+    def close(self) -> None:
+        """Forget the open shards, so that a shard that was replaced is noticed."""
+        self._opened.clear()
+
+    def first_path(self) -> str:
+        """A shard of the source that would be read next, for messages."""
+        return self.plan.shards.paths[self.plan.sources[0][0]]
+
+    def state_dict(self) -> dict:
+        """Where each source is, and how many good samples it gave."""
+        return {"readers": [source.state() for source in self._sources], "taken": list(self._taken)}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on where `state` was taken."""
+        for source, place in zip(self._sources, state["readers"], strict=True):
+            source.restore(place)
+        self._taken = list(state["taken"])
+
+
+class Source:
+    """The references of one source for one stream, for ever.
+
+    Args:
+        reader: opens its shards.
+        number: of the source.
+        shards: numbers of its shards among all of the run.
+
+    Attributes:
+        events: references, and what was lost; ends when the source has had no good sample for too long.
+    """
+
+    def __init__(self, reader: SampleReader, number: int, shards: Sequence[int]) -> None:
+        data, seed = reader.plan.data, reader.plan.seed
+        self.reader, self.shards = reader, shards
+        self.streams, self.group = data.streams, data.shuffle_shards
+        self.seed = derive_seed(seed, "source", number) if number else seed
+        self.restore([0, 0, 0])
+
+    def state(self) -> list[int]:
+        """Epoch, groups of it that are done, samples of the next group that are done."""
+        return [self._epoch, self._groups, self._offset]
+
+    def restore(self, state: Sequence[int]) -> None:
+        """Go on where `state` was taken."""
+        self._epoch, self._groups, self._offset = state
+        self._failed, self._epochs = 0, 0  # since the last good sample
+        self._unit_size: int | None = None
+        self.events = self._read()
+
+    def found_good(self) -> None:
+        """The last reference was of a sample that can be used."""
+        self._failed, self._epochs = 0, 0
+
+    def _read(self) -> Iterator[Reference | Lost]:
+        # An epoch may hold no sample: small or broken shards leave units empty; the next epoch has others.
+        while self._failed < BARREN_SAMPLES and self._epochs < BARREN_EPOCHS:
+            units = epoch_units(len(self.shards), self.streams, self.reader.stream, self._epoch, self.seed)
+            for start in range(self._groups * self.group, len(units), self.group):
+                members: list[tuple[int, int]] = []
+                for lost in self._shuffle(units[start : start + self.group], members):
+                    # Not again when a resumed stream comes back to the middle of a group.
+                    if self._offset == 0:
+                        yield lost
+                for shard, member in members[self._offset :]:
+                    self._offset += 1
+                    self._failed += 1
+                    yield Reference(self._epoch, self.shards[shard], member, 0)
+                    if self._failed >= BARREN_SAMPLES:
+                        return
+                self._groups += 1
+                self._offset = 0
+            self._epoch += 1
+            self._groups = 0
+            self._epochs += 1
+
+    def _shuffle(self, units: list[Unit], members: list[tuple[int, int]]) -> list[Lost]:
+        """Put (shard of the source, member) of every sample of these units into `members`, in the epoch's
+        order; returns what cannot be read."""
+        lost = []
+        for unit in units:
+            try:
+                shard = self.reader.shard(self.shards[unit.shard])
+            except BadShard as error:
+                lost.append(Lost(describe_skipped(error), self._samples_of_a_unit()))
+                continue
+            if unit.part == 0:
+                lost += [Lost({"shard": shard.path, "key": None, "reason": p}, 1) for p in shard.problems]
+            members += [(unit.shard, member) for member in range(unit.part, len(shard), unit.parts)]
+        first = units[0]
+        Random(derive_seed(self.seed, "members", self._epoch, first.shard, first.part)).shuffle(members)
+        return lost
+
+    def _samples_of_a_unit(self) -> int:
+        """Samples that a shard which cannot be read counts for: as many as a unit of one that can."""
+        if self._unit_size is None:
+            self._unit_size = 1
+            parts = parts_of_shard(len(self.shards), self.streams)
+            for shard in self.shards:
+                with suppress(BadShard):
+                    self._unit_size = max(1, len(self.reader.shard(shard)) // parts)
+                    break
+        return self._unit_size

@@ -1,0 +1,223 @@
+"""A logical data stream: which sample comes when, whatever the number of processes.
+
+The run's data is cut into a fixed number of streams. Batch k of the run comes from stream k mod streams, so
+the order of batches depends neither on workers nor on ranks. Each sample gets a view drawn from (seed, epoch,
+key), which the stream's packer puts into sequences. Nothing is decoded before its sequence is full, so the
+whole state of a stream is where it reads and which samples wait.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain, islice
+from random import Random
+
+import torch
+
+from packvit.data.samples.augment import augment
+from packvit.data.samples.cut import cut_views
+from packvit.data.samples.decode import decode_sample
+from packvit.data.samples.mix import mix_samples
+from packvit.data.samples.sample import Decoded, Header, Planned, Reference, describe_skipped
+from packvit.data.samples.targets import collate_targets
+from packvit.data.shards.shard import BadSample, BadShard
+from packvit.data.streams.plan import DataPlan
+from packvit.data.streams.reader import Lost, SampleReader
+from packvit.packing import (
+    Batches,
+    PackedBatch,
+    PackedImage,
+    derive_seed,
+    draw_view,
+    map_leaves,
+    pack_in_order,
+    same_crop,
+    views_at,
+)
+
+STATE_VERSION = 4
+
+
+class DataError(ValueError):
+    """The data cannot go on; `skipped` names the samples that were lost and not reported yet."""
+
+    def __init__(self, message: str, skipped: Sequence[dict] = ()) -> None:
+        super().__init__(message)
+        self.skipped = list(skipped)
+
+
+@dataclass
+class LoadedBatch:
+    """A batch with what the trainer has to keep.
+
+    Args:
+        batch: the packed images.
+        teachers: for each teacher the same images, in the same order, as it sees them.
+        skipped: {"shard", "key", "reason"} of every sample left out since the stream's last batch.
+        stream, state: the stream it came from, and that stream's state after it.
+    """
+
+    batch: PackedBatch
+    teachers: tuple[PackedBatch, ...] = ()
+    skipped: list[dict] = field(default_factory=list)
+    stream: int = 0
+    state: dict = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> "LoadedBatch":
+        """The same with all batches on `device`."""
+        return map_leaves(self, torch.Tensor, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+class Stream:
+    """One stream: an endless sequence of batches with a small, exact state.
+
+    Args:
+        plan: what is read and how it is shown; shared by all streams.
+        index: the stream's number, 0..data.streams-1.
+    """
+
+    def __init__(self, plan: DataPlan, index: int) -> None:
+        self.plan = plan
+        self.index = index
+        self.reader = SampleReader(plan, index)
+        self.batches = self._new_batches()
+        self.views_move = plan.views.moves
+        self.augmented = plan.data.augment.active
+        self.mixed = plan.data.mix.active
+        self.collate = partial(collate_targets, plan.targets)
+        self.seen = self.bad = self.shrunk = 0
+
+    def next_batch(self) -> LoadedBatch:
+        """The next `packing.sequences` sequences, and the same images as each teacher sees them.
+
+        Slots of a sample that fails to decode stay empty. Image i is the same in all batches.
+
+        Raises:
+            DataError: a view is longer than `packing.seq_len` and `packing.oversize` is `error`; or no
+                sample can be used any more.
+        """
+        self.reader.close()  # a shard that was replaced is noticed by the next batch
+        skipped: list[dict] = []
+        while (sequences := self.batches.next()) is None:
+            header = self._read(skipped)
+            planned = self._plan(header, skipped)
+            self._pack(planned)
+        decoded = [[s for item in some if (s := self._decode(*item, skipped))] for some in sequences]
+        samples = list(chain.from_iterable(decoded))
+        samples = mix_samples(samples, self.plan.data.mix) if self.mixed else samples
+        cut = [cut_views(sample, self.plan.targets, self.plan.views.drop.pattern) for sample in samples]
+        batch, teachers = self._collate(cut, [len(some) for some in decoded])
+        return LoadedBatch(batch, teachers, skipped, self.index, self.state_dict())
+
+    def _read(self, skipped: list[dict]) -> Header:
+        """The next good sample; what is lost before it is counted and named."""
+        while True:
+            found = self.reader.next()
+            if found is None:
+                last = f": {skipped[-1]['shard']}: {skipped[-1]['reason']}" if skipped else ""
+                raise DataError(
+                    f"data stream {self.index} finds no usable sample any more in "
+                    f"{self.reader.first_path()}, ...{last}",
+                    skipped,
+                )
+            if isinstance(found, Header):
+                self.seen += 1
+                return found
+            self.seen += found.samples
+            self._lose(found, skipped)
+
+    def _plan(self, header: Header, skipped: Sequence[dict] = ()) -> Planned:
+        """The sample with its view, a function of (seed, epoch, key) and of the images seen so far."""
+        plan, packing = self.plan, self.plan.packing
+        rng = Random(derive_seed(plan.seed, "view", header.reference.epoch, header.key))
+        views = plan.views
+        if self.views_move:
+            # All streams have drawn about as many samples as this one, whatever the ranks and workers.
+            views = views_at(views, header.reference.drawn * plan.data.streams)
+        longest = packing.seq_len if packing.oversize == "shrink" else None
+        view = draw_view(rng, header.native_size, views, longest)
+        room = packing.sequences if packing.oversize == "own_row" else 1
+        if view.num_tokens > room * packing.seq_len:
+            times = f" times packing.sequences={room}" if room > 1 else ""
+            raise DataError(
+                f"packing.seq_len={packing.seq_len}{times} is shorter than image {header.key!r} "
+                f"({view.num_tokens} tokens at p={view.patch_size}): raise packing.seq_len or set "
+                "packing.oversize=shrink",
+                skipped,
+            )
+        return Planned(header, view)
+
+    def _pack(self, planned: Planned) -> None:
+        """Hand the sample to the packer."""
+        view = planned.view
+        self.shrunk += view.shrunk
+        mixed = self.plan.views.patch_size_per == "image"
+        self.batches.add(planned, view.num_tokens, 0 if mixed else view.patch_size)
+
+    def _decode(self, planned: Planned, kept: int, skipped: list[dict]) -> Decoded | None:
+        """The sample with as many tokens as the packer left it, then as teachers see it; None if bad."""
+        header, view = planned.header, planned.view
+        views = [view if kept == view.num_tokens else replace(view, num_tokens=kept)]
+        views += [same_crop(view, *teacher) for teacher in self.plan.teachers]
+        seed = derive_seed(self.plan.seed, "drop", header.reference.epoch, header.key)
+        try:
+            shard = self.reader.shard(header.reference.shard)
+            sample = decode_sample(shard, header, views, self.plan.targets, seed)
+        except (BadSample, BadShard) as error:
+            self._lose(Lost(describe_skipped(error), 1), skipped)
+            return None
+        return augment(sample, self.plan.data.augment) if self.augmented else sample
+
+    def _collate(
+        self, cut: list[list[PackedImage]], lengths: list[int]
+    ) -> tuple[PackedBatch, tuple[PackedBatch, ...]]:
+        """The student's batch, in sequences of so many images, and each teacher's, packed by itself."""
+        packing = self.plan.packing
+        own = iter([views[0] for views in cut])
+        sequences = [list(islice(own, length)) for length in lengths]
+        batch = PackedBatch.build(
+            sequences, packing.seq_len, min_sequences=packing.sequences, collate=self.collate
+        )
+        teachers = tuple(
+            pack_in_order([views[number] for views in cut], packing.seq_len, self.collate)
+            for number in range(1, 1 + len(self.plan.teachers))
+        )
+        return batch, teachers
+
+    def _lose(self, lost: Lost, skipped: list[dict]) -> None:
+        self.bad += lost.samples
+        skipped.append(lost.line)
+
+    def state_dict(self) -> dict:
+        """The state after the last batch: integers only, some bytes for each waiting sample."""
+        return {
+            "version": STATE_VERSION,
+            **self.reader.state_dict(),
+            "seen": self.seen,
+            "bad": self.bad,
+            "shrunk": self.shrunk,
+            **self.batches.state_dict(lambda planned: list(planned.header.reference)),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue after the batch that `state` followed; views are drawn again from their references.
+
+        Raises:
+            ValueError: the state is of another version, or a waiting sample cannot be read any more.
+        """
+        if state["version"] != STATE_VERSION:
+            raise ValueError(f"data state has version {state['version']}, this packvit reads {STATE_VERSION}")
+        self.reader.load_state_dict(state)
+        self.seen, self.bad, self.shrunk = state["seen"], state["bad"], state.get("shrunk", 0)
+
+        def find(reference: list[int]) -> tuple[Planned, int]:
+            planned = self._plan(self.reader.header(Reference(*reference)))
+            return planned, planned.view.num_tokens
+
+        self.batches = self._new_batches()
+        self.batches.load_state_dict(state, find)
+
+    def _new_batches(self) -> Batches[Planned]:
+        views = self.plan.views
+        groups = (0,) if views.patch_size_per == "image" else views.patch_sizes
+        return Batches(self.plan.packing, groups, apart=views.patch_size_per == "batch")

@@ -1,0 +1,135 @@
+"""One model at every resolution and patch size asked for."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import torch
+
+from packvit.common.device import total_memory
+from packvit.common.ranks import Ranks
+from packvit.data import EvalSet
+from packvit.evaluate.evaluators import MakeEvaluator
+from packvit.models import PackedViT, ViTConfig
+from packvit.packing import PackingConfig
+
+# The least that a pixel takes, as a byte and as float32 in three channels, and a channel of a token in a
+# block.
+BYTES_OF_A_PIXEL, BYTES_OF_A_CHANNEL = 15, 32
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What a trained model is evaluated at.
+
+    Args:
+        resolutions, patch_sizes: every pair is one row of eval/results.json; pixels.
+        sequences: sequences in a batch.
+    """
+
+    resolutions: tuple[int, ...] = ()
+    patch_sizes: tuple[int, ...] = ()
+    sequences: int = 8
+
+    def __post_init__(self) -> None:
+        if any(value < 1 for value in (*self.resolutions, *self.patch_sizes, self.sequences)):
+            raise ValueError("eval.resolutions, eval.patch_sizes and eval.sequences must be positive")
+
+
+def check_budgets(
+    model: ViTConfig, resolutions: Sequence[int], patch_sizes: Sequence[int], device: torch.device
+) -> None:
+    """Refuse what cannot be evaluated, before any work is done.
+
+    Raises:
+        ValueError: a single view takes more memory than there is.
+    """
+    memory = total_memory(device)
+    for resolution, p in product(resolutions, patch_sizes):
+        tokens = round((resolution / p) ** 2)
+        if tokens * (BYTES_OF_A_PIXEL * p * p + BYTES_OF_A_CHANNEL * model.width) > memory:
+            raise ValueError(
+                f"a view of resolution {resolution} at patch size {p} has {tokens} tokens, too many for the "
+                f"{memory / 1e9:.0f} GB of memory of this {device.type}: evaluate at lower resolutions or "
+                "larger patch sizes"
+            )
+
+
+@dataclass
+class Evaluation:
+    """A set of images and how models are run over it; every rank holds one.
+
+    Args:
+        images: shown whole, nothing dropped.
+        evaluators: made anew for each setting.
+        packing: how the views are packed.
+        workers: processes of each rank that decode.
+        autocast: in which the model runs.
+
+    Attributes:
+        skipped: {"shard", "key", "reason"} of every image of any rank that could not be used, once.
+    """
+
+    images: EvalSet
+    evaluators: Sequence[MakeEvaluator]
+    packing: PackingConfig
+    ranks: Ranks
+    workers: int = 0
+    autocast: AbstractContextManager = field(default_factory=nullcontext)
+    skipped: list[dict] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.skipped = list(self.images.skipped)
+
+    def grid(
+        self, model: PackedViT, resolutions: Sequence[int], patch_sizes: Sequence[int]
+    ) -> Iterator[dict[str, Any]]:
+        """The results of every pair of resolution and patch size, as soon as they are known."""
+        for patch_size, resolution in product(patch_sizes, resolutions):
+            yield self.measure(model, resolution, patch_size)
+
+    def measure(self, model: PackedViT, resolution: int, patch_size: int) -> dict[str, Any]:
+        """One row of results.json: the setting, what it costs, and what each evaluator says.
+
+        tokens_per_image is the mean over images, gflops_per_image that of one forward pass (2 FLOPs a
+        multiply-add).
+
+        Args:
+            model: in eval mode, on the ranks' device.
+
+        Raises:
+            ValueError: no image could be decoded.
+        """
+        evaluators = [make() for make in self.evaluators]
+        lost, images, tokens, flops = [], 0, 0, 0
+        ranks = self.ranks
+        for loaded in self.images.batches(
+            resolution, patch_size, self.packing, self.workers, ranks.rank, ranks.world_size
+        ):
+            lost += loaded.skipped
+            if loaded.batch.num_images == 0:
+                continue
+            images += loaded.batch.num_images
+            tokens += loaded.batch.stats().tokens
+            flops += model.config.batch_flops(loaded.batch)
+            batch = loaded.batch.to(ranks.device)
+            with torch.inference_mode(), self.autocast:
+                outputs = model.outputs(batch)
+            for evaluator in evaluators:
+                evaluator.add(outputs, batch)
+        known = {tuple(line.values()) for line in self.skipped}
+        lost = [line for part in ranks.gather(lost) for line in part]
+        self.skipped += [line for line in lost if tuple(line.values()) not in known]
+        images, tokens, flops = ranks.sum([images, tokens, flops])
+        if not images:
+            raise ValueError(f"no validation image could be decoded ({self.images.shards.paths[0]}, ...)")
+        return {
+            "resolution": resolution,
+            "patch_size": patch_size,
+            "tokens_per_image": tokens / images,
+            "gflops_per_image": flops / images / 1e9,
+            **{name: value for evaluator in evaluators for name, value in evaluator.results(ranks)},
+            "images": int(images),
+        }

@@ -1,0 +1,117 @@
+"""What an evaluation leaves in a folder, and shows: results.json, skipped.jsonl, accuracy.png, a table."""
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from packvit.common.display import Display
+from packvit.common.json_lines import finite
+from packvit.common.plots import COLOURS, MARKERS, new_figure, save_figure
+from packvit.evaluate.grid import Evaluation
+from packvit.models import PackedViT
+
+
+def write_results(
+    evaluation: Evaluation,
+    model: PackedViT,
+    resolutions: Sequence[int],
+    patch_sizes: Sequence[int],
+    out: Path,
+    display: Display,
+) -> None:
+    """Evaluate a model at every pair, write what came out to `out` and show it; every rank calls it."""
+    pairs = len(resolutions) * len(patch_sizes)
+    results = []
+    for result in evaluation.grid(model, resolutions, patch_sizes):
+        results.append(result)
+        display.say(
+            f"Evaluated {len(results)} of {pairs}: resolution {result['resolution']}, patch size "
+            f"{result['patch_size']}: {result['accuracy']:.1%} of {result['images']} images"
+        )
+    if not evaluation.ranks.is_main:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    if any(result != finite(result) for result in results):
+        display.say("The model's outputs are not finite at some budgets: results.json has null there")
+    text = json.dumps({"rows": finite(results)}, indent=1, allow_nan=False)
+    (out / "results.json").write_text(text + "\n")
+    (out / "skipped.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evaluation.skipped))
+    if evaluation.skipped:
+        number = len(evaluation.skipped)
+        display.say(f"{number} images could not be used: {out / 'skipped.jsonl'} names them")
+    display.draw(partial(draw_accuracy, results, out / "accuracy.png"))
+    show_results(results, display)
+
+
+def show_results(results: list[dict[str, Any]], display: Display) -> None:
+    """A table of accuracy by budget, and the best of them."""
+    best = max(results, key=lambda result: result["accuracy"])
+    display.table(
+        "Accuracy by budget",
+        ["resolution", "patch size", "tokens/image", "GFLOPs/image", "accuracy", "ECE"],
+        [
+            [
+                str(result["resolution"]),
+                str(result["patch_size"]),
+                f"{result['tokens_per_image']:.1f}",
+                f"{result['gflops_per_image']:.3f}",
+                f"{result['accuracy']:.1%}" + (" *" if result is best else "  "),
+                f"{result['ece']:.3f}",
+            ]
+            for result in results
+        ],
+    )
+    display.say(
+        f"Best (*): {best['accuracy']:.1%} at resolution {best['resolution']}, "
+        f"patch size {best['patch_size']}"
+    )
+
+
+def keep_old(folder: Path) -> Path | None:
+    """Rename a `folder` that holds results to the first free of `folder`-1, -2, ...; returns the new name."""
+    if not (folder / "results.json").exists():
+        return None
+    kept = next(path for n in count(1) if not (path := folder.with_name(f"{folder.name}-{n}")).exists())
+    folder.rename(kept)
+    return kept
+
+
+def draw_accuracy(results: Iterable[dict[str, Any]], path: Path) -> None:
+    """Accuracy against tokens per image, one line per patch size.
+
+    Args:
+        results: rows of results.json.
+        path: PNG; its folder is made.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    figure = new_figure(8, 5)
+    axes = figure.add_subplot()
+    results = list(results)
+    for number, p in enumerate(sorted({result["patch_size"] for result in results})):
+        line = [result for result in results if result["patch_size"] == p]
+        line.sort(key=lambda result: result["tokens_per_image"])
+        axes.plot(
+            [result["tokens_per_image"] for result in line],
+            [100 * result["accuracy"] for result in line],
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)],
+            label=f"patch size {p}",
+        )
+        for result in line:
+            place = (result["tokens_per_image"], 100 * result["accuracy"])
+            axes.annotate(
+                f"{result['resolution']}", place, (0, 6), textcoords="offset points", ha="center", size=7
+            )
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xlabel("tokens per image (mean)")
+    axes.set_ylabel("accuracy, %")
+    axes.set_title("One checkpoint at every budget (numbers: resolution in pixels)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_figure(figure, path)

@@ -1,0 +1,1 @@
+"""Attention within segments: one function, five backends."""

@@ -1,0 +1,1 @@
+"""The Transformer over segments of flat tokens; knows neither images nor batches."""

@@ -1,0 +1,223 @@
+"""The Transformer block over flat tokens [T, D], with the variations that the literature has settled on.
+
+A block knows its BlockConfig and the segments of the tokens, and neither images nor texts.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from packvit.models.attention.segments import Layout, Segments, attention
+from packvit.models.fields import check_types, require
+from packvit.models.position.embedding import rotate
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """One block, and the layers after the blocks that are made like it.
+
+    Args:
+        width, heads: D and attention heads; heads divides width.
+        mlp: gelu_tanh (big_vision, SigLIP 2), gelu (exact; timm), quick_gelu (CLIP) or swiglu.
+        mlp_ratio: hidden units of the MLP / width.
+        qk_norm: normalisation of queries and keys per head: none, rms or layer (ViT-22B 2.1).
+        biases: False leaves out the biases of the blocks' linear layers and of all norms (ViT-22B 2.1).
+        norm: layer or rms, of the blocks and after them.
+        norm_eps: epsilon of every norm.
+        layer_scale: initial value of the per-channel residual scale (CaiT 2.1); 0 = none.
+        parallel: attention and MLP side by side in one residual step (ViT-22B 2.1).
+
+    Raises:
+        ValueError: a value of another type or out of its range; names the field.
+    """
+
+    width: int = 192
+    heads: int = 3
+    mlp: Literal["gelu_tanh", "gelu", "quick_gelu", "swiglu"] = "gelu_tanh"
+    mlp_ratio: float = 4.0
+    qk_norm: Literal["none", "rms", "layer"] = "rms"
+    biases: bool = True
+    norm: Literal["layer", "rms"] = "layer"
+    norm_eps: float = 1e-6
+    layer_scale: float = 0.0
+    parallel: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("width", "heads"):
+            require(self, getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        require(self, self.layer_scale >= 0, f"layer_scale={self.layer_scale} must not be negative")
+        require(self, self.width % self.heads == 0, f"heads={self.heads} does not divide width={self.width}")
+        require(self, self.hidden >= 1, f"mlp_ratio={self.mlp_ratio} leaves the MLP no hidden unit")
+        require(self, self.norm_eps > 0, f"norm_eps={self.norm_eps} must be positive")
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head."""
+        return self.width // self.heads
+
+    @property
+    def hidden(self) -> int:
+        """Hidden units of the MLP."""
+        return round(self.width * self.mlp_ratio)
+
+    def linear_flops(self, tokens: int) -> int:
+        """Forward FLOPs (2 a multiply-add) of one block's projections and MLP."""
+        mlp = (3 if self.mlp == "swiglu" else 2) * self.width * self.hidden
+        return 2 * tokens * (4 * self.width**2 + mlp)
+
+    def attention_flops(self, squares: int) -> int:
+        """Forward FLOPs of one block's attention; `squares` is the sum of the segments' squared lengths."""
+        return 4 * squares * self.width
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the blocks know of the tokens besides their values.
+
+    Args:
+        layout: where each token stands.
+        segments: who sees whom.
+        rope: cosines and sines [T, head_dim / 2], or None.
+    """
+
+    layout: Layout
+    segments: Segments
+    rope: tuple[Tensor, Tensor] | None = None
+
+
+def linear(width_in: int, width_out: int, bias: bool, parts: int = 1) -> nn.Linear:
+    """Xavier-uniform weights, as big_vision, with the bounds of each of `parts` fused projections."""
+    layer = nn.Linear(width_in, width_out, bias=bias)
+    bound = (6 / (width_in + width_out / parts)) ** 0.5
+    nn.init.uniform_(layer.weight, -bound, bound)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm in its weights' dtype, answering in the input's: half-precision input must not lose digits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] -> [..., dim]."""
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
+def make_norm(config: BlockConfig, width: int) -> nn.Module:
+    """The norm of the blocks, over the last dimension of size `width`."""
+    if config.norm == "rms":
+        return RMSNorm(width, eps=config.norm_eps)
+    return nn.LayerNorm(width, eps=config.norm_eps, bias=config.biases)
+
+
+class Attention(nn.Module):
+    """The layers around attention; queries and keys normalised per head if configured (ViT-22B 2.1)."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = linear(config.width, 3 * config.width, config.biases, parts=3)
+        self.proj = linear(config.width, config.width, config.biases)
+        self.q_norm, self.k_norm = _qk_norm(config), _qk_norm(config)
+
+    def project(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """[T, D] -> queries, keys and values, each [T, heads, head_dim]."""
+        q, k, v = self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        # Norms may answer in float32 under autocast; kernels want one dtype.
+        return q.to(v.dtype), k.to(v.dtype), v
+
+
+def _qk_norm(config: BlockConfig) -> nn.Module:
+    if config.qk_norm == "rms":
+        return RMSNorm(config.head_dim, eps=config.norm_eps)
+    if config.qk_norm == "layer":
+        return nn.LayerNorm(config.head_dim, eps=config.norm_eps, bias=config.biases)
+    return nn.Identity()
+
+
+class Mlp(nn.Module):
+    """Two layers with a kind of GELU, or SwiGLU (arXiv 2002.05202), whose first half of fc1 is the gate."""
+
+    def __init__(self, width: int, hidden: int, kind: str, bias: bool) -> None:
+        super().__init__()
+        self.kind = kind
+        parts = 2 if kind == "swiglu" else 1
+        self.fc1 = linear(width, parts * hidden, bias, parts)
+        self.fc2 = linear(hidden, width, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        x = self.fc1(x)
+        if self.kind == "swiglu":
+            gate, x = x.chunk(2, -1)
+            return self.fc2(F.silu(gate) * x)
+        if self.kind == "quick_gelu":
+            return self.fc2(x * torch.sigmoid(1.702 * x))
+        return self.fc2(F.gelu(x, approximate="tanh" if self.kind == "gelu_tanh" else "none"))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, one after the other or side by side.
+
+    Args:
+        config: of the block.
+        drop_path: chance that an image skips a residual branch of this block in training.
+    """
+
+    def __init__(self, config: BlockConfig, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        self.norm1 = make_norm(config, config.width)
+        self.attn = Attention(config)
+        # Side by side, both branches read one norm (ViT-22B 2.1).
+        self.norm2 = None if config.parallel else make_norm(config, config.width)
+        self.mlp = Mlp(config.width, config.hidden, config.mlp, config.biases)
+        self.scale1 = self.scale2 = None
+        if config.layer_scale:
+            self.scale1 = nn.Parameter(torch.full((config.width,), float(config.layer_scale)))
+            self.scale2 = nn.Parameter(torch.full((config.width,), float(config.layer_scale)))
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """[T, D] -> [T, D]."""
+        y = self.norm1(x)
+        mixed, keep1, keep2 = meet(self, x, self.attn.project(y, context.rope), context)
+        branch = _times(self.attn.proj(mixed.flatten(1)), self.scale1)
+        if self.norm2 is None:
+            branch = branch + _times(self.mlp(y), self.scale2)
+            return x + _times(branch, keep1)
+        x = x + _times(branch, keep1)
+        branch = _times(self.mlp(self.norm2(x)), self.scale2)
+        return x + _times(branch, keep2)
+
+    def draw_keep(self, x: Tensor, layout: Layout) -> Tensor | None:
+        """Factors [T, 1] that zero a branch for some images, all tokens of an image at once, and leave its
+        mean (arXiv 1603.09382); None where none is zeroed."""
+        if not self.training or not self.drop_path:
+            return None
+        kept = torch.rand(layout.num_owners + 1, device=x.device) >= self.drop_path
+        factor = kept.to(x.dtype) / (1 - self.drop_path)
+        return factor[layout.owner][:, None]  # padding, -1, reads the entry beyond the images
+
+
+@torch.compiler.disable(reason="kernels and random numbers")
+def meet(
+    block: Block, x: Tensor, qkv: tuple[Tensor, Tensor, Tensor], context: Context
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What is not of each token alone: attention [T, heads, head_dim], and `draw_keep` of both branches.
+
+    It is not compiled: kernels have plans of their own, and compilers draw other random numbers.
+    """
+    mixed = attention(*qkv, context.segments)
+    keep1 = block.draw_keep(x, context.layout)
+    return mixed, keep1, None if block.norm2 is None else block.draw_keep(x, context.layout)
+
+
+def _times(x: Tensor, factor: Tensor | None) -> Tensor:
+    return x if factor is None else x * factor

@@ -1,0 +1,88 @@
+"""Pooling: the tokens of each owner, an image or a text, to one vector, whatever their number.
+
+Sums run over contiguous segments one after another, so that an image's result does not depend, not even in
+its last bit, on what else is in the batch.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from packvit.models.attention.segments import Layout
+from packvit.models.encoder.block import BlockConfig, Mlp, linear, make_norm
+
+
+def segment_reduce(x: Tensor, layout: Layout, how: str = "sum") -> Tensor:
+    """[T, ...] -> [segments, ...]: the sum or max over each segment's slots."""
+    # Unchecked: the check of the offsets would wait for the device.
+    return torch.segment_reduce(x, how, offsets=layout.cu_seqlens.long(), axis=0, unsafe=True)
+
+
+def mean_pool(x: Tensor, layout: Layout) -> Tensor:
+    """Tokens [T, D] -> [N, D], the mean of each owner's tokens, prefix tokens left out."""
+    dtype = torch.promote_types(x.dtype, torch.float32)  # a long sum needs the digits
+    sums = segment_reduce(x.to(dtype).where(layout.is_own[:, None], 0), layout)
+    counts = segment_reduce(layout.is_own.to(dtype), layout)
+    return (sums[layout.owner_segment] / counts[layout.owner_segment][:, None]).to(x.dtype)
+
+
+class AttentionPool(nn.Module):
+    """A learned query attends to an owner's tokens, prefix tokens left out, then an MLP with a residual (MAP;
+    Zhai et al., arXiv 2106.04560, 2.2)."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.probe = nn.Parameter(torch.randn(width) * 0.02)
+        self.q = linear(width, width, config.biases)
+        self.kv = linear(width, 2 * width, config.biases, parts=2)
+        self.proj = linear(width, width, config.biases)
+        self.norm = make_norm(config, width)
+        kind = "gelu_tanh" if config.mlp == "swiglu" else config.mlp
+        self.mlp = Mlp(width, config.hidden, kind, config.biases)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """[T, D] -> [N, D]."""
+        q = self.q(self.probe).unflatten(0, (self.heads, -1))  # [heads, head_dim]
+        k, v = self.kv(x).unflatten(1, (2, self.heads, -1)).unbind(1)  # [T, heads, head_dim]
+        # Sums over long segments need float32, whatever autocast chose for the products.
+        dtype = torch.promote_types(v.dtype, torch.float32)
+        scores = (k.to(dtype) * q.to(dtype)).sum(-1) * q.shape[-1] ** -0.5  # [T, heads]
+        weights = segment_softmax(scores.masked_fill(~layout.is_own[:, None], -torch.inf), layout)
+        pooled = segment_reduce(weights[:, :, None] * v.to(dtype), layout)[layout.owner_segment]
+        y = self.proj(pooled.flatten(1).to(v.dtype))  # [N, D]
+        return y + self.mlp(self.norm(y))
+
+
+def segment_softmax(scores: Tensor, layout: Layout) -> Tensor:
+    """[T, heads] -> the same, summing to 1 over each owner's segment; -inf takes no part, padding gets 0."""
+    with torch.no_grad():
+        top = segment_reduce(scores, layout, "max")
+        # A segment of padding has no finite score; any finite shift will do there.
+        top = top.masked_fill(top == -torch.inf, 0)
+    weights = (scores - top[layout.segment]).exp()
+    totals = segment_reduce(weights, layout)
+    return weights / totals.masked_fill(totals == 0, 1)[layout.segment]
+
+
+PoolKind = Literal["mean", "map", "cls", "cls_mean"]
+
+
+class Pool(nn.Module):
+    """Pooling of a kind: mean, map, cls (the first prefix token) or cls_mean (both, 2 * width)."""
+
+    def __init__(self, config: BlockConfig, kind: PoolKind) -> None:
+        super().__init__()
+        self.kind = kind
+        self.attention = AttentionPool(config) if kind == "map" else None
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """Tokens [T, D] -> [N, D], or [N, 2 * D] for cls_mean."""
+        if self.attention is not None:
+            return self.attention(x, layout)
+        if self.kind == "mean":
+            return mean_pool(x, layout)
+        cls = x[layout.prefix_slots[:, 0]]  # [N, D]
+        return cls if self.kind == "cls" else torch.cat([cls, mean_pool(x, layout)], 1)

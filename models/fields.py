@@ -1,0 +1,42 @@
+"""Checks of configurations that come from files: every field has the type that its annotation says."""
+
+import dataclasses
+from types import EllipsisType
+from typing import Any, Literal, get_args, get_origin
+
+
+def require(config: Any, condition: bool, message: str) -> None:
+    """Refuse a configuration.
+
+    Raises:
+        ValueError: the condition does not hold; starts with the configuration's class.
+    """
+    if not condition:
+        raise ValueError(f"{type(config).__name__}: {message}")
+
+
+def check_types(config: Any) -> None:
+    """Refuse values that the fields' annotations do not allow; an int may stand for a float.
+
+    Raises:
+        ValueError: names the field, its value and what it may be.
+    """
+    for f in dataclasses.fields(config):
+        kind, value = f.type, getattr(config, f.name)
+        if get_origin(kind) is Literal:
+            choices = get_args(kind)
+            require(config, value in choices, f"{f.name}={value!r} is none of {', '.join(choices)}")
+        elif get_origin(kind) is tuple:
+            item, *more = get_args(kind)
+            count = len(value) if isinstance(more[0], EllipsisType) else 1 + len(more)
+            fits = isinstance(value, tuple) and len(value) == count and all(_is(item, v) for v in value)
+            require(config, fits, f"{f.name}={value!r} must be {count} of {item.__name__}")
+        else:
+            assert isinstance(kind, type)
+            require(config, _is(kind, value), f"{f.name}={value!r} must be of type {kind.__name__}")
+
+
+def _is(kind: type, value: Any) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is kind

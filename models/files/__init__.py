@@ -1,0 +1,1 @@
+"""Models in files: ours, and other projects' weights."""

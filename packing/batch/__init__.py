@@ -1,0 +1,1 @@
+"""The batch, the one type that crosses rooms."""

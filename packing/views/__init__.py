@@ -1,0 +1,1 @@
+"""Views: how one image is shown, drawn before any pixel is decoded."""

@@ -1,0 +1,229 @@
+"""A view: how one image is shown to the model, drawn before any pixel is decoded.
+
+The grid keeps the area that was asked for and, as nearly as whole patches allow, the aspect ratio
+(NaViT 3.2). `View.num_tokens` is the one place where the number of tokens of an image is decided.
+
+Every function takes its randomness as an argument; the caller derives it from (seed, epoch, sample key), so
+that a view is the same however often, and in whichever process, it is drawn.
+"""
+
+import hashlib
+import math
+from bisect import bisect_right
+from dataclasses import dataclass
+from random import Random
+
+from packvit.packing.views.config import STEPS, DropConfig, ResolutionConfig, ViewsConfig, budget_shares
+
+RATE_DEVIATION = 0.02  # of rates that depend on the resolution; NaViT A.5
+LARGEST_RATE = 0.999  # one token stays anyway
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The plan for one image. Sizes are in cells (grid), in pixels of the resized image (cell) or of the
+    stored image (box).
+
+    Args:
+        grid: (rows, cols) before dropping, each at least 1.
+        cell: (height, width) of a cell; in a view of one patch size a cell is a patch.
+        num_tokens: kept tokens, 1..rows*cols.
+        box: (top, left, height, width) of the crop in native pixels.
+        flip: whether left and right are mirrored.
+        shrunk: whether the resolution is lower than was drawn, so that the view fits a sequence.
+
+    Raises:
+        ValueError: the grid is empty, or cannot keep so many tokens.
+    """
+
+    grid: tuple[int, int]
+    cell: tuple[int, int]
+    num_tokens: int
+    box: tuple[int, int, int, int]
+    flip: bool = False
+    shrunk: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.grid) < 1 or not 1 <= self.num_tokens <= self.num_cells:
+            raise ValueError(
+                f"view of {'x'.join(map(str, self.grid))} patches cannot keep {self.num_tokens} tokens"
+            )
+
+    @property
+    def num_cells(self) -> int:
+        """Tokens before dropping."""
+        return math.prod(self.grid)
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a square cell in pixels."""
+        return self.cell[-1]
+
+    @property
+    def height(self) -> int:
+        """Pixels of the resized image."""
+        return self.grid[0] * self.cell[0]
+
+    @property
+    def width(self) -> int:
+        """Pixels of the resized image."""
+        return self.grid[1] * self.cell[1]
+
+    @property
+    def drop_rate(self) -> float:
+        """Fraction of the grid's tokens that is removed."""
+        return 1 - self.num_tokens / self.num_cells
+
+
+def fit_grid(height: float, width: float, resolution: float, patch_size: int) -> tuple[int, int]:
+    """Rows and columns, each at least 1, nearest to the area `resolution`**2 at the image's aspect ratio.
+
+    NaViT 3.2.
+    """
+    scale = resolution / math.sqrt(height * width) / patch_size
+    # A side shorter than a patch becomes one patch, and the other side has the whole area.
+    area = (resolution / patch_size) ** 2
+    rows = height * scale if width * scale >= 1 else area
+    cols = width * scale if height * scale >= 1 else area
+    return max(1, round(rows)), max(1, round(cols))
+
+
+def shrink_grid(rows: int, cols: int, max_tokens: int) -> tuple[int, int]:
+    """The largest grid of about the same aspect ratio with at most `max_tokens` cells."""
+    if rows * cols <= max_tokens:
+        return rows, cols
+    scale = math.sqrt(max_tokens / (rows * cols))
+    # A side that would fall below one patch stays at one; the other side takes what is left.
+    new_rows = max(1, min(max_tokens, int(rows * scale)))
+    new_cols = max(1, min(max_tokens // new_rows, int(cols * scale)))
+    return min(new_rows, max_tokens // new_cols), new_cols
+
+
+def draw_view(
+    rng: Random, native: tuple[int, int], config: ViewsConfig, max_tokens: int | None = None
+) -> View:
+    """A training view of an image of `native` (height, width) pixels.
+
+    Args:
+        config: one that does not move with the images seen; see `views_at`.
+        max_tokens: a longer view is shown at a lower resolution instead; None leaves it as drawn.
+    """
+    box = draw_box(rng, native, config.crop, config.crop_aspect)
+    flip = rng.random() < config.flip
+    resolution = draw_resolution(rng, config.resolution)
+    patch_size = rng.choices(config.patch_sizes, config.patch_weights or None)[0]
+    if config.budget is not None:
+        resolution = draw_within_budget(rng, config, patch_size)
+    if not config.resolution.upscale:
+        resolution = min(resolution, math.sqrt(box[2] * box[3]))
+    rows, cols = fit_grid(box[2], box[3], resolution, patch_size)
+    share = config.token_share(rows * cols) if config.drop.kind == "resolution" else 0.0
+    rate = draw_rate(rng, config.drop, share)
+    num_tokens = kept_tokens(rows * cols, rate)
+    shrunk = max_tokens is not None and num_tokens > max_tokens
+    if max_tokens is not None and shrunk:
+        rows, cols = shrink_grid(rows, cols, max(max_tokens, int(max_tokens / (1 - rate))))
+        num_tokens = min(max_tokens, kept_tokens(rows * cols, rate))
+    return View((rows, cols), (patch_size, patch_size), num_tokens, box, flip, shrunk)
+
+
+def full_view(native: tuple[int, int], patch_size: int, resolution: float | None = None) -> View:
+    """The evaluation view: whole image, nothing dropped; `resolution` None keeps the native area."""
+    height, width = native
+    resolution = resolution or math.sqrt(height * width)
+    return whole_grid((0, 0, height, width), patch_size, resolution)
+
+
+def same_crop(view: View, patch_size: int, resolution: float) -> View:
+    """The crop and flip of `view` at another patch size and resolution, nothing dropped."""
+    return whole_grid(view.box, patch_size, resolution, view.flip)
+
+
+def whole_grid(
+    box: tuple[int, int, int, int], patch_size: int, resolution: float, flip: bool = False
+) -> View:
+    """A view of `box` in which every token stays."""
+    rows, cols = fit_grid(box[2], box[3], resolution, patch_size)
+    return View((rows, cols), (patch_size, patch_size), rows * cols, box, flip)
+
+
+def draw_resolution(rng: Random, config: ResolutionConfig) -> float:
+    """Side in pixels. NaViT 3.2, A.1."""
+    if config.sides:
+        return rng.choices(config.sides, config.weights or None)[0]
+    if config.distribution == "uniform":
+        u = rng.uniform(-1, 1)
+    else:
+        u = rng.gauss(config.mean, config.std)
+        while not -1 <= u <= 1:
+            u = rng.gauss(config.mean, config.std)
+    return side_at((u + 1) / 2, config.low, config.high, config.measure)
+
+
+def draw_within_budget(rng: Random, config: ViewsConfig, patch_size: int) -> float:
+    """Side in pixels, so that views have `config.budget` tokens on average."""
+    shares = budget_shares(config)[patch_size]
+    place = bisect_right(shares, rng.random(), hi=len(shares) - 1)
+    if config.resolution.sides:
+        return config.resolution.sides[place]
+    r = config.resolution
+    return side_at((place + rng.random()) / STEPS, r.low, r.high, r.measure)
+
+
+def draw_rate(rng: Random, config: DropConfig, share: float = 0.0) -> float:
+    """Drop rate in [0, 1) of a view with this `token_share`. NaViT A.4, A.5."""
+    if config.kind == "none":
+        return 0.0
+    if config.kind == "constant":
+        return config.mean
+    if config.kind == "resolution":
+        offset = rng.gauss(0, RATE_DEVIATION)
+        while abs(offset) > 2 * RATE_DEVIATION:
+            offset = rng.gauss(0, RATE_DEVIATION)
+        return min(LARGEST_RATE, max(0.0, float(config.mean_rate(share)) + offset))
+    assert config.kind == "beta", "schedules are resolved by views_at"
+    m = config.mean / config.maximum
+    # Variance 0.3 m (1 - m) means a + b = 1 / 0.3 - 1 = 7 / 3.
+    return min(LARGEST_RATE, config.maximum * rng.betavariate(m * 7 / 3, (1 - m) * 7 / 3))
+
+
+def draw_box(
+    rng: Random, native: tuple[int, int], smallest: float, aspect: float = 1.0
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a crop of at least `smallest` of the image's area.
+
+    Its aspect ratio differs from the image's by a factor of at most `aspect`, less where a larger crop would
+    not fit.
+    """
+    height, width = native
+    if smallest >= 1:
+        return 0, 0, height, width
+    share = rng.uniform(smallest, 1)
+    stretch = 1.0
+    if aspect > 1:
+        limit = min(math.log(aspect), -math.log(share))
+        stretch = math.exp(rng.uniform(-limit, limit) / 2)
+    scale = math.sqrt(share)
+    h, w = max(1, round(height * scale * stretch)), max(1, round(width * scale / stretch))
+    return rng.randint(0, height - h), rng.randint(0, width - w), h, w
+
+
+def kept_tokens(num_patches: int, rate: float) -> int:
+    """Tokens left of `num_patches` at drop rate `rate`; at least one (NaViT A.4)."""
+    return max(1, round(num_patches * (1 - rate)))
+
+
+def side_at(share: float, low: float, high: float, measure: str) -> float:
+    """Side in pixels at a share, 0..1, of the range from `low` to `high` by `side` or by `area`.
+
+    `ResolutionConfig.weighed_sides` is the same for many shares at once.
+    """
+    if measure == "side":
+        return low + share * (high - low)
+    return math.sqrt(low**2 + share * (high**2 - low**2))
+
+
+def derive_seed(*parts: int | str) -> int:
+    """128 bits that depend on every part and on nothing else: the root of all randomness of a sample."""
+    text = "\x1f".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")

@@ -1,0 +1,47 @@
+"""packvit: one Vision Transformer for every patch size and every resolution.
+
+The names below are loaded when they are first used, so that `import packvit` costs next to nothing.
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from packvit.data import pack_images
+    from packvit.models import PackedViT, ViTConfig, load_model
+    from packvit.packing import PackedBatch, pack_lengths
+
+__all__ = [
+    "PackedBatch",
+    "PackedViT",
+    "ViTConfig",
+    "__version__",
+    "load_model",
+    "pack_images",
+    "pack_lengths",
+]
+
+try:
+    __version__ = version("packvit")
+except PackageNotFoundError:  # a checkout that is not installed
+    __version__ = "0+unknown"
+
+ROOMS = {
+    "PackedBatch": "packvit.packing",
+    "PackedViT": "packvit.models",
+    "ViTConfig": "packvit.models",
+    "load_model": "packvit.models",
+    "pack_images": "packvit.data",
+    "pack_lengths": "packvit.packing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ROOMS:
+        raise AttributeError(f"module 'packvit' has no attribute {name!r}")
+    return getattr(import_module(ROOMS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,145 @@
+"""Run by test_ranks under torchrun: the gradient of a step, or a checkpoint read and written.
+
+In the task `distill` the gradient is that of labels, a wider teacher and the moving average together, in
+`compiled` that of compiled blocks, one of which is recomputed.
+"""
+
+import os
+import sys
+from functools import partial, partialmethod
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.distributed.tensor import DTensor
+
+from packvit.common.ranks import Ranks, start_ranks, stop_ranks
+from packvit.data import ClassTarget, LoadedBatch
+from packvit.data.samples.targets import collate_targets
+from packvit.models import PackedViT, ViTConfig, save_model
+from packvit.packing import PackedBatch, PackedImage
+from packvit.train.config import Config, TrainConfig
+from packvit.train.step.checkpoint import CheckpointConfig, Checkpointer, find_checkpoints
+from packvit.train.step.interface import StepBatches
+from packvit.train.step.optim import OptimConfig
+from packvit.train.step.step import Engine
+from packvit.train.tasks.config import DistillConfig
+from packvit.train.tasks.make import make_task
+from packvit.train.tasks.start import make_module
+from packvit.train.tasks.task import Task
+
+BATCHES = 4  # of one step, over all ranks
+COUNTS = (1, 3, 0, 5)  # images in each: as unequal as can be
+TARGETS = {"label": ClassTarget(classes=3)}
+
+
+def make_batch(number: int) -> PackedBatch:
+    """Batch `number` of the step: random images of two patch sizes in two sequences."""
+    rng = np.random.default_rng(number)
+    images = []
+    for index in range(COUNTS[number]):
+        p, rows, cols = (8, 2, 2) if index % 2 else (4, 1, 3)
+        patches = rng.integers(0, 256, (rows * cols, p * p * 3), dtype=np.uint8)
+        coords = np.stack(np.divmod(np.arange(rows * cols), cols), 1).astype(np.int32)
+        label = int(rng.integers(3))
+        images.append(
+            PackedImage({(p, p): patches}, coords, (rows, cols), (p, p), (8, 8), targets={"label": label})
+        )
+    return PackedBatch.build([images[:2], images[2:]], 16, collate=partial(collate_targets, TARGETS))
+
+
+def make_engine(
+    ranks: Ranks,
+    parallel: str,
+    kind: str,
+    seed: int = 0,
+    distill: DistillConfig | None = None,
+    compiled: bool = False,
+) -> tuple[Engine, Task]:
+    every = 2 if compiled else 0
+    model = ViTConfig(width=16, depth=2, heads=2, num_classes=3, registers=1, checkpoint_every=every)
+    train = TrainConfig(parallel=parallel, ema=0.5, compile="on" if compiled else "off")  # pyright: ignore[reportArgumentType]
+    optim = OptimConfig(kind=kind)  # pyright: ignore[reportArgumentType]
+    config = Config(model=model, optim=optim, train=train, distill=distill or DistillConfig(), seed=seed)
+    task = make_task(config)
+    module = make_module(config, task)
+    assert module.model.head is not None
+    torch.manual_seed(seed)
+    torch.nn.init.normal_(module.model.head.weight)  # zeros would hide the body's gradient
+    engine = Engine(module, config.train, config.optim, ranks, config.seed)
+    task.prepare(engine)
+    return engine, task
+
+
+def write_teacher(folder: Path) -> DistillConfig:
+    """A teacher of another width, and the average; both match all that can be matched."""
+    torch.manual_seed(1)
+    path = save_model(PackedViT(ViTConfig(width=24, depth=1, heads=2, num_classes=3)), folder / "teacher")
+    return DistillConfig(
+        (str(path), "ema"), (8, 8), (8, 8), label_weight=0.5, feature_weight=1, token_weight=1
+    )
+
+
+def gradients(engine: Engine, task: Task, ranks: Ranks) -> dict[str, torch.Tensor]:
+    """The gradient of one step on all batches, before clipping."""
+    share = range(ranks.rank, BATCHES, ranks.world_size)
+    batches = [make_batch(number) for number in share]
+    (images,) = ranks.sum([sum(batch.num_images for batch in batches)])
+    # Whole views, which serve as the teachers' too.
+    loaded = [LoadedBatch(batch, teachers=(batch,) * len(task.teachers)) for batch in batches]
+    task.backward(engine, StepBatches(loaded, images=images))
+    found = {}
+    for name, parameter in engine.module.named_parameters():
+        assert parameter.grad is not None, name
+        found[name] = whole(parameter.grad)
+    return found
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def weights(engine: Engine) -> dict[str, torch.Tensor]:
+    assert engine.average is not None
+    found = {name: whole(p) for name, p in engine.model.named_parameters()}
+    found |= {f"average.{name}": whole(p) for name, p in engine.average.named_parameters()}
+    for number, optimizer in enumerate(engine.optimizers):
+        for g, group in enumerate(optimizer.param_groups):
+            for i, parameter in enumerate(group["params"]):
+                for name, value in optimizer.state[parameter].items():
+                    found[f"optimizer.{number}.{g}.{i}.{name}"] = whole(value)
+    return found
+
+
+def main(what: str, parallel: str, kind: str, folder: Path) -> None:
+    ranks = start_ranks("cpu")
+    seed = ranks.world_size if what == "checkpoint" else 0
+    # Each rank writes the same teacher, for itself.
+    distill = write_teacher(folder / f"rank-{ranks.rank}") if what == "distill" else None
+    # Graphs without generated code: no C++ compiler is needed.
+    aot_eager = partialmethod(PackedViT.compile_blocks, backend="aot_eager")
+    setattr(PackedViT, "compile_blocks", aot_eager)  # noqa: B010
+    engine, task = make_engine(ranks, parallel, kind, seed, distill, what == "compiled")
+    if what != "checkpoint":
+        result = gradients(engine, task, ranks)
+    else:
+        checkpointer = Checkpointer(folder, CheckpointConfig(), ranks, engine, {})
+        found = find_checkpoints(folder)
+        if found:
+            checkpointer.load(found[-1])
+        before = weights(engine) if found else {}
+        gradients(engine, task, ranks)
+        engine.clip()
+        engine.update(True, len(found), 1.0)
+        checkpointer.save(len(found) + 1)
+        result = {"before": before, "after": weights(engine)}
+    if ranks.is_main:
+        torch.save(result, folder / f"{what}-{parallel}-{ranks.world_size}.pt")
+    ranks.barrier()
+    stop_ranks()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    main(sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4]))

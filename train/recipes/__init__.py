@@ -1,0 +1,1 @@
+"""Recipes: each function is a whole run."""

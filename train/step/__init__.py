@@ -1,0 +1,1 @@
+"""One optimizer step, and the state that it changes."""

@@ -1,0 +1,137 @@
+"""AdamW or Muon, with weight decay on weight matrices only: which parameter is updated how."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from packvit.models import PackedViT
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer and its learning rate over time.
+
+    Args:
+        kind: `adamw`, or `muon` for the matrices of the blocks and AdamW for the rest.
+        lr: peak learning rate of AdamW.
+        muon_lr, momentum: of Muon; its updates have the size of AdamW's at the same learning rate.
+        betas, eps: of AdamW.
+        weight_decay, head_weight_decay: decoupled, times the learning rate (PyTorch's convention), on
+            weight matrices only; the classification head has its own (NaViT: 0.03 body, 3.0 head).
+        layer_decay: factor of the learning rate from each block to the one before it; 1 has none (BEiT A).
+        freeze: name prefixes of parameters to freeze; `body` is all but the head.
+        schedule: shape of the learning rate; see packvit.train.step.step.
+        warmup: linear from 0 to the peak. This and the next two count what the run's length counts: steps,
+            or images, tokens or GFLOPs where `train.images`, `train.tokens` or `train.gflops` is set.
+        timescale: after which `rsqrt` begins to fall; at least the warm-up.
+        cooldown: linear to 0 at the end.
+        clip: largest global gradient norm; 0 does not clip.
+    """
+
+    kind: Literal["adamw", "muon"] = field(default="adamw", metadata={"resume": "fixed"})
+    lr: float = 1e-3
+    muon_lr: float = 1e-3
+    momentum: float = 0.95
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    head_weight_decay: float = 0.05
+    layer_decay: float = 1.0
+    freeze: tuple[str, ...] = ()
+    schedule: Literal["cosine", "linear", "rsqrt", "constant"] = "cosine"
+    warmup: int = 500
+    timescale: int = 10_000
+    cooldown: int = 0
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optim.layer_decay={self.layer_decay} must lie in (0, 1]")
+        for name in ("lr", "muon_lr"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"optim.{name}={getattr(self, name)} must be positive")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"optim.momentum={self.momentum} must lie in [0, 1)")
+        for name in ("weight_decay", "head_weight_decay", "warmup", "cooldown", "clip"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"optim.{name}={getattr(self, name)} must not be negative")
+
+
+def make_optimizers(
+    model: PackedViT, config: OptimConfig, heads: Sequence[nn.Module] = ()
+) -> list[Optimizer]:
+    """The optimizers that together hold every parameter once; each group has its peak learning rate.
+
+    `adamw` has three groups: weight matrices of the body, of the head, and everything that never decays,
+    which are biases, norms, position tables, probes and registers (FlexiViT, NaViT: kernels only). `muon`
+    takes the blocks' matrices out of the first and orthogonalises their updates (Jordan et al. 2024), scaled
+    to the size of AdamW's (arXiv 2502.16982, 2.2); embedding, pooling and head stay with AdamW. With
+    `layer_decay` each block's parameters are a group of their own (BEiT, arXiv 2106.08254, A). `heads`, which
+    a task puts on the model, count as what comes after the blocks.
+    """
+    depth = len(model.blocks)
+    adamw: dict[tuple, dict] = {}
+    muon: dict[tuple, dict] = {}
+    after = nn.ModuleDict({"heads": nn.ModuleList(heads)})
+    for name, parameter in chain(model.named_parameters(), after.named_parameters()):
+        if not parameter.requires_grad:
+            continue
+        decay, hidden = 0.0, False
+        if is_kernel(name, parameter):
+            decay = config.head_weight_decay if name.startswith("head.") else config.weight_decay
+            hidden = config.kind == "muon" and name.startswith("blocks.") and parameter.ndim == 2
+        scale = config.layer_decay ** (depth + 1 - layer_of(name, depth))
+        groups, peak = (muon, config.muon_lr * scale) if hidden else (adamw, config.lr * scale)
+        group = groups.setdefault((decay, peak), {"params": [], "weight_decay": decay, "peak_lr": peak})
+        group["params"].append(parameter)
+    optimizers: list[Optimizer] = []
+    if adamw:
+        optimizers.append(
+            torch.optim.AdamW(list(adamw.values()), config.lr, config.betas, config.eps, fused=True)
+        )
+    if muon:
+        optimizers.append(
+            torch.optim.Muon(
+                list(muon.values()),
+                config.muon_lr,
+                momentum=config.momentum,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    return optimizers
+
+
+def layer_of(name: str, depth: int) -> int:
+    """0 for what comes before the blocks, 1..depth for the blocks, depth + 1 for what comes after them."""
+    if name.startswith("blocks."):
+        return int(name.split(".")[1]) + 1
+    return 0 if name.startswith(("patch_embed.", "pos_embed.", "prefix", "pre_norm.")) else depth + 1
+
+
+def freeze(model: nn.Module, starts: Sequence[str]) -> None:
+    """Stop the training of all parameters whose names start with one of `starts`; `body` is all but the head.
+
+    Raises:
+        ValueError: one of `starts` is no parameter's, or nothing is left to train.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for start in starts:
+        found = [n for n in names if (not n.startswith("head.") if start == "body" else n.startswith(start))]
+        if not found:
+            raise ValueError(
+                f"optim.freeze={start!r} is the start of no parameter's name: {', '.join(names)}"
+            )
+        for name in found:
+            model.get_parameter(name).requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("optim.freeze leaves no parameter to train")
+
+
+def is_kernel(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter multiplies activations: the weights of linear layers and of the patch embedding."""
+    return parameter.ndim >= 2 and name.endswith("weight") and not name.startswith("pos_embed.")

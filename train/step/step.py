@@ -1,0 +1,296 @@
+"""One optimizer step: forward, loss, backward, clip, update, on one rank of all.
+
+The gradient of a step is the mean over all images of the step, over all ranks and accumulated batches; a step
+whose gradient is not finite changes nothing. `ddp` keeps a whole copy of everything on each rank. `fsdp`
+(fully_shard, FSDP2) cuts weights, gradients, moving average and optimizer state into equal parts; a block is
+gathered just before it runs.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from packvit.common.device import make_autocast
+from packvit.common.ranks import Ranks
+from packvit.data import LoadedBatch
+from packvit.models import PackedViT
+from packvit.packing import derive_seed
+from packvit.train.step.interface import StepBatches, StepResult, TrainedModule
+from packvit.train.step.optim import OptimConfig, freeze, make_optimizers
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How a step is computed; of `train.*`.
+
+    Args:
+        precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU; fp16 scales its gradients.
+        parallel: how several ranks share the model: `ddp` copies it, `fsdp` cuts it into shards.
+        ema: decay of the weights' moving average that is evaluated and saved as the model; 0 has none.
+        compile: whether torch.compile fuses what blocks do to each token; auto is on for CUDA and off for a
+            CPU, where a C++ compiler is needed. Sums are rounded in another order, so it changes bits.
+    """
+
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    ema: float = field(default=0.0, metadata={"resume": "switch"})
+    compile: Literal["auto", "on", "off"] = "auto"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"train.ema={self.ema} must lie in [0, 1)")
+
+
+class Engine:
+    """Forward, backward and update of a model over all ranks.
+
+    Args:
+        module: initialised alike on every rank; moved and, with `train.parallel` fsdp, sharded in place.
+        seed: of the run, for what a forward pass draws.
+
+    Attributes:
+        model: the trained model, of which the module is made.
+        average: the moving average of its weights, in eval mode, or None.
+        forward: what to call; the same as `module` where nothing is shared.
+        optimizers: see make_optimizers.
+    """
+
+    def __init__(
+        self, module: TrainedModule, config: EngineConfig, optim: OptimConfig, ranks: Ranks, seed: int = 0
+    ) -> None:
+        self.config = config
+        self.optim = optim
+        self.ranks = ranks
+        self.seed = seed
+        self.module = module.to(ranks.device).train()
+        self.model = module.model
+        freeze(self.model, optim.freeze)
+        self.average = copy.deepcopy(self.model).requires_grad_(False).eval() if config.ema else None
+        self.forward: nn.Module = self.module
+        if ranks.world_size > 1 and config.parallel == "fsdp":
+            mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
+            for whole in (self.model, self.average):
+                if whole is not None:
+                    shard(whole, mesh)
+            for part in module.heads():
+                fully_shard(part, mesh=mesh)
+        elif ranks.world_size > 1:
+            self.forward = DistributedDataParallel(self.module)
+        for built in (self.model, self.average):
+            if built is not None:
+                self.compile(built)
+        self.autocast = make_autocast(config.precision, ranks.device)
+        # Half precision loses small gradients: they are scaled up, and the scale is part of the checkpoint.
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "fp16")
+        self.optimizers = make_optimizers(self.model, optim, module.heads())
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        held = {parameter for group in groups for parameter in group["params"]}
+        for name, parameter in self.module.named_parameters():
+            assert parameter in held or not parameter.requires_grad, f"{name} is in no part of heads()"
+        self._shared = [part for part in (self.model, *module.heads()) if isinstance(part, FSDPModule)]
+
+    def compile(self, model: PackedViT) -> None:
+        """Compile the blocks of `model`, in place, if `train.compile` says so for this device."""
+        if wants_compiling(self.config.compile, self.ranks.device):
+            model.compile_blocks()
+
+    def backward_by_image(self, step: StepBatches, loss: Callable[[Any, LoadedBatch], Tensor]) -> Tensor:
+        """Forward, loss and backward of one batch after another, where an image's loss is its own.
+
+        Args:
+            loss: from the module's outputs and a batch on the device, the loss of each image, float32 [n].
+
+        Returns:
+            The losses of all images of this rank, [N], without a gradient.
+        """
+        losses = []
+        for number, loaded in enumerate(step.batches):
+            loaded = loaded.to(self.ranks.device)
+            with self.sharing(last=number + 1 == len(step.batches)):
+                with self.autocast:
+                    outputs = self.forward(loaded.batch)
+                each = loss(outputs, loaded)  # [n]
+                self.backward(each.sum(), step.images)
+            losses.append(each.detach())
+        return torch.cat(losses)
+
+    @contextmanager
+    def sharing(self, last: bool) -> Iterator[None]:
+        """Gradients of a backward pass in here are shared among ranks only if it is the `last` of a step."""
+        for part in self._shared:
+            part.set_requires_gradient_sync(last)
+        if isinstance(self.forward, DistributedDataParallel) and not last:
+            with self.forward.no_sync():
+                yield
+        else:
+            yield
+
+    def backward(self, loss_sum: Tensor, images: float) -> None:
+        """Add the gradient of `loss_sum` / `images`, summed over ranks.
+
+        Args:
+            images: of the step over all ranks, where losses are those of images; 1 where `loss_sum` is this
+                rank's part of the step's loss already.
+        """
+        # DDP and FSDP take the mean over ranks, and the sum is what is wanted.
+        self.scaler.scale(loss_sum * (self.ranks.world_size / max(1, images))).backward()
+
+    def clip(self) -> float:
+        """Clip the gradient; returns its norm before, the same on all ranks. Waits for the device."""
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.optim.clip or math.inf)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+    def update(self, finite: bool, number: int, lr_factor: float) -> None:
+        """Update weights and average if the gradient is `finite`, and forget it; `number` counts from 0."""
+        set_lr(self.optimizers, lr_factor)
+        for optimizer in self.optimizers:
+            # The scaler leaves out what is not finite by itself, and has to see it to lower its scale.
+            if finite or self.scaler.is_enabled():
+                self.scaler.step(optimizer)
+        self.scaler.update()
+        if finite and self.average is not None:
+            update_ema(self.average.parameters(), self.model.parameters(), self.config.ema, number)
+        self.module.zero_grad(set_to_none=True)
+
+    def whole(self) -> PackedViT:
+        """The model to evaluate and to keep, not sharded: the average where there is one."""
+        chosen = self.average if self.average is not None else self.model
+        if not isinstance(chosen, FSDPModule):
+            return chosen
+        with torch.device(self.ranks.device):
+            whole = PackedViT(self.model.config)
+        whole.load_state_dict(get_model_state_dict(chosen, options=StateDictOptions(full_state_dict=True)))
+        self.compile(whole)
+        return whole
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, moving average and optimizer state, for torch.distributed.checkpoint."""
+        weights, optimizer = get_state_dict(self.module, self.optimizers)
+        state: dict[str, Any] = {"model": weights, "optimizer": optimizer}
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Replace the state by one that `state_dict` gave and that was read in place.
+
+        Decay, learning rates and the like stay as they are configured now.
+        """
+        settings = [[without_params(group) for group in o.param_groups] for o in self.optimizers]
+        set_state_dict(
+            self.module,
+            self.optimizers,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+        )
+        for optimizer, groups in zip(self.optimizers, settings, strict=True):
+            for group, setting in zip(optimizer.param_groups, groups, strict=True):
+                group.update(setting)
+
+
+class Trains(Protocol):
+    """What a step needs of a task."""
+
+    def backward(self, engine: Engine, step: StepBatches) -> Tensor:
+        """The gradient of the loss of the whole step, all batches of all ranks; returns the losses of this
+        rank's images, [N]."""
+        ...
+
+
+def train_step(
+    engine: Engine, task: Trains, step: StepBatches, number: int, lr_factor: float = 1.0
+) -> StepResult:
+    """Take one optimizer step; every rank calls it.
+
+    Args:
+        step: counted over all ranks; see `count_over_ranks`.
+        number: of the step in the run, from 0.
+        lr_factor: of the peak learning rates.
+    """
+    # What the forward pass draws depends on the step alone, so a resumed run draws the same.
+    torch.manual_seed(derive_seed(engine.seed, "step", number + 1, engine.ranks.rank) % 2**63)
+    losses = task.backward(engine, step)
+    # The one wait for the device of a step; the norm is the same on all ranks, so all decide the same.
+    grad_norm = engine.clip()
+    finite = math.isfinite(grad_norm)
+    engine.update(finite, number, lr_factor)
+    return StepResult(losses, grad_norm, finite)
+
+
+def shard(model: PackedViT, mesh: DeviceMesh) -> None:
+    """Cut `model` over all ranks, block by block, in place; what is no block is one part."""
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "outputs")
+
+
+def wants_compiling(wish: str, device: torch.device) -> bool:
+    """What `train.compile` means on a device."""
+    return wish == "on" or (wish == "auto" and device.type == "cuda")
+
+
+def without_params(group: dict) -> dict:
+    """The settings of an optimizer's parameter group."""
+    return {name: value for name, value in group.items() if name != "params"}
+
+
+def lr_factor(before: float, after: float, length: float, config: OptimConfig) -> float:
+    """Factor in [0, 1] of one step.
+
+    Linear warm-up, a shape, and a linear cooldown at the end. Shapes: `cosine`, half of one down to zero
+    (FlexiViT); `linear` to zero; `rsqrt`, flat up to the timescale and then sqrt(timescale / after) (NaViT);
+    `constant`.
+
+    Args:
+        before, after: how far the run is before and after the step, in the unit of `length`.
+        length: of the whole run: steps, images or tokens.
+    """
+    factor = min(1.0, after / config.warmup) if config.warmup else 1.0
+    progress = min(1.0, max(0.0, (before - config.warmup) / max(1, length - config.warmup)))
+    if config.schedule == "cosine":
+        factor *= 0.5 * (1 + math.cos(math.pi * progress))
+    elif config.schedule == "linear":
+        factor *= 1 - progress
+    elif config.schedule == "rsqrt":
+        factor *= min(1.0, math.sqrt(max(config.timescale, config.warmup, 1) / after))
+    if config.cooldown:
+        factor *= min(1.0, max(0.0, length - before) / config.cooldown)
+    return factor
+
+
+def set_lr(optimizers: Sequence[Optimizer], factor: float) -> None:
+    """Every group's learning rate is its peak times `factor`."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
+
+@torch.no_grad()
+def update_ema(average: Iterable[Tensor], current: Iterable[Tensor], decay: float, updates: int) -> None:
+    """average <- decay * average + (1 - decay) * current, in place.
+
+    The decay grows with the number of `updates` made before: early averages forget the initialisation.
+    """
+    decay = min(decay, (1 + updates) / (10 + updates))
+    get_ema_multi_avg_fn(decay)(list(average), list(current), updates)

@@ -1,0 +1,100 @@
+"""Classification: one class of an image, or any number of them, from labels."""
+
+from collections.abc import Mapping, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from packvit.data import LoadedBatch, Target
+from packvit.evaluate import Accuracy, MakeEvaluator
+from packvit.models import PackedViT
+from packvit.packing import Mixed, PackedBatch
+from packvit.train.config import Config
+from packvit.train.step.interface import StepBatches, TrainedModule
+from packvit.train.step.step import Engine
+
+
+class Classification:
+    """Cross-entropy of the labels, softmax or sigmoid; see Task."""
+
+    teachers: tuple[tuple[int, int], ...] = ()
+
+    def __init__(self, config: Config) -> None:
+        self.train = config.train
+        self.model = config.model
+        self.targets: Mapping[str, Target] = {"label": config.data.class_target(config.model.num_classes)}
+        self.eval_targets: Mapping[str, Target] = self.targets
+        # Several labels of an image have no accuracy.
+        self.evaluators: Sequence[MakeEvaluator] = () if config.data.multi_label else (Accuracy,)
+
+    def initial(self) -> None:
+        """See Task."""
+
+    def build(self, model: PackedViT) -> TrainedModule:
+        """See Task."""
+        return Classifier(model)
+
+    def prepare(self, engine: Engine) -> None:
+        """See Task."""
+
+    def flops(self, loaded: LoadedBatch) -> int:
+        """See Task."""
+        # A backward pass costs two forward passes.
+        return 3 * self.model.batch_flops(loaded.batch)
+
+    def backward(self, engine: Engine, step: StepBatches) -> Tensor:
+        """See Task."""
+        return engine.backward_by_image(step, lambda logits, loaded: self.loss(logits, loaded.batch))
+
+    def loss(self, logits: Tensor, batch: PackedBatch) -> Tensor:
+        """The loss of each image; float32 [N].
+
+        Args:
+            logits: [N, classes].
+            batch: has the target `label`.
+        """
+        label = batch.targets["label"]
+        assert isinstance(label, Tensor | Mixed)
+        if isinstance(label, Mixed):
+            label = mixed_labels(label, logits.shape[1])
+        return classification_loss(logits, label, self.train.loss, self.train.label_smoothing)
+
+
+class Classifier(TrainedModule):
+    """A model with its own head."""
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Logits [N, classes]."""
+        return self.model.outputs(batch).logits
+
+
+def classification_loss(logits: Tensor, labels: Tensor, kind: str, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of each image; float32 [N].
+
+    Args:
+        logits: [N, classes], any floating type.
+        labels: int64 [N], or [N, classes], one target in 0..1 for each.
+        kind: `softmax`, or `sigmoid`: binary cross-entropy summed over classes (NaViT's setting).
+        label_smoothing: share of the target that is spread evenly over the classes.
+    """
+    logits = logits.float()
+    if kind == "softmax":
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+    wanted = dense_labels(labels, logits.shape[1])
+    wanted = wanted * (1 - label_smoothing) + label_smoothing / logits.shape[1]
+    return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(1)
+
+
+def mixed_labels(mixed: Mixed, classes: int) -> Tensor:
+    """Targets of mixed images: share * own label + (1 - share) * the partner's; float32 [N, classes].
+
+    Args:
+        mixed: of int64 [N], or [N, classes].
+    """
+    share = mixed.share[:, None]
+    return share * dense_labels(mixed.own, classes) + (1 - share) * dense_labels(mixed.partner, classes)
+
+
+def dense_labels(labels: Tensor, classes: int) -> Tensor:
+    """float32 [N, classes]: class indices as one-hot rows; rows stay as they are."""
+    return (F.one_hot(labels, classes) if labels.ndim == 1 else labels).float()

@@ -1,0 +1,113 @@
+"""What a run learns from: the loss of labels, and teachers."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from packvit.packing import ViewsConfig
+
+EMA = "ema"  # as a teacher's path: the moving average of the weights in training
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Learning from labels; of `train.*`.
+
+    Args:
+        loss: `softmax` or, per class, `sigmoid` cross-entropy (NaViT).
+        label_smoothing: share of the target spread evenly over the classes.
+        head_bias: of a head that starts anew; sigmoid losses of many classes start low (big_vision: -10).
+    """
+
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    label_smoothing: float = 0.0
+    head_bias: float = field(default=0.0, metadata={"resume": "free"})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"train.label_smoothing={self.label_smoothing} must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Teachers; without any the labels are all there is to learn from.
+
+    FlexiViT 3.5: a student learns from a teacher's answers to the same crop and flip, which the teacher sees
+    at its own patch size and resolution and without dropped tokens.
+
+    Args:
+        teachers: models, as load_model reads them, or `ema`, the run's own moving average. Their losses add.
+        patch_sizes: of each teacher's view; empty: the smallest of `views.patch_sizes` for all.
+        resolutions: of each teacher's view, in pixels; empty: the upper end of `views.resolution` for all.
+        init: start with the first teacher's weights.
+        logits_field: of every sample, with logits that `packvit teach` wrote; one more teacher.
+        temperature: t, divides the logits of both.
+        logits_weight: of t^2 * KL(teacher || student) over the classes.
+        label_weight: of the label loss (`train.loss`) beside the teachers'.
+        feature_weight: of the distance between what enters the heads; where widths differ, a linear layer,
+            trained along, maps the student's.
+        token_weight: of the mean distance between the last layer's tokens at the student's kept patches;
+            mapped in the same way.
+        measure: the distance: `cosine`, 1 - cos, or `smooth_l1`, the mean over channels.
+    """
+
+    teachers: tuple[str, ...] = field(default=(), metadata={"resume": "count"})
+    patch_sizes: tuple[int, ...] = ()
+    resolutions: tuple[int, ...] = ()
+    init: bool = False
+    logits_field: str = ""
+    temperature: float = 1.0
+    logits_weight: float = 1.0
+    label_weight: float = 0.0
+    feature_weight: float = field(default=0.0, metadata={"resume": "switch"})
+    token_weight: float = field(default=0.0, metadata={"resume": "switch"})
+    measure: Literal["cosine", "smooth_l1"] = "cosine"
+
+    def __post_init__(self) -> None:
+        for name in ("patch_sizes", "resolutions"):
+            values = getattr(self, name)
+            if values and (len(values) != len(self.teachers) or min(values) < 1):
+                raise ValueError(
+                    f"distill.{name}={values} must be positive, one for each of the {len(self.teachers)} "
+                    "distill.teachers"
+                )
+        if self.init and (not self.teachers or self.teachers[0] == EMA):
+            raise ValueError("distill.init needs a model as the first of distill.teachers")
+        if self.temperature <= 0:
+            raise ValueError(f"distill.temperature={self.temperature} must be positive")
+        weights = ("logits_weight", "label_weight", "feature_weight", "token_weight")
+        for name in weights:
+            if getattr(self, name) < 0:
+                raise ValueError(f"distill.{name}={getattr(self, name)} must not be negative")
+        if self.active and not any(getattr(self, name) for name in weights):
+            raise ValueError(f"all of distill.{', '.join(weights)} are 0: nothing is left to learn")
+        if self.logits_field and not self.logits_weight:
+            raise ValueError("distill.logits_field needs distill.logits_weight above 0")
+        if self.logits_field:
+            check_field("distill.logits_field", self.logits_field)
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to imitate."""
+        return bool(self.teachers or self.logits_field)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether samples without a label are of no use."""
+        return not self.active or self.label_weight > 0
+
+    def budgets(self, views: ViewsConfig) -> tuple[tuple[int, int], ...]:
+        """(patch size, resolution) of each teacher's view."""
+        patch_sizes = self.patch_sizes or [min(views.patch_sizes)] * len(self.teachers)
+        resolutions = self.resolutions or [views.resolution.high] * len(self.teachers)
+        return tuple(zip(patch_sizes, resolutions, strict=True))
+
+
+def check_field(name: str, field: str) -> None:
+    """Refuse the name of a field that shards cannot hold or readers would not take for an array.
+
+    Raises:
+        ValueError: names `name`, the flag.
+    """
+    if not re.fullmatch(r"[^/A-Z_][^/A-Z]*\.npy", field):
+        raise ValueError(f"{name} {field!r} must be in small letters and end in .npy, such as teacher.npy")

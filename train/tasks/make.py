@@ -1,0 +1,11 @@
+"""Which task a configuration asks for."""
+
+from packvit.train.config import Config
+from packvit.train.tasks.classification import Classification
+from packvit.train.tasks.distillation import Distillation
+from packvit.train.tasks.task import Task
+
+
+def make_task(config: Config) -> Task:
+    """The task of a run; raises as the tasks do."""
+    return Distillation(config) if config.distill.active else Classification(config)

@@ -1,0 +1,57 @@
+"""A task: what a run learns from, what stands on the encoder, what is minimised, and what measures it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from packvit.data import LoadedBatch, Target
+from packvit.evaluate import MakeEvaluator
+from packvit.models import PackedViT
+from packvit.train.step.interface import StepBatches, TrainedModule
+from packvit.train.step.step import Engine
+
+
+class Task(Protocol):
+    """What a run does with a model.
+
+    Attributes:
+        targets: kinds that every image of training must come with, by name.
+        teachers: (patch size, resolution in pixels) of further views of each image, which come with a batch.
+        eval_targets: kinds that every image of validation must come with, by name.
+        evaluators: what measures the trained model on them.
+    """
+
+    targets: Mapping[str, Target]
+    teachers: tuple[tuple[int, int], ...]
+    eval_targets: Mapping[str, Target]
+    evaluators: Sequence[MakeEvaluator]
+
+    def build(self, model: PackedViT) -> TrainedModule:
+        """The model with the heads that the task puts on it, initialised from torch's random state."""
+        ...
+
+    def initial(self) -> tuple[PackedViT, str] | None:
+        """A model whose weights the trained one starts with, and its name; None where the task has none."""
+        ...
+
+    def prepare(self, engine: Engine) -> None:
+        """Called once, when the module is on its device."""
+        ...
+
+    def flops(self, loaded: LoadedBatch) -> int:
+        """FLOPs of training on a batch in host memory, forward and backward, all models together."""
+        ...
+
+    def backward(self, engine: Engine, step: StepBatches) -> Tensor:
+        """The gradient of the loss of a whole step: all batches of all ranks.
+
+        Losses that are each image's own take `engine.backward_by_image`, which takes their mean over the
+        images of all ranks. Others see all batches and ranks and call `engine.backward` themselves; a task
+        that runs the model twice on a batch, to embed and to replay, restores torch's random state in
+        between.
+
+        Returns:
+            The loss of each image of this rank for the log, float32 [N], in the batches' order.
+        """
+        ...

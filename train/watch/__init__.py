@@ -1,0 +1,1 @@
+"""Watching a run: numbers, pictures, checks."""

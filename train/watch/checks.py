@@ -1,0 +1,85 @@
+"""Checks that stop a run in one sentence, before it does harm or wastes more time."""
+
+import math
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from packvit.common.display import Display
+from packvit.common.ranks import Ranks
+from packvit.data import TrainLoader
+from packvit.train.config import Config, changed_fields, must_stay, plain_config, resume_rules
+from packvit.train.step.step import Engine
+
+
+class SameRun:
+    """The part of a checkpoint that tells its run from others: its configuration."""
+
+    def __init__(self, config: Config, display: Display) -> None:
+        self.config = config
+        self.display = display
+
+    def state_dict(self) -> dict[str, Any]:
+        """The configuration as plain values."""
+        return plain_config(self.config)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Refuse to resume what would be another run; say what else has changed.
+
+        Raises:
+            ValueError: a field that must stay has changed, such as the seed, the model or the optimizer.
+        """
+        rules = resume_rules(self.config)
+        for name, (old, new) in changed_fields(state, self.config).items():
+            if must_stay(rules[name], old, new):
+                raise ValueError(
+                    f"the run in {self.config.run_dir} was saved with {name}={old}, not {new}: resume with "
+                    "the same, or take another run_dir"
+                )
+            self.display.say(f"Changed since the checkpoint: {name} was {old}, is {new}")
+
+
+def check_finite(nonfinite: int, step: int, config: Config) -> None:
+    """Stop a run that learns nothing.
+
+    Raises:
+        ValueError: more than `train.max_nonfinite` steps in a row had a gradient that is not finite.
+    """
+    if nonfinite > config.train.max_nonfinite:
+        raise ValueError(
+            f"the gradient was not finite in {nonfinite} steps in a row, up to step {step}: lower optim.lr, "
+            "raise optim.warmup or look at the data; the last checkpoint is good"
+        )
+
+
+def check_bad_share(loader: TrainLoader, ranks: Ranks, config: Config) -> None:
+    """Stop a run that loses data.
+
+    Raises:
+        ValueError: more samples are bad than `data.max_bad_fraction` allows.
+    """
+    seen, bad = ranks.sum(loader.counts())
+    share = config.data.max_bad_fraction
+    # A few bad samples at the start say little about the share: what counts is beyond three deviations.
+    if bad > share * seen + 3 * math.sqrt(share * (1 - share) * seen):
+        raise ValueError(
+            f"{bad:.0f} of {seen:.0f} samples could not be used, more than data.max_bad_fraction="
+            f"{config.data.max_bad_fraction} allows: {config.run_dir / 'skipped.jsonl'} names them"
+        )
+
+
+def check_weights(engine: Engine, step: int) -> None:
+    """Stop a run that has diverged, before its checkpoint would take the place of a good one.
+
+    Raises:
+        ValueError: a weight of any rank is not finite.
+    """
+    weights = [p.to_local() if isinstance(p, DTensor) else p for p in engine.module.parameters()]
+    finite = torch.stack([weight.isfinite().all() for weight in weights]).all()
+    (bad,) = engine.ranks.sum([not finite])
+    if bad:
+        raise ValueError(
+            f"the run diverged: at step {step} its weights are not finite; no checkpoint of it was written. "
+            "Lower optim.lr, raise optim.warmup, and go on from the last checkpoint"
+        )

@@ -1,0 +1,116 @@
+"""A picture of packed sequences: every image with its patches in place, and how the slots are shared."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from packvit.common.plots import COLOURS, PADDING, new_figure, save_figure
+from packvit.packing import PackedBatch
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MIN_ACROSS, MAX_ACROSS = 5, 12  # images side by side
+TITLE_WIDTH = 8  # inches that the longest line of a title takes
+
+
+def draw_samples(batch: PackedBatch, path: Path, max_sequences: int = 4) -> None:
+    """The first packed sequences: every image with its patches in place, and how the slots are shared.
+
+    A sequence is a band of two parts. Above stand its images, each with its kept patches where they belong,
+    dropped ones crossed out, and under it patch size, kept tokens and label. Below is a bar of the S slots,
+    coloured by image, padding in grey.
+
+    Args:
+        batch: uint8 patches, on the CPU.
+        path: PNG; its folder is made.
+        max_sequences: sequences shown.
+    """
+    rows = batch.image_index.reshape(-1, batch.seq_len)[:max_sequences]
+    sequences = [[int(i) for i in row.unique() if i >= 0] for row in rows]
+    lengths = batch.image_lengths().tolist()
+    across = min(MAX_ACROSS, max(MIN_ACROSS, *map(len, sequences)))
+    bands = [max(1, -(-len(images) // across)) for images in sequences]
+    figure = new_figure(max(1.15 * across + 0.6, TITLE_WIDTH), 1.75 * sum(bands) + 0.5 * len(bands) + 0.9)
+    heights = [height for band in bands for height in (*[1.75] * band, 0.5)]
+    grid = figure.add_gridspec(len(heights), across, height_ratios=heights)
+    line = 0
+    for row, (images, band) in enumerate(zip(sequences, bands, strict=True)):
+        for place, image in enumerate(images):
+            axes = figure.add_subplot(grid[line + place // across, place % across])
+            _draw_image(axes, batch, image, lengths[image], COLOURS[place % (len(COLOURS) - 1)])
+        line += band
+        _draw_slots(figure.add_subplot(grid[line, :]), rows[row].numpy(), images, row)
+        line += 1
+    figure.suptitle(
+        "Packed sequences: each image has its own size, patch size p and dropped patches (crossed out).\n"
+        "The bar under the images shows which slots of the sequence they fill; grey is padding.",
+        size=10,
+    )
+    save_figure(figure, path)
+
+
+def _draw_image(axes: "Axes", batch: PackedBatch, image: int, length: int, colour: str) -> None:
+    rows, cols = batch.grids[image].tolist()
+    height, width = batch.cells[image].tolist()
+    # Dropped patches stay light, and a cross tells them from a white patch.
+    picture = np.full((rows * height, cols * width, 3), 235, np.uint8)
+    kept = np.zeros((rows, cols), bool)
+    tops, lefts, sides = [], [], []  # of the kept patches, in pixels
+    for shape, slots in batch.slots.items():
+        mine = batch.image_index[slots] == image
+        for (row, col), (high, wide), patch in zip(
+            batch.coords[slots[mine]].tolist(),
+            batch.extents[slots[mine]].tolist(),
+            batch.patches[shape][mine].numpy(),
+            strict=True,
+        ):
+            top, left = row * height, col * width
+            picture[top : top + shape[0], left : left + shape[1]] = patch.reshape(*shape, 3)
+            kept[row : row + high, col : col + wide] = True
+            tops.append(top)
+            lefts.append(left)
+            sides.append(shape)
+    axes.imshow(picture, interpolation="nearest")
+    for row, col in np.argwhere(~kept):
+        left, top = col * width - 0.5, row * height - 0.5
+        axes.plot([left, left + width], [top + height, top], color="#909090", linewidth=0.5)
+    top, left, side = np.array(tops) - 0.5, np.array(lefts) - 0.5, np.array(sides)
+    axes.hlines(top, left, left + side[:, 1], color="white", linewidth=0.4, alpha=0.7)
+    axes.vlines(left, top, top + side[:, 0], color="white", linewidth=0.4, alpha=0.7)
+    axes.set_xlim(-0.5, cols * width - 0.5)
+    axes.set_ylim(rows * height - 0.5, -0.5)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color(colour)
+        spine.set_linewidth(2)
+    label = ""
+    if batch.labels is not None:
+        # Of an image with several labels their number is shown.
+        own = batch.labels[image]
+        label = f", label {int(own)}" if own.ndim == 0 else f", {int(own.count_nonzero())} labels"
+    p = int(batch.patch_sizes[image])
+    axes.set_xlabel(f"p={p}{label}\n{length}/{rows * cols} tokens", size=6.5, labelpad=3)
+
+
+def _draw_slots(axes: "Axes", row: np.ndarray, images: list[int], number: int) -> None:
+    for place, image in enumerate(images):
+        slots = np.flatnonzero(row == image)
+        colour = COLOURS[place % (len(COLOURS) - 1)]
+        axes.barh(0, len(slots), left=slots[0], color=colour, edgecolor="white", linewidth=0.8)
+    padding = int((row < 0).sum())
+    if padding:
+        axes.barh(0, padding, left=len(row) - padding, color=PADDING, edgecolor="white", linewidth=0.8)
+    axes.set_xlim(0, len(row))
+    axes.set_yticks([])
+    axes.tick_params(labelsize=6)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.set_title(
+        f"sequence {number}: {len(row)} slots, {len(images)} images, {padding / len(row):.1%} padding",
+        size=8,
+        loc="left",
+        pad=2,
+    )
