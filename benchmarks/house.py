@@ -3,14 +3,14 @@
 `.venv/bin/python benchmarks/house.py` (half a minute on one core) prints four numbers and writes them to
 benchmarks/results/house.json under the name that `--name` gives, beside those that are there already:
 
-- the files that one step of the `digits` recipe runs through, from one update of the weights to the next, with
-  the data read in the trainer and nothing logged or saved; set-up is over by then;
+- the files that one step of the `digits` recipe runs through, from one update of the weights to the next,
+  with the data read in the trainer and nothing logged or saved; set-up is over by then;
 - the longest function, in lines, docstring included;
 - the largest number of arguments of a function, `self` not counted;
 - the files that name one kind of target, the caption of an image.
 
-`before` was measured at commit 43ca31c: `--root CHECKOUT --name before`, with a PYTHONPATH whose folder `packvit`
-has links to that checkout's rooms.
+`before` was measured at commit 43ca31c: `--root CHECKOUT --name before`, with a PYTHONPATH whose folder
+`packvit` has links to that checkout's rooms.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def train(arguments: list[str]) -> None:
     try:
         dispatch = import_module("packvit.cli").dispatch
     except ModuleNotFoundError:  # before the commands had a room of their own
-        dispatch = import_module("packvit.cli.dispatch").dispatch
+        dispatch = import_module("packvit.train.cli").dispatch
     assert dispatch(["train", *arguments]) == 0
 
 
