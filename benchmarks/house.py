@@ -77,7 +77,7 @@ def files_of_a_step(root: Path, folder: Path) -> list[str]:
     arguments = ["digits", "--run-dir", str(folder / "run"), "--data.shards", str(folder / "set/train")]
     arguments += ["--data.workers", "0", "--train.steps", str(STEPS), "--train.log-every", str(STEPS)]
     try:
-        train(arguments)
+        train(root, arguments)
     finally:
         handle.remove()
         sys.setprofile(None)
@@ -86,12 +86,10 @@ def files_of_a_step(root: Path, folder: Path) -> list[str]:
     return sorted(ours[path] for name in found if (path := Path(name).resolve()) in ours)
 
 
-def train(arguments: list[str]) -> None:
-    """`packvit train ARGUMENTS`, in this process."""
-    try:
-        dispatch = import_module("packvit.cli").dispatch
-    except ModuleNotFoundError:  # before the commands had a room of their own
-        dispatch = import_module("packvit.train.cli").dispatch
+def train(root: Path, arguments: list[str]) -> None:
+    """`packvit train ARGUMENTS` of a checkout, in this process."""
+    # Before the commands had a room of their own they were in train/.
+    dispatch = import_module("packvit.cli" if (root / "cli").exists() else "packvit.train.cli").dispatch
     assert dispatch(["train", *arguments]) == 0
 
 
