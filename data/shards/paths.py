@@ -3,7 +3,7 @@
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from braceexpand import braceexpand
@@ -32,10 +32,9 @@ class ShardSet:
     @staticmethod
     def find(patterns: str | Sequence[str], fetch: FetchConfig = FETCH) -> "ShardSet":
         """The shards that patterns name; see `expand_shards`, which also raises."""
-        each = [patterns] if isinstance(patterns, str) else list(patterns)
-        paths = tuple(expand_shards(each))
-        counts = tuple(len(expand_shards(pattern)) for pattern in each) if len(each) > 1 else (len(paths),)
-        return ShardSet(paths, counts, fetch)
+        found = [expand_pattern(pattern) for pattern in _several(patterns)]
+        paths = refuse_twice(path for some in found for path in some)
+        return ShardSet(tuple(paths), tuple(map(len, found)), fetch)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -57,18 +56,36 @@ def expand_shards(patterns: str | Sequence[str]) -> list[str]:
     Raises:
         ValueError: a pattern matches nothing, a file is missing, or a file is named twice.
     """
+    return refuse_twice(path for pattern in _several(patterns) for path in expand_pattern(pattern))
+
+
+def expand_pattern(pattern: str) -> list[str]:
+    """What one pattern names; see `expand_shards`."""
     paths: list[str] = []
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        for name in braceexpand(pattern):
-            paths += [name] if is_remote(name) else sorted(_local_shards(name), key=_natural)
-    if not paths:
-        raise ValueError("no shards are named")
-    seen: set[str] = set()
-    for path in paths:
-        if (absolute := path if is_remote(path) else os.path.abspath(path)) in seen:
-            raise ValueError(f"{path} is named twice")
-        seen.add(absolute)
+    for name in braceexpand(pattern):
+        paths += [name] if is_remote(name) else sorted(_local_shards(name), key=_natural)
     return paths
+
+
+def refuse_twice(paths: Iterable[str]) -> list[str]:
+    """The paths.
+
+    Raises:
+        ValueError: there are none, or one is named twice.
+    """
+    by_place: dict[str, str] = {}
+    for path in paths:
+        place = path if is_remote(path) else os.path.abspath(path)
+        if place in by_place:
+            raise ValueError(f"{path} is named twice")
+        by_place[place] = path
+    if not by_place:
+        raise ValueError("no shards are named")
+    return list(by_place.values())
+
+
+def _several(patterns: str | Sequence[str]) -> Sequence[str]:
+    return [patterns] if isinstance(patterns, str) else patterns
 
 
 def _local_shards(name: str) -> list[str]:
