@@ -1,5 +1,5 @@
 """The `packvit` command; one file a command."""
 
-from packvit.cli.dispatch import dispatch, main
+from packvit.cli.commands import dispatch, main
 
 __all__ = ["dispatch", "main"]

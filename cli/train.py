@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from packvit.cli.dispatch import OTHERS_WAIT, is_other_rank
+from packvit.cli.commands import OTHERS_WAIT, is_other_rank
 from packvit.train.config import Config
 from packvit.train.recipes.find import RECIPES, find_recipe, start_with
 from packvit.train.run import run

@@ -2,7 +2,7 @@
 
 import sys
 
-from packvit.cli.dispatch import dispatch
+from packvit.cli.commands import dispatch
 
 if __name__ == "__main__":
     sys.exit(dispatch(["train", *sys.argv[1:]]))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import product
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -19,6 +19,8 @@ from packvit.models.position.embedding import (
     rotate,
 )
 
+CHOICES = {name: get_args(kind) for name, kind in get_type_hints(PositionConfig).items()}
+COMBINE, COORDS, RESIZE = (CHOICES[f"pos_{name}"] for name in ("combine", "coords", "resize"))
 GRIDS = ((5, 7), (1, 1), (3, 9), (12, 2), (1, 6), (8, 8))
 WIDTH = 8
 
@@ -42,8 +44,8 @@ def resized(table: torch.Tensor, length: int) -> torch.Tensor:
     return out[0].T
 
 
-@pytest.mark.parametrize("combine", ["sum", "product", "stack"])
-@pytest.mark.parametrize("coords_kind", ["fractional", "fractional_aspect", "absolute"])
+@pytest.mark.parametrize("combine", COMBINE)
+@pytest.mark.parametrize("coords_kind", COORDS)
 def test_learned_factorized_tables_are_interpolated_per_image(combine: str, coords_kind: str):
     embed = make(pos_combine=combine, pos_coords=coords_kind)
     table_y, table_x = (embed.get_parameter(f"table_{axis}") for axis in "yx")
@@ -62,7 +64,7 @@ def test_learned_factorized_tables_are_interpolated_per_image(combine: str, coor
     torch.testing.assert_close(embed(batch()), torch.cat(expected), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("resize", ["bilinear_antialias", "bicubic_antialias", "bicubic"])
+@pytest.mark.parametrize("resize", RESIZE)
 def test_grid_is_resized_per_image(resize: str):
     grids = [g for g in GRIDS if min(g) > 1]  # torch mishandles antialias to a width of one
     embed = make(pos_embed="grid_2d", pos_resize=resize)
@@ -127,15 +129,13 @@ def test_rotated_scores_depend_on_the_difference_of_places_only():
     torch.testing.assert_close(rotate(q, *rope_tables(torch.zeros(1, 2).double(), 8, 100.0)), q)
 
 
-TABLES = ("learned", "sinusoidal", "fourier")
-COORDS = ("absolute", "fractional", "fractional_aspect")
 KINDS = [
     {"pos_table": table, "pos_coords": coords, "pos_combine": combine}
-    for table, coords, combine in product(TABLES, COORDS, ("sum", "product", "stack"))
+    for table, coords, combine in product(CHOICES["pos_table"], COORDS, COMBINE)
 ]
 KINDS += [
     {"pos_embed": "grid_2d", "pos_resize": resize, "pos_coords": coords}
-    for resize, coords in product(("bilinear_antialias", "bicubic_antialias", "bicubic"), COORDS)
+    for resize, coords in product(RESIZE, COORDS)
 ]
 
 
@@ -200,7 +200,7 @@ def make_clip(grid: tuple[int, int, int] = (3, 5, 6), width: int = 12, **fields:
     return PosEmbed(config, width).double()
 
 
-@pytest.mark.parametrize("combine", ["sum", "product", "stack"])
+@pytest.mark.parametrize("combine", COMBINE)
 def test_a_third_axis_has_a_table_of_its_own(combine: str):
     embed, expected = make_clip(pos_combine=combine), []
     tables = [embed.get_parameter(f"table_{axis}") for axis in "tyx"]
@@ -221,7 +221,7 @@ def test_a_table_of_three_axes_is_resized_along_all_of_them():
     torch.testing.assert_close(embed(batch([larger])), expected.flatten(1).T, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("resize", ["bilinear_antialias", "bicubic_antialias", "bicubic"])
+@pytest.mark.parametrize("resize", RESIZE)
 def test_a_clip_of_one_frame_has_the_places_of_the_picture(resize: str):
     for fields in ({"pos_embed": "grid_2d", "pos_resize": resize}, {"pos_combine": "sum"}):
         clip, picture = make_clip((1, 5, 7), WIDTH, **fields), make(**fields)
