@@ -2,7 +2,7 @@
 
 from packvit.evaluate.evaluators import Accuracy, Evaluator, MakeEvaluator, expected_calibration_error
 from packvit.evaluate.grid import EvalConfig, Evaluation, check_budgets
-from packvit.evaluate.report import draw_accuracy, keep_old, write_results
+from packvit.evaluate.report import draw_results, keep_old, write_results
 
 __all__ = [
     "Accuracy",
@@ -11,7 +11,7 @@ __all__ = [
     "Evaluator",
     "MakeEvaluator",
     "check_budgets",
-    "draw_accuracy",
+    "draw_results",
     "expected_calibration_error",
     "keep_old",
     "write_results",

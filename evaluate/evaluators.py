@@ -24,7 +24,10 @@ class Evaluator(Protocol):
         ...
 
     def results(self, ranks: Ranks) -> Iterator[tuple[str, float]]:
-        """(name, value) over the images of all ranks, the same on all of them; every rank calls it."""
+        """(name, value) over the images of all ranks, the same on all of them; every rank calls it.
+
+        A task's first value of all is a share, the higher the better; reports compare budgets by it.
+        """
         ...
 
 

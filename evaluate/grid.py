@@ -19,6 +19,9 @@ from packvit.packing import PackingConfig
 # block.
 BYTES_OF_A_PIXEL, BYTES_OF_A_CHANNEL = 15, 32
 
+# What a row of results.json says besides the evaluators' values.
+SETTING_AND_COST = ("resolution", "patch_size", "tokens_per_image", "gflops_per_image", "images")
+
 
 @dataclass(frozen=True)
 class EvalConfig:

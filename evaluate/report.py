@@ -1,7 +1,11 @@
-"""What an evaluation leaves in a folder, and shows: results.json, skipped.jsonl, accuracy.png, a table."""
+"""What an evaluation leaves in a folder and shows: results.json, skipped.jsonl, a table, and a figure.
+
+The first of the evaluators' values is the one by which budgets are compared. The figure is named after it,
+such as accuracy.png.
+"""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -10,7 +14,7 @@ from typing import Any
 from packvit.common.display import Display
 from packvit.common.json_lines import finite
 from packvit.common.plots import COLOURS, MARKERS, new_figure, save_figure
-from packvit.evaluate.grid import Evaluation
+from packvit.evaluate.grid import SETTING_AND_COST, Evaluation
 from packvit.models import PackedViT
 
 
@@ -29,7 +33,7 @@ def write_results(
         results.append(result)
         display.say(
             f"Evaluated {len(results)} of {pairs}: resolution {result['resolution']}, patch size "
-            f"{result['patch_size']}: {result['accuracy']:.1%} of {result['images']} images"
+            f"{result['patch_size']}: {result[measured(result)[0]]:.1%} of {result['images']} images"
         )
     if not evaluation.ranks.is_main:
         return
@@ -42,32 +46,42 @@ def write_results(
     if evaluation.skipped:
         number = len(evaluation.skipped)
         display.say(f"{number} images could not be used: {out / 'skipped.jsonl'} names them")
-    display.draw(partial(draw_accuracy, results, out / "accuracy.png"))
+    display.draw(partial(draw_results, results, out / f"{measured(results[0])[0]}.png"))
     show_results(results, display)
 
 
 def show_results(results: list[dict[str, Any]], display: Display) -> None:
-    """A table of accuracy by budget, and the best of them."""
-    best = max(results, key=lambda result: result["accuracy"])
+    """A table of the evaluators' values by budget, and the best of the first of them."""
+    first, *others = measured(results[0])
+    best = max(results, key=lambda result: result[first])
     display.table(
-        "Accuracy by budget",
-        ["resolution", "patch size", "tokens/image", "GFLOPs/image", "accuracy", "ECE"],
+        f"{title(first)} by budget",
+        ["resolution", "patch size", "tokens/image", "GFLOPs/image", first, *others],
         [
             [
                 str(result["resolution"]),
                 str(result["patch_size"]),
                 f"{result['tokens_per_image']:.1f}",
                 f"{result['gflops_per_image']:.3f}",
-                f"{result['accuracy']:.1%}" + (" *" if result is best else "  "),
-                f"{result['ece']:.3f}",
+                f"{result[first]:.1%}" + (" *" if result is best else "  "),
+                *(f"{result[name]:.3f}" for name in others),
             ]
             for result in results
         ],
     )
     display.say(
-        f"Best (*): {best['accuracy']:.1%} at resolution {best['resolution']}, "
-        f"patch size {best['patch_size']}"
+        f"Best (*): {best[first]:.1%} at resolution {best['resolution']}, patch size {best['patch_size']}"
     )
+
+
+def measured(result: dict[str, Any]) -> list[str]:
+    """The names of the evaluators' values in a row of results.json."""
+    return [name for name in result if name not in SETTING_AND_COST]
+
+
+def title(name: str) -> str:
+    """The name of a value as a person writes it at the start of a line."""
+    return name.replace("_", " ").capitalize()
 
 
 def keep_old(folder: Path) -> Path | None:
@@ -79,8 +93,8 @@ def keep_old(folder: Path) -> Path | None:
     return kept
 
 
-def draw_accuracy(results: Iterable[dict[str, Any]], path: Path) -> None:
-    """Accuracy against tokens per image, one line per patch size.
+def draw_results(results: Sequence[dict[str, Any]], path: Path) -> None:
+    """The first of the evaluators' values against tokens per image, one line per patch size.
 
     Args:
         results: rows of results.json.
@@ -91,26 +105,26 @@ def draw_accuracy(results: Iterable[dict[str, Any]], path: Path) -> None:
     """
     figure = new_figure(8, 5)
     axes = figure.add_subplot()
-    results = list(results)
+    name = measured(results[0])[0]
     for number, p in enumerate(sorted({result["patch_size"] for result in results})):
         line = [result for result in results if result["patch_size"] == p]
         line.sort(key=lambda result: result["tokens_per_image"])
         axes.plot(
             [result["tokens_per_image"] for result in line],
-            [100 * result["accuracy"] for result in line],
+            [100 * result[name] for result in line],
             color=COLOURS[number % len(COLOURS)],
             marker=MARKERS[number % len(MARKERS)],
             label=f"patch size {p}",
         )
         for result in line:
-            place = (result["tokens_per_image"], 100 * result["accuracy"])
+            place = (result["tokens_per_image"], 100 * result[name])
             axes.annotate(
                 f"{result['resolution']}", place, (0, 6), textcoords="offset points", ha="center", size=7
             )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("tokens per image (mean)")
-    axes.set_ylabel("accuracy, %")
+    axes.set_ylabel(f"{title(name).lower()}, %")
     axes.set_title("One checkpoint at every budget (numbers: resolution in pixels)")
     axes.grid(alpha=0.3)
     axes.legend()

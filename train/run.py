@@ -22,7 +22,7 @@ from packvit.train.watch.curves import draw_history
 from packvit.train.watch.preempt import catch_sigterm
 from packvit.train.watch.trackers import Trackers
 
-PICTURES = ("loss.png", "drop.png", "curves.png", "eval/accuracy.png")
+PICTURES = ("loss.png", "drop.png", "curves.png", "eval/*.png")
 MADE = {
     "config.yaml": "the configuration; packvit train takes it",
     "metrics.jsonl": "a line a logged step",
@@ -35,8 +35,8 @@ MADE = {
     "checkpoints": "to resume from",
     "model.safetensors": "the model; load_model and packvit eval take the folder",
     "config.json": "the model's configuration",
-    "eval/results.json": "accuracy by resolution and patch size",
-    "eval/accuracy.png": "accuracy against tokens per image",
+    "eval/results.json": "what the task measures, by resolution and patch size",
+    "eval/*.png": "the same against tokens per image",
     "audit.jsonl": "the keys of every step's images",
     "skipped.jsonl": "samples that could not be used",
 }
@@ -50,11 +50,6 @@ def run(config: Config) -> None:
     """
     if not config.data.shards:
         raise ValueError("data.shards names no training shards: add --data.shards PATH")
-    needs_head = config.distill.needs_labels or config.distill.logits_field or config.data.val_shards
-    if config.model.num_classes == 0 and needs_head:
-        raise ValueError(
-            "model.num_classes=0 leaves nothing to learn from labels or to evaluate: set it to their number"
-        )
     ranks = start_ranks(config.device, config.train.timeout)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -104,18 +99,22 @@ def finish(
             make_autocast(config.train.precision, ranks.device),
         )
         write_results(evaluation, model, *budgets(config), config.run_dir / "eval", display)
-    for path in [config.run_dir / name for name in PICTURES] if history else ():
-        trackers.image(history[-1]["step"], path.stem, path)
+    if history:
+        for path in (path for name in PICTURES for path in sorted(config.run_dir.glob(name))):
+            trackers.image(history[-1]["step"], path.stem, path)
 
 
 def open_validation(config: Config, task: Task, ranks: Ranks) -> EvalSet | None:
     """The run's validation set, or None without one.
 
     Raises:
-        ValueError: it cannot be used, or a budget to evaluate at is beyond memory.
+        ValueError: it cannot be used, the task has nothing to measure on it, or a budget to evaluate at is
+            beyond memory.
     """
     if not config.data.val_shards:
         return None
+    if not task.evaluators:
+        raise ValueError("data.val_shards: nothing measures a model of this task; leave data.val_shards out")
     images = EvalSet(config.data.val_shards, task.eval_targets, config.data.fetch)
     check_budgets(config.model, *budgets(config), ranks.device)
     return images
@@ -157,5 +156,5 @@ def lock_folder(folder: Path) -> FileLock:
 
 def list_files(folder: Path) -> list[list[str]]:
     """(path, meaning) of what a run has left in its folder; empty files are not worth a line."""
-    found = [(folder / name, meaning) for name, meaning in MADE.items()]
-    return [[str(path), meaning] for path, meaning in found if path.exists() and path.stat().st_size > 0]
+    found = [(path, meaning) for name, meaning in MADE.items() for path in sorted(folder.glob(name))]
+    return [[str(path), meaning] for path, meaning in found if path.stat().st_size > 0]

@@ -1,4 +1,4 @@
-"""The picture of accuracies shows what is in the rows that it is drawn from."""
+"""What is shown of an evaluation is what evaluators said, whatever they call it."""
 
 import sys
 from pathlib import Path
@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from packvit.common.display import Display
 from packvit.common.plots import COLOURS
-from packvit.evaluate import draw_accuracy
+from packvit.evaluate import draw_results
+from packvit.evaluate.report import show_results
 
 
 def colours_of(path: Path) -> set[tuple[int, ...]]:
@@ -27,11 +29,24 @@ def test_accuracy_has_a_line_for_every_patch_size(tmp_path):
         for r in (32, 64)
         for p in (4, 8, 16)
     ]
-    draw_accuracy(rows, tmp_path / "sub/accuracy.png")
+    draw_results(rows, tmp_path / "sub/accuracy.png")
     assert {rgb(colour) for colour in COLOURS[:3]} <= colours_of(tmp_path / "sub/accuracy.png")
 
 
 def test_without_matplotlib_it_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"packvit\[plot\]"):
-        draw_accuracy([], tmp_path / "accuracy.png")
+        draw_results([], tmp_path / "accuracy.png")
+
+
+def test_the_table_has_the_evaluators_values(capsys):
+    """The first value is the one by which the best budget is found."""
+    costs = {"patch_size": 8, "tokens_per_image": 16.0, "gflops_per_image": 0.5, "images": 3}
+    values = ({"recall_at_1": 0.25, "loss": 2.5}, {"recall_at_1": 0.75, "loss": 1.125})
+    rows = [{"resolution": 32 * (i + 1), **costs, **found} for i, found in enumerate(values)]
+    show_results(rows, Display())
+    shown = capsys.readouterr().out
+    assert "Recall at 1 by budget" in shown
+    assert "Best (*): 75.0% at resolution 64, patch size 8" in shown
+    assert all(text in shown for text in ("recall_at_1", "loss", "25.0%", "75.0% *", "2.500", "1.125"))
+    assert "accuracy" not in shown

@@ -160,6 +160,22 @@ class Embedder(TrainedModule):
         return self.model.features(batch)
 
 
+class HalfUsed(Classification):
+    """The loss does not depend on the head."""
+
+    def build(self, model: PackedViT) -> TrainedModule:
+        return Embedder(model)
+
+    def loss(self, logits: Tensor, batch: PackedBatch) -> Tensor:
+        return logits.square().sum(1)
+
+
+def test_a_parameter_without_a_gradient_is_named(step):
+    task = HalfUsed(CONFIG)
+    with pytest.raises(AssertionError, match=r"does not depend on model\.head\.weight"):
+        train_step(make_engine(task), task, step, 0)
+
+
 class MeanFeature:
     """A loss of the whole step: the squared norm of the mean of all images' features.
 

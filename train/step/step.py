@@ -153,6 +153,16 @@ class Engine:
         # DDP and FSDP take the mean over ranks, and the sum is what is wanted.
         self.scaler.scale(loss_sum * (self.ranks.world_size / max(1, images))).backward()
 
+    def check_gradients(self) -> None:
+        """Refuse a step that leaves a parameter without a gradient.
+
+        Other ranks would wait for the gradient, and a checkpoint for the parameter's optimizer state.
+        """
+        for name, parameter in self.module.named_parameters():
+            assert parameter.grad is not None or not parameter.requires_grad, (
+                f"the loss does not depend on {name}: freeze it, or add 0 times what it gives"
+            )
+
     def clip(self) -> float:
         """Clip the gradient; returns its norm before, the same on all ranks. Waits for the device."""
         for optimizer in self.optimizers:
@@ -230,6 +240,7 @@ def train_step(
     # What the forward pass draws depends on the step alone, so a resumed run draws the same.
     torch.manual_seed(derive_seed(engine.seed, "step", number + 1, engine.ranks.rank) % 2**63)
     losses = task.backward(engine, step)
+    engine.check_gradients()
     # The one wait for the device of a step; the norm is the same on all ranks, so all decide the same.
     grad_norm = engine.clip()
     finite = math.isfinite(grad_norm)

@@ -15,11 +15,21 @@ from packvit.train.step.step import Engine
 
 
 class Classification:
-    """Cross-entropy of the labels, softmax or sigmoid; see Task."""
+    """Cross-entropy of the labels, softmax or sigmoid; see Task.
+
+    Raises:
+        ValueError: the model has no classes, and labels or an evaluation need them.
+    """
 
     teachers: tuple[tuple[int, int], ...] = ()
 
     def __init__(self, config: Config) -> None:
+        needs_head = config.distill.needs_labels or config.distill.logits_field or config.data.val_shards
+        if config.model.num_classes == 0 and needs_head:
+            raise ValueError(
+                "model.num_classes=0 leaves nothing to learn from labels or to evaluate: set it to their "
+                "number"
+            )
         self.train = config.train
         self.model = config.model
         self.targets: Mapping[str, Target] = {"label": config.data.class_target(config.model.num_classes)}
