@@ -9,6 +9,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+# Seconds before the group is destroyed: gloo's thread needs the interpreter's lock to let go of a finished
+# operation, and a thread that destroys the group before that, with the lock, waits for gloo's for ever.
+GLOO_WAIT = 0.2
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -76,7 +80,5 @@ def start_ranks(device: str, timeout: float = 30.0) -> Ranks:
 def stop_ranks() -> None:
     """Leave the group, if there is one."""
     if dist.is_initialized():
-        # gloo's thread needs the interpreter's lock to let go of a finished operation; a group that is
-        # destroyed before that, by this thread with the lock, waits for its own thread for ever.
-        time.sleep(0.2)
+        time.sleep(GLOO_WAIT)
         dist.destroy_process_group()
