@@ -20,7 +20,11 @@ class Evaluator(Protocol):
     """Gathers what it needs of each batch of this rank, and then says what came out."""
 
     def add(self, outputs: Outputs, batch: PackedBatch) -> None:
-        """Take the model's answers to a batch; both on the model's device."""
+        """Take the model's answers to a batch; both on the model's device.
+
+        Ranks have different numbers of batches: what they must do together, such as running a head that
+        FSDP has sharded, has its place in `results`.
+        """
         ...
 
     def results(self, ranks: Ranks) -> Iterator[tuple[str, float]]:

@@ -17,7 +17,7 @@ from packvit.models.attention.segments import Layout, Segments
 from packvit.models.config import ViTConfig
 from packvit.models.encoder.block import Block, Context, make_norm
 from packvit.models.encoder.pool import Pool
-from packvit.models.position.embedding import Places, PosEmbed, centres, rope_tables
+from packvit.models.position.embedding import ADDED, Places, PosEmbed, centres, rope_tables
 from packvit.models.resample import Operator, pi_resize
 from packvit.packing import PackedBatch, Shape
 
@@ -125,7 +125,7 @@ class PackedViT(nn.Module):
         self.patch_embed = PatchEmbed(
             width, buffer, config.patch_operator, config.image_mean, config.image_std
         )
-        self.pos_embed = PosEmbed(config, width) if config.pos_embed in ("factorized", "grid_2d") else None
+        self.pos_embed = PosEmbed(config, width) if config.pos_embed in ADDED else None
         self.prefix = nn.Parameter(torch.randn(config.prefix, width) * 0.02) if config.prefix else None
         self.pre_norm = make_norm(config, width) if config.pre_norm else None
         last = max(1, config.depth - 1)

@@ -183,6 +183,8 @@ def number_classes(labels: Iterable[Any]) -> tuple[list[str], dict[Any, int]]:
     distinct = set(labels)
     try:
         numbers = {label: int(label) for label in distinct}
+        if any(isinstance(label, float) and label != number for label, number in numbers.items()):
+            raise ValueError("a fraction is a name")
     except ValueError:
         ordered = sorted(distinct, key=str)
         return [str(label) for label in ordered], {label: i for i, label in enumerate(ordered)}

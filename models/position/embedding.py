@@ -26,6 +26,7 @@ from packvit.models.fields import check_types, require
 from packvit.models.resample import resample_weights
 
 PosResize = Literal["bilinear_antialias", "bicubic_antialias", "bicubic"]
+ADDED = ("factorized", "grid_2d")  # values of pos_embed that PosEmbed computes; others turn or do nothing
 AXES = "tyx"  # names of the last axes, as tables have them: a picture has y and x
 
 
@@ -148,7 +149,7 @@ class PosEmbed(nn.Module):
     def forward(self, places: Places) -> Tensor:
         """[T, D] for tokens at T places; in the dtype of the parameters but at least float32."""
         c = self.config
-        dtype = next((p.dtype for p in self.parameters()), torch.float32)
+        dtype = next((tensor.dtype for tensor in self.state_dict().values()), torch.float32)
         dtype = torch.promote_types(dtype, torch.float32)  # coordinates have more digits than bfloat16
         with torch.autocast(places.coords.device.type, enabled=False):
             position = centres(places, c.pos_coords, c.pos_grid, dtype)  # [T, A]

@@ -66,8 +66,8 @@ class PackingConfig:
 
     @property
     def whole_views(self) -> Algorithm:
-        """`algorithm`, or `oldest_first` instead of `exact_fill`: evaluation never drops tokens."""
-        return "oldest_first" if self.algorithm == "exact_fill" else self.algorithm
+        """`algorithm`, or `oldest_first` for one that shortens items: evaluation never drops tokens."""
+        return "oldest_first" if self.algorithm in SHORTENING else self.algorithm
 
     def new_packer(self) -> Packer:
         """The packer that this configuration describes, with nothing waiting."""
@@ -82,6 +82,7 @@ PACKERS: dict[str, Callable[[int, int, int | None], Packer]] = {
     "first_fit": FirstFit,
     "next_fit": NextFit,
 }
+SHORTENING = ("exact_fill",)  # those that take tokens from an item where the sequence has no room for them
 
 
 def make_packer(

@@ -27,7 +27,7 @@ from packvit.data import (
 )
 from packvit.packing import Flat, Mixed, PackedBatch, PackingConfig, ResolutionConfig, ViewsConfig
 from packvit.train.config import Config, TrainConfig
-from packvit.train.tasks.classification import classification_loss, mixed_labels
+from packvit.train.tasks.classification import Classification, classification_loss, mixed_labels
 
 VIEWS = ViewsConfig((4,), resolution=ResolutionConfig(16, 16))
 PACKING = PackingConfig(seq_len=64, sequences=2, lookahead=4, balance=1)
@@ -180,10 +180,11 @@ def test_a_loss_of_several_labels_is_that_of_each_class(tmp_path):
 def test_configurations_that_make_no_sense_are_refused():
     several = DataConfig(multi_label=True, label_field="npy")
     with pytest.raises(ValueError, match=r"train\.loss=sigmoid"):
-        Config(data=several)
+        Classification(Config(data=several))
+    data = DataConfig(multi_label=True, val_shards=("a.tar",))
     with pytest.raises(ValueError, match=r"leave data\.val_shards out"):
-        Config(data=DataConfig(multi_label=True, val_shards=("a.tar",)), train=TrainConfig(loss="sigmoid"))
-    Config(data=several, train=TrainConfig(loss="sigmoid"))
+        Classification(Config(data=data, train=TrainConfig(loss="sigmoid")))
+    Classification(Config(data=several, train=TrainConfig(loss="sigmoid")))
 
 
 def test_checking_knows_all_kinds(tmp_path):

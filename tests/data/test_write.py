@@ -11,6 +11,7 @@ from PIL import Image
 
 from packvit.data import Shard, check_shards, expand_shards, write_images, write_shards
 from packvit.data.make import write as write_module
+from packvit.data.make.sources import number_classes
 from packvit.data.make.write import KeyMaker, Sample, WriteConfig
 from packvit.data.samples import decode as decode_module
 from packvit.data.samples.decode import read_native_size
@@ -238,6 +239,14 @@ def test_a_csv_of_paths_and_labels_becomes_shards(photos, tmp_path):
     (photos / "bad.csv").write_text("file,label\na.jpg,1\n")
     with pytest.raises(ValueError, match=r"bad\.csv has no column 'path', only file, label"):
         write_images(photos / "bad.csv", tmp_path / "bad")
+
+
+def test_labels_that_are_no_whole_numbers_are_names():
+    """Two labels never become one class."""
+    assert number_classes([2, 0, 2]) == (["0", "1", "2"], {2: 2, 0: 0})
+    assert number_classes(["1", 2.0]) == (["0", "1", "2"], {"1": 1, 2.0: 2})
+    assert number_classes([1.5, 1.0]) == (["1.0", "1.5"], {1.0: 0, 1.5: 1})
+    assert number_classes(["cat", "ant"]) == (["ant", "cat"], {"ant": 0, "cat": 1})
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -19,11 +19,11 @@ from packvit.packing import (
     make_packer,
     pack_lengths,
 )
-from packvit.packing.packers.config import PACKERS
+from packvit.packing.packers.config import PACKERS, SHORTENING
 from packvit.packing.packers.oldest_first import shorten
 
 ALGORITHMS = sorted(PACKERS)
-WHOLE = [name for name in ALGORITHMS if name != "exact_fill"]
+WHOLE = [name for name in ALGORITHMS if name not in SHORTENING]
 lengths_and_limit = st.integers(1, 60).flatmap(
     lambda limit: st.tuples(
         st.lists(st.integers(1, limit), max_size=80)
@@ -71,7 +71,7 @@ def test_every_item_once_and_never_over_a_limit(algorithm, case, lookahead, max_
     assert all(sum(kept for _, kept in row) <= seq_len for row in rows)
     assert all(len(row) <= (max_images or len(lengths)) for row in rows)
     assert all(1 <= kept <= lengths[i] for row in rows for i, kept in row)
-    if algorithm != "exact_fill":
+    if algorithm not in SHORTENING:
         assert all(kept == lengths[i] for row in rows for i, kept in row)
     indices = pack_lengths(lengths, seq_len, algorithm, lookahead, max_images)
     assert indices == [[i for i, _ in row] for row in rows]

@@ -13,7 +13,14 @@ from packvit.train.config import load_config
 from packvit.train.recipes.find import RECIPES, find_recipe, start_with
 
 TINY = {"width": 32, "depth": 2, "heads": 2}
-TRANSFERS = ("finetune", "fast_transfer", "linear_probe")
+TRANSFERS = ("finetune", "fast_transfer", "linear_probe")  # take the architecture of a model
+# Flags that a recipe cannot run without; MODEL is a small model.
+FLAGS = {
+    "digits_distill": "--distill.teachers MODEL",
+    "flexivit_s_i1k_distill": "--model MODEL --distill.teachers MODEL",
+    "flexivit_b_i1k_distill": "--model MODEL --distill.teachers MODEL",
+    **dict.fromkeys(TRANSFERS, "--model MODEL"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +52,10 @@ def small(run_dir, digits_set, **changes):
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_every_recipe_runs(name, tmp_path, digits_set, tiny_model):
     flags = small(tmp_path, digits_set)
-    if name in TRANSFERS:
-        flags += ["--model", str(tiny_model)]
-    else:
+    flags += FLAGS.get(name, "").replace("MODEL", str(tiny_model)).split()
+    if name not in TRANSFERS:
         flags += [f"--model.{field}={value}" for field, value in TINY.items()]
         flags += ["--model.num-classes=10"]
-    if name == "digits_distill":
-        flags += ["--distill.teachers", str(tiny_model)]
-    elif find_recipe(name).distill.patch_sizes:
-        flags += ["--model", str(tiny_model), "--distill.teachers", str(tiny_model)]
     assert dispatch(["train", name, *flags]) == 0
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]

@@ -17,7 +17,7 @@ from packvit.models.vit import PatchEmbed
 from packvit.packing import PackedBatch
 from packvit.train.config import Config, TrainConfig
 from packvit.train.step.interface import StepBatches, TrainedModule
-from packvit.train.step.optim import OptimConfig
+from packvit.train.step.optim import OptimConfig, freeze
 from packvit.train.step.step import Engine, train_step
 from packvit.train.tasks.classification import Classification
 from packvit.train.tasks.start import make_module
@@ -174,6 +174,14 @@ def test_a_parameter_without_a_gradient_is_named(step):
     task = HalfUsed(CONFIG)
     with pytest.raises(AssertionError, match=r"does not depend on model\.head\.weight"):
         train_step(make_engine(task), task, step, 0)
+
+
+def test_a_head_is_trained_on_a_frozen_model():
+    model = PackedViT(CONFIG.model)
+    with pytest.raises(ValueError, match="leaves no parameter to train"):
+        freeze(model, ("body", "head."))
+    freeze(model, ("body", "head."), [torch.nn.Linear(2, 2)])
+    assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
 class MeanFeature:

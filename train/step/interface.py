@@ -23,7 +23,10 @@ class TrainedModule(nn.Module):
         self.model = model
 
     def heads(self) -> list[nn.Module]:
-        """The parts beside the model that have parameters, each with a forward method of its own."""
+        """The parts beside the model that have parameters, each with a forward method of its own.
+
+        FSDP shards each as one part. They learn with AdamW, are not compiled and have no moving average.
+        """
         return []
 
 
@@ -32,7 +35,7 @@ class StepBatches:
     """What one step of this rank trains on.
 
     Args:
-        batches: with the teachers' views of the same images.
+        batches: with the teachers' views of the same images; as many on every rank.
         stats: of all batches.
         flops: of training on them.
         images, tokens, gflops: over all ranks.

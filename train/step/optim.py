@@ -113,8 +113,12 @@ def layer_of(name: str, depth: int) -> int:
     return 0 if name.startswith(("patch_embed.", "pos_embed.", "prefix", "pre_norm.")) else depth + 1
 
 
-def freeze(model: nn.Module, starts: Sequence[str]) -> None:
-    """Stop the training of all parameters whose names start with one of `starts`; `body` is all but the head.
+def freeze(model: nn.Module, starts: Sequence[str], heads: Sequence[nn.Module] = ()) -> None:
+    """Stop the training of all parameters of `model` whose names start with one of `starts`.
+
+    Args:
+        starts: `body` is all but the model's head.
+        heads: what a task puts on the model; they train on.
 
     Raises:
         ValueError: one of `starts` is no parameter's, or nothing is left to train.
@@ -128,7 +132,7 @@ def freeze(model: nn.Module, starts: Sequence[str]) -> None:
             )
         for name in found:
             model.get_parameter(name).requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
+    if not any(parameter.requires_grad for part in (model, *heads) for parameter in part.parameters()):
         raise ValueError("optim.freeze leaves no parameter to train")
 
 

@@ -82,7 +82,7 @@ class Engine:
         self.seed = seed
         self.module = module.to(ranks.device).train()
         self.model = module.model
-        freeze(self.model, optim.freeze)
+        freeze(self.model, optim.freeze, module.heads())
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval() if config.ema else None
         self.forward: nn.Module = self.module
         if ranks.world_size > 1 and config.parallel == "fsdp":

@@ -18,7 +18,8 @@ class Classification:
     """Cross-entropy of the labels, softmax or sigmoid; see Task.
 
     Raises:
-        ValueError: the model has no classes, and labels or an evaluation need them.
+        ValueError: the model has no classes where labels or an evaluation need them, or the loss or the
+            evaluation takes one label and images have several.
     """
 
     teachers: tuple[tuple[int, int], ...] = ()
@@ -30,6 +31,11 @@ class Classification:
                 "model.num_classes=0 leaves nothing to learn from labels or to evaluate: set it to their "
                 "number"
             )
+        several = config.data.multi_label
+        if several and config.distill.needs_labels and config.train.loss == "softmax":
+            raise ValueError("data.multi_label: softmax wants one class for an image; set train.loss=sigmoid")
+        if several and config.data.val_shards:
+            raise ValueError("data.multi_label: several labels have no accuracy; leave data.val_shards out")
         self.train = config.train
         self.model = config.model
         self.targets: Mapping[str, Target] = {"label": config.data.class_target(config.model.num_classes)}
