@@ -6,6 +6,7 @@ stream belongs to one worker. Each worker has a DataLoader of its own, which let
 serve any number of streams in the one fixed order.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, cycle
@@ -33,8 +34,14 @@ def load_in_order(dataset: Dataset, workers: int, pin_memory: bool = False) -> I
         collate_fn=Flat.pack if workers or pin_memory else _as_it_is,
         # Its own generator: the DataLoader would otherwise draw from, and shift, the global one.
         generator=torch.Generator(),
+        worker_init_fn=_outlive_sigterm,
     )
     return (loaded.unpack() if isinstance(loaded, Flat) else loaded for loaded in iter(loader))
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """Who asks all processes of a run to end means the trainer, which saves first and ends its workers."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _as_it_is(loaded: Any) -> Any:

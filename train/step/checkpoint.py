@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse, async_save, save
@@ -95,6 +96,12 @@ class Checkpointer:
         self.engine = engine
         self.parts = parts
         self.pending: Pending | None = None
+        self.group: dist.ProcessGroup | None = None
+        if config.async_checkpoints and ranks.world_size > 1:
+            # Two threads in one group would take each other's messages.
+            group = dist.new_group(backend="gloo")
+            assert isinstance(group, dist.ProcessGroup)
+            self.group = group
 
     def save(self, step: int) -> None:
         """Write `folder`/step-XXXXXXXX."""
@@ -113,7 +120,8 @@ class Checkpointer:
             save(self.engine.state_dict(), checkpoint_id=partial / "state")
             self._finish(step)
             return
-        written = async_save(self.engine.state_dict(), checkpoint_id=partial / "state")
+        state = self.engine.state_dict()
+        written = async_save(state, checkpoint_id=partial / "state", process_group=self.group)
         assert not isinstance(written, AsyncSaveResponse)
         self.pending = Pending(step, written)
 
