@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from typing import Annotated
 
 import tyro
 
@@ -17,14 +16,12 @@ from packvit.train.run import run
 
 @dataclass(frozen=True)
 class Start:
-    """What a run starts from.
+    """What a run starts from besides its recipe.
 
     Args:
-        recipe: a recipe, or a saved config.yaml.
         model: whatever load_model reads; gives the run its architecture and first weights.
     """
 
-    recipe: Annotated[str, tyro.conf.Positional]
     model: str | None = None
 
 
@@ -33,17 +30,18 @@ def main(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
         return
-    start, rest = read_start(arguments)
-    default = find_recipe(start.recipe)
-    if start.model is not None:
-        default = start_with(default, start.model)
+    recipe = arguments[0]
+    default = find_recipe(recipe)
+    model, rest = read_model(arguments[1:])
+    if model is not None:
+        default = start_with(default, model)
     with said_once():
-        config = tyro.cli(Config, default=default, prog=f"packvit train {start.recipe}", args=rest)
+        config = tyro.cli(Config, default=default, prog=f"packvit train {recipe}", args=rest)
     run(config)
 
 
-def read_start(arguments: Sequence[str]) -> tuple[Start, list[str]]:
-    """The recipe and the model, and the arguments that belong to the run's configuration.
+def read_model(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The model to start with, and the arguments that belong to the run's configuration.
 
     Raises:
         ValueError: the model's name is empty.
@@ -54,7 +52,7 @@ def read_start(arguments: Sequence[str]) -> tuple[Start, list[str]]:
         )
     if start.model == "":
         raise ValueError("--model needs the path of a model to start with")
-    return start, rest
+    return start.model, rest
 
 
 @contextmanager

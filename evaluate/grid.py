@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ from packvit.evaluate.evaluators import MakeEvaluator
 from packvit.models import PackedViT, ViTConfig
 from packvit.packing import PackingConfig
 
-# The least that a pixel takes, as a byte and as float32 in three channels, and a channel of a token in a
-# block.
+# Lower bounds: a pixel in three channels is held as uint8 and as float32; a block holds several values for
+# each channel of a token.
 BYTES_OF_A_PIXEL, BYTES_OF_A_CHANNEL = 15, 32
 
 # What a row of results.json says besides the evaluators' values.
@@ -123,8 +123,10 @@ class Evaluation:
             for evaluator in evaluators:
                 evaluator.add(outputs, batch)
         known = {tuple(line.values()) for line in self.skipped}
-        lost = [line for part in ranks.gather(lost) for line in part]
-        self.skipped += [line for line in lost if tuple(line.values()) not in known]
+        for line in chain.from_iterable(ranks.gather(lost)):
+            if tuple(line.values()) not in known:
+                known.add(tuple(line.values()))
+                self.skipped.append(line)
         images, tokens, flops = ranks.sum([images, tokens, flops])
         if not images:
             raise ValueError(f"no validation image could be decoded ({self.images.shards.paths[0]}, ...)")

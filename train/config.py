@@ -2,8 +2,8 @@
 
 What may change when a run resumes is metadata of the fields, where they are defined, of a whole section or of
 one field: `free` changes nothing of what a run computes, `fixed` must stay, a `switch` must stay 0 or other
-than 0, a `count` must keep its number of values, because the checkpoint has tensors for them. What has none
-of these may change, and the change is said.
+than 0, a `count` must keep its number of values, because the checkpoint has tensors for them. Any other field
+may change; the change is reported.
 """
 
 import math

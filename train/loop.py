@@ -123,18 +123,19 @@ def train(
     while (before := training.done()) < length.total:
         # ---- Batches ------------------------------------------------------------------------------------
         try:
-            step = take_step(batches, options.accumulate, training.task, window)
+            taken, *counts = take_batches(batches, options.accumulate, training.task, window)
         except DataError as error:
             log.lose(skipped + error.skipped)
             raise
-        leave = count_over_ranks(step, ranks, preemption)
+        images, tokens, flops, asked = ranks.sum([*counts, preemption.asked])
+        step, leave = StepBatches(taken, images), asked > 0
         skipped += [line for loaded in step.batches for line in loaded.skipped]
         if counters.step == 0:
             log.picture(step.batches[0].batch)
         counters.step += 1
-        counters.images_seen += int(step.images)
-        counters.tokens_seen += int(step.tokens)
-        counters.gflops_seen += step.gflops
+        counters.images_seen += int(images)
+        counters.tokens_seen += int(tokens)
+        counters.gflops_seen += flops / 1e9
 
         # ---- Step ---------------------------------------------------------------------------------------
         factor = lr_factor(before, training.done(), length.total, config.optim)
@@ -179,8 +180,10 @@ def train(
     return None
 
 
-def take_step(batches: Iterator[LoadedBatch], number: int, task: Task, window: Window) -> StepBatches:
-    """The next `number` batches of this rank, counted in `window` too."""
+def take_batches(
+    batches: Iterator[LoadedBatch], number: int, task: Task, window: Window
+) -> tuple[list[LoadedBatch], int, int, float]:
+    """The next `number` batches of this rank, counted in `window` too; their images, tokens and FLOPs."""
     taken = []
     stats, flops = BatchStats(), 0.0
     for _ in range(number):
@@ -192,13 +195,4 @@ def take_step(batches: Iterator[LoadedBatch], number: int, task: Task, window: W
         taken.append(loaded)
         stats += counted
         flops += spent
-    return StepBatches(taken, stats, flops)
-
-
-def count_over_ranks(step: StepBatches, ranks: Ranks, preemption: Preemption) -> bool:
-    """Count a step over all ranks, in place; whether any of them was asked to stop."""
-    step.images, step.tokens, flops, leave = ranks.sum(
-        [step.stats.images, step.stats.tokens, step.flops, preemption.asked]
-    )
-    step.gflops = flops / 1e9
-    return leave > 0
+    return taken, stats.images, stats.tokens, flops

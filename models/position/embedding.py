@@ -16,6 +16,7 @@ NaViT writes row / rows, the patch's corner; its centre is the same place at eve
 import math
 from dataclasses import dataclass
 from functools import reduce
+from itertools import chain
 from operator import add, mul
 from typing import Literal, NamedTuple
 
@@ -149,7 +150,7 @@ class PosEmbed(nn.Module):
     def forward(self, places: Places) -> Tensor:
         """[T, D] for tokens at T places; in the dtype of the parameters but at least float32."""
         c = self.config
-        dtype = next((tensor.dtype for tensor in self.state_dict().values()), torch.float32)
+        dtype = next((t.dtype for t in chain(self.parameters(), self.buffers())), torch.float32)
         dtype = torch.promote_types(dtype, torch.float32)  # coordinates have more digits than bfloat16
         with torch.autocast(places.coords.device.type, enabled=False):
             position = centres(places, c.pos_coords, c.pos_grid, dtype)  # [T, A]

@@ -1,7 +1,8 @@
 """Run by test_ranks under torchrun: the gradient of a step, or a checkpoint read and written.
 
 In the task `distill` the gradient is that of labels, a wider teacher and the moving average together, in
-`compiled` that of compiled blocks, one of which is recomputed.
+`compiled` that of compiled blocks, one of which is recomputed, in `whole` that of a loss that compares all
+images of the step.
 """
 
 import os
@@ -20,9 +21,10 @@ from packvit.models import PackedViT, ViTConfig, save_model
 from packvit.packing import PackedBatch, PackedImage
 from packvit.train.config import Config, TrainConfig
 from packvit.train.step.checkpoint import CheckpointConfig, Checkpointer, find_checkpoints
-from packvit.train.step.interface import StepBatches
+from packvit.train.step.interface import StepBatches, TrainedModule
 from packvit.train.step.optim import OptimConfig
 from packvit.train.step.step import Engine
+from packvit.train.tasks.classification import Classification
 from packvit.train.tasks.config import DistillConfig
 from packvit.train.tasks.make import make_task
 from packvit.train.tasks.start import make_module
@@ -55,13 +57,14 @@ def make_engine(
     seed: int = 0,
     distill: DistillConfig | None = None,
     compiled: bool = False,
+    whole_step: bool = False,
 ) -> tuple[Engine, Task]:
     every = 2 if compiled else 0
     model = ViTConfig(width=16, depth=2, heads=2, num_classes=3, registers=1, checkpoint_every=every)
     train = TrainConfig(parallel=parallel, ema=0.5, compile="on" if compiled else "off")  # pyright: ignore[reportArgumentType]
     optim = OptimConfig(kind=kind)  # pyright: ignore[reportArgumentType]
     config = Config(model=model, optim=optim, train=train, distill=distill or DistillConfig(), seed=seed)
-    task = make_task(config)
+    task = Likeness(config) if whole_step else make_task(config)
     module = make_module(config, task)
     assert module.model.head is not None
     torch.manual_seed(seed)
@@ -69,6 +72,58 @@ def make_engine(
     engine = Engine(module, config.train, config.optim, ranks, config.seed)
     task.prepare(engine)
     return engine, task
+
+
+class Likeness(Classification):
+    """A loss of the whole step: how alike each image is to all others, at a learned scale."""
+
+    def build(self, model: PackedViT) -> TrainedModule:
+        return Scaled(model)
+
+    def backward(self, engine: Engine, step: StepBatches) -> torch.Tensor:
+        ranks, batches = engine.ranks, [loaded.batch for loaded in step.batches]
+        with torch.random.fork_rng(), torch.no_grad(), engine.autocast:
+            seen = [engine.forward(batch) for batch in batches]
+        own = torch.cat([features for features, _ in seen])
+        parts = ranks.gather(own)
+        features, scale = torch.cat(parts).requires_grad_(), seen[0][1].clone().requires_grad_()
+        losses = (features @ features.T * scale).logsumexp(1)  # [N]
+        by_feature, by_scale = torch.autograd.grad(losses.sum() / step.images, (features, scale))
+        start = sum(len(part) for part in parts[: ranks.rank])
+        by_batch = by_feature[start : start + len(own)].split([batch.num_images for batch in batches])
+        for number, (batch, part) in enumerate(zip(batches, by_batch, strict=True)):
+            with engine.sharing(last=number + 1 == len(batches)):
+                with engine.autocast:
+                    again, scale = engine.forward(batch)
+                share = by_scale / (ranks.world_size * len(batches))
+                engine.backward((again * part).sum() + (scale * share).sum(), 1)
+        return losses[start : start + len(own)].detach()
+
+
+class Scaled(TrainedModule):
+    """A model's features, and a number to learn."""
+
+    def __init__(self, model: PackedViT) -> None:
+        super().__init__(model)
+        self.scale = Scale()
+
+    def heads(self) -> list[torch.nn.Module]:
+        return [self.scale]
+
+    def forward(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        outputs = self.model.outputs(batch)
+        return outputs.features + 0 * outputs.logits.sum(), self.scale()
+
+
+class Scale(torch.nn.Module):
+    """A number to learn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.full((1,), 0.1))
+
+    def forward(self) -> torch.Tensor:
+        return 1 * self.value
 
 
 def write_teacher(folder: Path) -> DistillConfig:
@@ -119,9 +174,11 @@ def main(what: str, parallel: str, kind: str, folder: Path) -> None:
     # Graphs without generated code: no C++ compiler is needed.
     aot_eager = partialmethod(PackedViT.compile_blocks, backend="aot_eager")
     setattr(PackedViT, "compile_blocks", aot_eager)  # noqa: B010
-    engine, task = make_engine(ranks, parallel, kind, seed, distill, what == "compiled")
+    engine, task = make_engine(ranks, parallel, kind, seed, distill, what == "compiled", what == "whole")
     if what != "checkpoint":
         result = gradients(engine, task, ranks)
+        engine.clip()
+        engine.update(True, 0, 1.0)
     else:
         checkpointer = Checkpointer(folder, CheckpointConfig(), ranks, engine, {})
         found = find_checkpoints(folder)

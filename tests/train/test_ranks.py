@@ -47,7 +47,9 @@ def test_a_batch_without_images_gives_every_parameter_a_gradient(pool, pos_embed
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "numbers"), [("gradient", (2, 4)), ("distill", (2,)), ("compiled", (2,))])
+@pytest.mark.parametrize(
+    ("task", "numbers"), [("gradient", (2, 4)), ("distill", (2,)), ("compiled", (2,)), ("whole", (2, 4))]
+)
 def test_gradients_do_not_depend_on_how_images_are_shared(task, numbers: tuple[int, ...], tmp_path):
     """Ranks hold 1 to 9 images, one batch none; the gradient stays that of the mean over all of them."""
     alone = launch(1, task, "ddp", tmp_path)
@@ -55,8 +57,8 @@ def test_gradients_do_not_depend_on_how_images_are_shared(task, numbers: tuple[i
         shared = launch(ranks, task, parallel, tmp_path)
         assert alone.keys() == shared.keys()
         for name, gradient in alone.items():
-            error = (gradient - shared[name]).norm() / gradient.norm()
-            assert error < 1e-6, (ranks, parallel, name)
+            error = (gradient - shared[name]).norm()
+            assert error <= 1e-6 * gradient.norm(), (ranks, parallel, name)
 
 
 @pytest.mark.slow

@@ -1,14 +1,12 @@
 """What a step is given and what it gives: the trained module, its batches, the result."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from packvit.data import LoadedBatch
 from packvit.models import PackedViT
-from packvit.packing import BatchStats
 
 
 class TrainedModule(nn.Module):
@@ -25,28 +23,23 @@ class TrainedModule(nn.Module):
     def heads(self) -> list[nn.Module]:
         """The parts beside the model that have parameters, each with a forward method of its own.
 
-        FSDP shards each as one part. They learn with AdamW, are not compiled and have no moving average.
+        FSDP shards each as one part, along the first dimension of its parameters, and both it and DDP take
+        the gradient from what `forward` returns: a lone number to learn has the shape (1,), stands in a
+        module of its own, and is among the outputs. Heads learn with AdamW, are not compiled and have no
+        moving average.
         """
         return []
 
 
-@dataclass
-class StepBatches:
+class StepBatches(NamedTuple):
     """What one step of this rank trains on.
 
-    Args:
-        batches: with the teachers' views of the same images; as many on every rank.
-        stats: of all batches.
-        flops: of training on them.
-        images, tokens, gflops: over all ranks.
+    batches: with the teachers' views of the same images; as many on every rank.
+    images: in the step's batches of all ranks.
     """
 
     batches: Sequence[LoadedBatch]
-    stats: BatchStats = field(default_factory=BatchStats)
-    flops: float = 0.0
-    images: float = 0.0
-    tokens: float = 0.0
-    gflops: float = 0.0
+    images: float
 
 
 class StepResult(NamedTuple):

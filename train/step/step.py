@@ -178,6 +178,8 @@ class Engine:
             if finite or self.scaler.is_enabled():
                 self.scaler.step(optimizer)
         self.scaler.update()
+        if isinstance(self.average, FSDPModule):
+            self.average.reshard()  # as a teacher it stays gathered after its forward pass
         if finite and self.average is not None:
             update_ema(self.average.parameters(), self.model.parameters(), self.config.ema, number)
         self.module.zero_grad(set_to_none=True)
@@ -216,9 +218,11 @@ class Engine:
         for optimizer, groups in zip(self.optimizers, settings, strict=True):
             for group, setting in zip(optimizer.param_groups, groups, strict=True):
                 group.update(setting)
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
 
 
-class Trains(Protocol):
+class StepTask(Protocol):
     """What a step needs of a task."""
 
     def backward(self, engine: Engine, step: StepBatches) -> Tensor:
@@ -228,12 +232,12 @@ class Trains(Protocol):
 
 
 def train_step(
-    engine: Engine, task: Trains, step: StepBatches, number: int, lr_factor: float = 1.0
+    engine: Engine, task: StepTask, step: StepBatches, number: int, lr_factor: float = 1.0
 ) -> StepResult:
     """Take one optimizer step; every rank calls it.
 
     Args:
-        step: counted over all ranks; see `count_over_ranks`.
+        step: this rank's batches, and the number of images of all ranks.
         number: of the step in the run, from 0.
         lr_factor: of the peak learning rates.
     """

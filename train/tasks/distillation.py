@@ -4,7 +4,7 @@ For every image label_weight * label loss + sum over teachers of (logits_weight 
 + feature_weight * distance of features + token_weight * mean distance of tokens). FlexiViT 3.5.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,14 +76,17 @@ class Distillation:
     def backward(self, engine: Engine, step: StepBatches) -> Tensor:
         """See Task."""
 
-        def loss(student: "StudentOutputs", loaded: LoadedBatch) -> Tensor:
+        def answer(teacher: PackedViT, view: PackedBatch) -> Outputs:
             with torch.inference_mode(), engine.autocast:
-                answers = [m.outputs(v) for m, v in zip(self.models, loaded.teachers, strict=True)]
-            return self.loss(student, loaded, answers)
+                return teacher.outputs(view)
+
+        def loss(student: "StudentOutputs", loaded: LoadedBatch) -> Tensor:
+            # One teacher's tokens after another's: they take memory.
+            return self.loss(student, loaded, map(answer, self.models, loaded.teachers))
 
         return engine.backward_by_image(step, loss)
 
-    def loss(self, student: "StudentOutputs", loaded: LoadedBatch, answers: Sequence[Outputs]) -> Tensor:
+    def loss(self, student: "StudentOutputs", loaded: LoadedBatch, answers: Iterable[Outputs]) -> Tensor:
         """The loss of each image; float32 [N].
 
         Args:

@@ -75,7 +75,7 @@ def _draw_image(axes: "Axes", batch: PackedBatch, image: int, length: int, colou
     axes.imshow(picture, interpolation="nearest")
     for row, col in np.argwhere(~kept):
         left, top = col * width - 0.5, row * height - 0.5
-        axes.plot([left, left + width], [top + height, top], color="#909090", linewidth=0.5)
+        axes.plot([left, left + width], [top, top + height], color="#909090", linewidth=0.5)
     top, left, side = np.array(tops) - 0.5, np.array(lefts) - 0.5, np.array(sides)
     axes.hlines(top, left, left + side[:, 1], color="white", linewidth=0.4, alpha=0.7)
     axes.vlines(left, top, top + side[:, 0], color="white", linewidth=0.4, alpha=0.7)
