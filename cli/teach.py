@@ -68,7 +68,10 @@ def main(arguments: Sequence[str]) -> None:
             f"--patch-size {options.patch_size} and --resolution {options.resolution} must be at least 1"
         )
     check_field("--field", options.field)
+    packing = PackingConfig(seq_len=options.seq_len, sequences=options.sequences)
     shards = ShardSet.find(options.shards, options.fetch)
+    if options.out.resolve() in [Path(path).resolve().parent for path in shards.paths]:
+        raise ValueError(f"--out {options.out} holds the shards that are read: take another folder")
     model = load_model(options.teacher)
     if model.config.num_classes == 0:
         raise ValueError(f"{options.teacher} has no classification head, so it has no logits to write")
@@ -80,7 +83,7 @@ def main(arguments: Sequence[str]) -> None:
         if target.exists():
             continue
         images = EvalSet([path], fetch=options.fetch)
-        logits, skipped = answer_all(model, images, options, autocast)
+        logits, skipped = answer_all(model, images, options, packing, autocast)
         write_with_logits(shards.open(number), target, logits, options.field)
         print(f"{target}: {len(logits)} images, {number + 1} of {len(shards)} shards")
         for line in skipped:
@@ -88,10 +91,13 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def answer_all(
-    model: PackedViT, images: EvalSet, options: Teach, autocast: AbstractContextManager
+    model: PackedViT,
+    images: EvalSet,
+    options: Teach,
+    packing: PackingConfig,
+    autocast: AbstractContextManager,
 ) -> tuple[dict[str, np.ndarray], list[dict]]:
     """{key: float16 [classes]} of all images that can be used, and the lines of those that cannot."""
-    packing = PackingConfig(seq_len=options.seq_len, sequences=options.sequences)
     skipped = list(images.skipped)
     logits: dict[str, np.ndarray] = {}
     for loaded in images.batches(options.resolution, options.patch_size, packing, options.workers):

@@ -28,9 +28,12 @@ def check_types(config: Any) -> None:
             require(config, value in choices, f"{f.name}={value!r} is none of {', '.join(choices)}")
         elif get_origin(kind) is tuple:
             item, *more = get_args(kind)
-            count = len(value) if isinstance(more[0], EllipsisType) else 1 + len(more)
-            fits = isinstance(value, tuple) and len(value) == count and all(_is(item, v) for v in value)
-            require(config, fits, f"{f.name}={value!r} must be {count} of {item.__name__}")
+            fits = isinstance(value, tuple) and all(_is(item, v) for v in value)
+            if isinstance(more[0], EllipsisType):
+                require(config, fits, f"{f.name}={value!r} must be a list of {item.__name__}")
+            else:
+                fits = fits and len(value) == 1 + len(more)
+                require(config, fits, f"{f.name}={value!r} must be {1 + len(more)} of {item.__name__}")
         else:
             assert isinstance(kind, type)
             require(config, _is(kind, value), f"{f.name}={value!r} must be of type {kind.__name__}")

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from packvit.models.attention.backends import choose_backend
 from packvit.models.attention.segments import Layout, Segments
 from packvit.models.config import ViTConfig
-from packvit.models.encoder.block import Block, Context, make_norm
+from packvit.models.encoder.block import Block, Context, make_norm, meet
 from packvit.models.encoder.pool import Pool
 from packvit.models.position.embedding import ADDED, Places, PosEmbed, centres, rope_tables
 from packvit.models.resample import Operator, pi_resize
@@ -190,7 +190,11 @@ class PackedViT(nn.Module):
         Args:
             backend: of torch.compile.
         """
+        # Not a decorator: importing the compiler takes a second.
+        uncompiled: Any = torch.compiler.disable(meet, reason="kernels and random numbers")
         for block in self.blocks:
+            assert isinstance(block, Block)
+            block.meet = uncompiled
             block.compile(backend=backend, dynamic=True)
 
     def _layout(self, batch: PackedBatch) -> Layout:

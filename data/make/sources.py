@@ -95,16 +95,21 @@ def find_in_folders(folder: Path) -> FoundImages:
 
 def find_in_csv(file: Path, label_column: str = "label") -> FoundImages:
     """Rows of `path` (relative to the file's folder) and a label, with a header line."""
-    with file.open(newline="", encoding="utf-8-sig") as text:
-        table = csv.DictReader(text)
-        for column in ("path", label_column):
-            if column not in (table.fieldnames or ()):
-                raise ValueError(f"{file} has no column {column!r}, only {', '.join(table.fieldnames or ())}")
-        rows = [(line, row["path"], row[label_column]) for line, row in enumerate(table, 2)]
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as text:
+            reader = csv.DictReader(text)
+            columns = reader.fieldnames or ()
+            table = list(enumerate(reader, 2))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file} is no CSV file in UTF-8: {error}") from error
+    for column in ("path", label_column):
+        if column not in columns:
+            raise ValueError(f"{file} has no column {column!r}, only {', '.join(columns)}")
+    rows = [(line, row["path"], row[label_column]) for line, row in table]
     good = [(PurePath(path), label) for _, path, label in rows if path and label]
     if not good:
         raise ValueError(f"{file} has no row with both a path and a {label_column}")
-    classes, index = number_classes(label for _, label in good)
+    classes, index = number_classes((label for _, label in good), file)
     found = FoundImages(classes)
     missing = [line for line, path, label in rows if not (path and label)]
     found.left_out = [f"{file}, line {line}: no path or no {label_column}" for line in missing]
@@ -125,7 +130,11 @@ def find_in_parquet(files: Sequence[Path], seed: int, image_column: str, label_c
     groups: list[tuple[Path, int]] = []
     names: list[str] | None = None
     for file in files:
-        with open_table(file) as table:
+        try:
+            table = open_table(file)
+        except ValueError as error:
+            raise ValueError(f"{file} is no Parquet file: {error}") from error
+        with table:
             schema = table.schema_arrow
             for column in (image_column, label_column):
                 if column not in schema.names:
@@ -141,9 +150,10 @@ def find_in_parquet(files: Sequence[Path], seed: int, image_column: str, label_c
         rng.shuffle(rows)
         labels += [(file, group, row, label) for row, label in rows]
     good = [item for item in labels if item[3] is not None]
-    classes, index = (
-        (names, {i: i for i in range(len(names))}) if names else number_classes(item[3] for item in good)
-    )
+    if names:
+        classes, index = names, {i: i for i in range(len(names))}
+    else:
+        classes, index = number_classes((item[3] for item in good), files[0])
     found = FoundImages(classes, random_access=False)
     for file, group, row, label in labels:
         name = PurePath(file.stem) / f"{group:04d}-{row:06d}"
@@ -178,8 +188,12 @@ def split(found: FoundImages, out: Path, val_fraction: float, rng: Random) -> di
     return {out / "train": train, out / "val": val}
 
 
-def number_classes(labels: Iterable[Any]) -> tuple[list[str], dict[Any, int]]:
-    """Names by index, and {label: index}: whole numbers stay what they are, names are sorted."""
+def number_classes(labels: Iterable[Any], file: Path) -> tuple[list[str], dict[Any, int]]:
+    """Names by index, and {label: index}: whole numbers stay what they are, names are sorted.
+
+    Raises:
+        ValueError: a number is negative; names the `file` that the labels are from.
+    """
     distinct = set(labels)
     try:
         numbers = {label: int(label) for label in distinct}
@@ -189,7 +203,7 @@ def number_classes(labels: Iterable[Any]) -> tuple[list[str], dict[Any, int]]:
         ordered = sorted(distinct, key=str)
         return [str(label) for label in ordered], {label: i for i, label in enumerate(ordered)}
     if min(numbers.values()) < 0:
-        raise ValueError(f"label {min(numbers.values())} is negative")
+        raise ValueError(f"{file}: label {min(numbers.values())} is negative")
     return [str(i) for i in range(max(numbers.values()) + 1)], numbers
 
 

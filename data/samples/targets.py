@@ -99,7 +99,7 @@ class ClassTarget(Target):
     def read(self, shard: Shard, member: int) -> int | np.ndarray | None:
         """The class index; with `multi`, one target for each class: uint8 or float32 [classes].
 
-        None where `classes` is None and there is no label, or no number of classes to make a vector of.
+        None where `classes` is None and the sample has no label, or has a list and needs it for a vector.
 
         Raises:
             BadSample: there is none, one is out of range, or a vector is of another length.

@@ -43,7 +43,7 @@ class FetchConfig:
     def __post_init__(self) -> None:
         for name in ("timeout", "cache_gb"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"data.fetch.{name}={getattr(self, name)} must be positive")
+                raise ValueError(f"fetch.{name}={getattr(self, name)} must be positive")
 
 
 FETCH = FetchConfig()

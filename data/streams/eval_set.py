@@ -57,8 +57,7 @@ class EvalSet:
         if not self.headers:
             why = f": {self.skipped[0]['reason']}" if self.skipped else ", which are empty"
             raise ValueError(
-                f"no usable image in the {len(self.shards)} validation shards ({self.shards.paths[0]}, "
-                f"...){why}"
+                f"no usable image in {len(self.shards)} shards ({self.shards.paths[0]}, ...){why}"
             )
 
     def _read_headers(self, number: int, shard: Shard) -> None:

@@ -6,10 +6,13 @@ stream belongs to one worker. Each worker has a DataLoader of its own, which let
 serve any number of streams in the one fixed order.
 """
 
+import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, cycle
+from threading import Thread
 from typing import Any
 
 import torch
@@ -40,8 +43,19 @@ def load_in_order(dataset: Dataset, workers: int, pin_memory: bool = False) -> I
 
 
 def _outlive_sigterm(worker: int) -> None:
-    """Who asks all processes of a run to end means the trainer, which saves first and ends its workers."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Let a worker end for the trainer's SIGTERM alone.
+
+    Schedulers send one to every process of a run; the trainer needs its workers until it has saved.
+    """
+    if sys.platform == "linux":  # elsewhere a signal does not tell who sent it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads to come inherit it
+        Thread(target=_end_for, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_for(trainer: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+        pass
+    os._exit(0)
 
 
 def _as_it_is(loaded: Any) -> Any:

@@ -3,6 +3,7 @@
 A block knows its BlockConfig and the segments of the tokens, and neither images nor texts.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -163,6 +164,19 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(x, approximate="tanh" if self.kind == "gelu_tanh" else "none"))
 
 
+def meet(
+    block: "Block", x: Tensor, qkv: tuple[Tensor, Tensor, Tensor], context: Context
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What is not of each token alone: attention [T, heads, head_dim], and `draw_keep` of both branches.
+
+    `PackedViT.compile_blocks` leaves it out: kernels have plans of their own, and compilers draw other random
+    numbers.
+    """
+    mixed = attention(*qkv, context.segments)
+    keep1 = block.draw_keep(x, context.layout)
+    return mixed, keep1, None if block.norm2 is None else block.draw_keep(x, context.layout)
+
+
 class Block(nn.Module):
     """Pre-norm attention and MLP, one after the other or side by side.
 
@@ -170,6 +184,8 @@ class Block(nn.Module):
         config: of the block.
         drop_path: chance that an image skips a residual branch of this block in training.
     """
+
+    meet: Callable[..., tuple[Tensor, Tensor | None, Tensor | None]] = staticmethod(meet)
 
     def __init__(self, config: BlockConfig, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -187,7 +203,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """[T, D] -> [T, D]."""
         y = self.norm1(x)
-        mixed, keep1, keep2 = meet(self, x, self.attn.project(y, context.rope), context)
+        mixed, keep1, keep2 = self.meet(self, x, self.attn.project(y, context.rope), context)
         branch = _times(self.attn.proj(mixed.flatten(1)), self.scale1)
         if self.norm2 is None:
             branch = branch + _times(self.mlp(y), self.scale2)
@@ -204,19 +220,6 @@ class Block(nn.Module):
         kept = torch.rand(layout.num_owners + 1, device=x.device) >= self.drop_path
         factor = kept.to(x.dtype) / (1 - self.drop_path)
         return factor[layout.owner][:, None]  # padding, -1, reads the entry beyond the images
-
-
-@torch.compiler.disable(reason="kernels and random numbers")
-def meet(
-    block: Block, x: Tensor, qkv: tuple[Tensor, Tensor, Tensor], context: Context
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """What is not of each token alone: attention [T, heads, head_dim], and `draw_keep` of both branches.
-
-    It is not compiled: kernels have plans of their own, and compilers draw other random numbers.
-    """
-    mixed = attention(*qkv, context.segments)
-    keep1 = block.draw_keep(x, context.layout)
-    return mixed, keep1, None if block.norm2 is None else block.draw_keep(x, context.layout)
 
 
 def _times(x: Tensor, factor: Tensor | None) -> Tensor:

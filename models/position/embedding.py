@@ -187,6 +187,8 @@ class PosEmbed(nn.Module):
         # How far apart tokens of this extent are, in table cells.
         after = places._replace(coords=places.coords + places.extents)
         step = centres(after, c.pos_coords, c.pos_grid, position.dtype) - position  # [T, A]
+        if c.pos_coords == "absolute":
+            position = position.minimum(_cells(c.pos_grid, places, position.dtype) - 1)
         weights = position.new_ones(len(position), 1)
         for axis, cells in enumerate(c.pos_grid):
             along = resample_weights(position[:, axis], step[:, axis], cells, c.pos_resize)  # [T, cells]

@@ -129,7 +129,7 @@ class Dealer(Generic[Item]):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The sequences that wait, and the number and cost of all that came."""
+        """The sequences that wait, `rows` in checkpoints, and the number and cost of all that came."""
         return {"rows": list(self._waiting), "seen": self._seen, "cost": self._cost}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

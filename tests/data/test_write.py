@@ -239,14 +239,23 @@ def test_a_csv_of_paths_and_labels_becomes_shards(photos, tmp_path):
     (photos / "bad.csv").write_text("file,label\na.jpg,1\n")
     with pytest.raises(ValueError, match=r"bad\.csv has no column 'path', only file, label"):
         write_images(photos / "bad.csv", tmp_path / "bad")
+    (photos / "bad.csv").write_bytes(b"path,label\n\xff.jpg,1\n")
+    with pytest.raises(ValueError, match=r"bad\.csv is no CSV file in UTF-8"):
+        write_images(photos / "bad.csv", tmp_path / "bad")
+    (photos / "bad.csv").write_text("path,label\na.jpg,-1\n")
+    with pytest.raises(ValueError, match=r"bad\.csv: label -1 is negative"):
+        write_images(photos / "bad.csv", tmp_path / "bad")
+    (photos / "bad.parquet").write_text("path")
+    with pytest.raises(ValueError, match=r"bad\.parquet is no Parquet file"):
+        write_images(photos / "bad.parquet", tmp_path / "bad")
 
 
 def test_labels_that_are_no_whole_numbers_are_names():
     """Two labels never become one class."""
-    assert number_classes([2, 0, 2]) == (["0", "1", "2"], {2: 2, 0: 0})
-    assert number_classes(["1", 2.0]) == (["0", "1", "2"], {"1": 1, 2.0: 2})
-    assert number_classes([1.5, 1.0]) == (["1.0", "1.5"], {1.0: 0, 1.5: 1})
-    assert number_classes(["cat", "ant"]) == (["ant", "cat"], {"ant": 0, "cat": 1})
+    assert number_classes([2, 0, 2], Path("a.csv")) == (["0", "1", "2"], {2: 2, 0: 0})
+    assert number_classes(["1", 2.0], Path("a.csv")) == (["0", "1", "2"], {"1": 1, 2.0: 2})
+    assert number_classes([1.5, 1.0], Path("a.csv")) == (["1.0", "1.5"], {1.0: 0, 1.5: 1})
+    assert number_classes(["cat", "ant"], Path("a.csv")) == (["ant", "cat"], {"ant": 0, "cat": 1})
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -84,6 +84,15 @@ def test_grid_can_keep_the_aspect_ratio():
     torch.testing.assert_close(embed(batch([(3, 9)])), full[:, :3].flatten(1).T, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("resize", RESIZE)
+def test_beyond_a_table_of_absolute_places_its_last_entry_goes_on(resize: str):
+    embed = make(pos_embed="grid_2d", pos_resize=resize, pos_coords="absolute")
+    out = embed(batch([(9, 20)])).view(9, 20, WIDTH)
+    torch.testing.assert_close(out[:5, :7], embed.table.detach(), atol=1e-12, rtol=0)
+    assert torch.equal(out[5:], out[4:5].expand(4, -1, -1))
+    assert torch.equal(out[:, 7:], out[:, 6:7].expand(-1, 13, -1))
+
+
 def test_fractional_coordinates_are_centres_in_table_cells():
     coords, sides = torch.tensor([[0, 0], [1, 3]]), torch.tensor([[2, 4], [2, 4]])
     places = Places(coords, torch.ones_like(coords), sides)

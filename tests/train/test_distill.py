@@ -285,6 +285,11 @@ def test_taught_shards_replace_the_teacher(digits_set, teacher, tmp_path, capsys
     assert "take another --out" in capsys.readouterr().err
     assert dispatch([*command, "--field", "teacher"]) == 2
     assert "--field 'teacher' must" in capsys.readouterr().err
+    assert dispatch([*command, "--out", str(tmp_path / "new"), "--seq-len", "0"]) == 2
+    assert "packing.seq_len=0 must be at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert dispatch([*command, "--out", str(digits_set / "train")]) == 2
+    assert "holds the shards that are read" in capsys.readouterr().err
 
 
 def test_stored_logits_that_cannot_be_used_are_named(digits_set, tmp_path):
