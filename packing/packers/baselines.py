@@ -5,29 +5,17 @@
 `best_fit_decreasing` collects `lookahead` items and packs them longest first.
 """
 
-import sys
 from bisect import bisect_left, insort
 from collections.abc import Iterable
-from typing import Generic
 
-from packvit.packing.packers.packer import Contents, Item
+from packvit.packing.packers.packer import Contents, Item, Packer
 
 
-class NextFit(Generic[Item]):
-    """`next_fit`: one open sequence, finished as soon as an item does not fit.
+class NextFit(Packer[Item]):
+    """`next_fit`: one open sequence, finished as soon as an item does not fit; `lookahead` changes nothing.
 
     O(1) an item. An item leaves at the latest in the second sequence after it came.
-
-    Args:
-        seq_len: S, slots in a sequence.
-        lookahead: not used.
-        max_images: most items in a sequence; None: unlimited.
     """
-
-    def __init__(self, seq_len: int, lookahead: int = 1, max_images: int | None = None) -> None:
-        self.seq_len = seq_len
-        self.max_images = max_images or sys.maxsize
-        self.restore([])
 
     def add(self, item: Item, length: int) -> list[Contents[Item]]:
         """See `Packer.add`; finishes at most one sequence."""
@@ -53,23 +41,12 @@ class NextFit(Generic[Item]):
         self._room = self.seq_len - sum(length for _, length in self._open)
 
 
-class FirstFit(Generic[Item]):
+class FirstFit(Packer[Item]):
     """`first_fit`: of the open sequences that hold the item, the one opened first, else a new one.
 
     O(open sequences) an item. Holds fewer than `lookahead` items, and closes the sequences in the order in
     which they were opened: an item leaves at the latest in the `lookahead`-th sequence after it came.
-
-    Args:
-        seq_len: S, slots in a sequence.
-        lookahead: items held when a sequence is closed.
-        max_images: most items in a sequence; None: unlimited.
     """
-
-    def __init__(self, seq_len: int, lookahead: int = 256, max_images: int | None = None) -> None:
-        self.seq_len = seq_len
-        self.lookahead = lookahead
-        self.max_images = max_images or sys.maxsize
-        self.restore([])
 
     def add(self, item: Item, length: int) -> list[Contents[Item]]:
         """See `Packer.add`; finishes at most one sequence."""
@@ -149,23 +126,12 @@ class BestFit(FirstFit[Item]):
         super()._set_room(number, room)
 
 
-class BestFitDecreasing(Generic[Item]):
-    """`best_fit_decreasing`: collects items and packs them, longest first, each by best fit.
+class BestFitDecreasing(Packer[Item]):
+    """`best_fit_decreasing`: collects `lookahead` items and packs them, longest first, each by best fit.
 
     O(log lookahead) comparisons an item. Of each window the emptiest sequence stays open for the next, which
     finishes it: an item leaves with its window or the next, at the latest in the 2 * `lookahead`-th sequence.
-
-    Args:
-        seq_len: S, slots in a sequence.
-        lookahead: items held when they are packed.
-        max_images: most items in a sequence; None: unlimited.
     """
-
-    def __init__(self, seq_len: int, lookahead: int = 256, max_images: int | None = None) -> None:
-        self.seq_len = seq_len
-        self.lookahead = lookahead
-        self.max_images = max_images
-        self.restore([])
 
     def add(self, item: Item, length: int) -> list[Contents[Item]]:
         """See `Packer.add`; finishes a whole window's sequences at once."""

@@ -4,7 +4,7 @@
 are here to compare with: docs/packing.md has the numbers.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from operator import index
@@ -74,7 +74,7 @@ class PackingConfig:
         return make_packer(self.seq_len, self.algorithm, self.lookahead, self.sequence_images)
 
 
-PACKERS: dict[str, Callable[[int, int, int | None], Packer]] = {
+PACKERS: dict[str, type[Packer]] = {
     "oldest_first": OldestFirst,
     "exact_fill": ExactFill,
     "best_fit_decreasing": BestFitDecreasing,

@@ -6,35 +6,22 @@ that fits is one bisection away. That is all the machinery there is. At a lookah
 2 µs; the costliest mix that was tried, uniform lengths up to 16,384 at a lookahead of 4,096, costs 3.
 """
 
-import sys
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Iterable
-from typing import Generic
 
-from packvit.packing.packers.packer import Contents, Item
+from packvit.packing.packers.packer import Contents, Item, Packer
 
 SMALL_CUT = 0.01  # share of S that `exact_fill` cuts at once instead of looking for a better end
 
 
-class OldestFirst(Generic[Item]):
+class OldestFirst(Packer[Item]):
     """`oldest_first`: the oldest item, then always the longest that fits, or two that fill the rest exactly.
 
-    Costs O(log lookahead) comparisons an item and, where two items are sought, a pass over the lengths that
-    wait. Every sequence takes the oldest item, so an item leaves at the latest in the `lookahead`-th sequence
-    after it came.
-
-    Args:
-        seq_len: S, slots in a sequence.
-        lookahead: items that wait before a sequence is made.
-        max_images: most items in a sequence; None: unlimited.
+    A sequence is made when `lookahead` items wait. Costs O(log lookahead) comparisons an item and, where two
+    items are sought, a pass over the lengths that wait. Every sequence takes the oldest item, so an item
+    leaves at the latest in the `lookahead`-th sequence after it came.
     """
-
-    def __init__(self, seq_len: int, lookahead: int = 256, max_images: int | None = None) -> None:
-        self.seq_len = seq_len
-        self.lookahead = lookahead
-        self.max_images = max_images or sys.maxsize
-        self.restore([])
 
     def add(self, item: Item, length: int) -> list[Contents[Item]]:
         """See `Packer.add`; finishes at most one sequence."""

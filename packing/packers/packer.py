@@ -4,28 +4,41 @@ It never sees pixels or tensors. Its state is the items that wait and their leng
 and restoring it anywhere changes no sequence.
 """
 
+import sys
 from collections.abc import Iterable
-from typing import Protocol, TypeVar
+from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Contents = list[tuple[Item, int]]  # of a sequence: (item, slots that it takes), in their order
 
 
-class Packer(Protocol[Item]):
-    """Puts items into sequences of `seq_len` slots; a finished one says how many slots each item takes."""
+class Packer(Generic[Item]):
+    """Puts items into sequences of `seq_len` slots; a finished one says how many slots each item takes.
+
+    Args:
+        seq_len: S, slots in a sequence.
+        lookahead: items that a packer may hold, where it chooses among them; each says what it does then.
+        max_images: most items in a sequence; None: unlimited.
+    """
+
+    def __init__(self, seq_len: int, lookahead: int = 256, max_images: int | None = None) -> None:
+        self.seq_len = seq_len
+        self.lookahead = lookahead
+        self.max_images = max_images or sys.maxsize
+        self.restore([])
 
     def add(self, item: Item, length: int) -> list[Contents[Item]]:
         """Take one item of a length in 1..seq_len; return the sequences that are finished now, often none."""
-        ...
+        raise NotImplementedError
 
     def flush(self) -> list[Contents[Item]]:
         """Finish every item that still waits."""
-        ...
+        raise NotImplementedError
 
     def waiting(self) -> list[Contents[Item]]:
         """The whole state: all items that wait, with their lengths, by the sequence they are already in."""
-        ...
+        raise NotImplementedError
 
     def restore(self, sequences: Iterable[Contents[Item]]) -> None:
         """Replace the state by one that `waiting` returned; [] leaves nothing waiting."""
-        ...
+        raise NotImplementedError
