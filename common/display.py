@@ -67,9 +67,10 @@ class Display:
 
     def update(self, done: float, step: int, state: str) -> None:
         """Training has come as far as `done` and is at `step`; off a terminal this is a line of text."""
-        if self.bar is None or self.bar.shown:
-            if self.bar is not None:
-                self.bar.update(min(done, self.total), state=state)
+        if self.bar is None:
+            return
+        if self.bar.shown:
+            self.bar.update(min(done, self.total), state=state)
             return
         left = (time.perf_counter() - self.began) / max(1, done - self.first) * max(0, self.total - done)
         share = f"/{self.total}" if self.unit == "step" else f" ({done / self.total:.1%})"

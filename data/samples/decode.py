@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 import numpy as np
 from PIL import Image
 
-from packvit.data.samples.sample import Decoded, Header
+from packvit.data.samples.sample import Decoded, Header, Reference
 from packvit.data.samples.targets import Target
 from packvit.data.shards.shard import BadSample, BadShard, Shard
 from packvit.packing import View
@@ -35,6 +35,16 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def read_header(shard: Shard, reference: Reference) -> Header:
+    """What the file says of a sample before it is decoded; raises as `read_native_size`.
+
+    Args:
+        shard: the one that `reference` names.
+    """
+    member = reference.member
+    return Header(reference, shard.key(member), read_native_size(shard, member))
 
 
 def read_native_size(shard: Shard, member: int) -> tuple[int, int]:

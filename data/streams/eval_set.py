@@ -10,7 +10,7 @@ from functools import partial
 from torch.utils.data import Dataset
 
 from packvit.data.samples.cut import cut_views
-from packvit.data.samples.decode import decode_sample, read_native_size
+from packvit.data.samples.decode import decode_sample, read_header
 from packvit.data.samples.sample import Header, Planned, Reference, describe_skipped
 from packvit.data.samples.targets import Target, collate_targets
 from packvit.data.shards.fetch import FETCH, FetchConfig
@@ -66,9 +66,7 @@ class EvalSet:
             try:
                 for kind in self.targets.values():
                     kind.read(shard, member)
-                native_size = read_native_size(shard, member)
-                header = Header(Reference(0, number, member, 0), shard.key(member), native_size)
-                self.headers.append(header)
+                self.headers.append(read_header(shard, Reference(0, number, member, 0)))
             except (BadSample, BadShard) as error:
                 self.skipped.append(describe_skipped(error))
 

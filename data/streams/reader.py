@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
 
-from packvit.data.samples.decode import read_native_size
+from packvit.data.samples.decode import read_header
 from packvit.data.samples.sample import Header, Reference, describe_skipped
 from packvit.data.shards.shard import BadSample, BadShard, Shard
 from packvit.data.streams.plan import DataPlan
@@ -100,9 +100,7 @@ class SampleReader:
         Raises:
             BadSample, BadShard: the sample cannot be used.
         """
-        shard = self.shard(reference.shard)
-        key = shard.key(reference.member)
-        return Header(reference, key, read_native_size(shard, reference.member))
+        return read_header(self.shard(reference.shard), reference)
 
     def shard(self, number: int) -> Shard:
         """A shard of the run, opened once until `close`; raises as `Shard.open` does."""

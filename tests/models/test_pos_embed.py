@@ -1,7 +1,7 @@
 """Position embeddings of a mixed batch are those that one image after another would get."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any, get_args, get_type_hints
 
@@ -125,14 +125,20 @@ def test_stacked_sinusoids_are_big_visions_sincos2d():
     torch.testing.assert_close(embed(batch([(3, 4)])), expected)
 
 
-def test_rotated_scores_depend_on_the_difference_of_places_only():
+def rotated_pair(width: int) -> tuple[torch.Tensor, Callable[[list[float], list[float]], torch.Tensor]]:
+    """A random query [1, 2, width], and its score with a random key: (place of the query, of the key)."""
     torch.manual_seed(0)
-    q, k = torch.randn(1, 2, 8, dtype=torch.float64), torch.randn(1, 2, 8, dtype=torch.float64)
+    q, k = torch.randn(1, 2, width, dtype=torch.float64), torch.randn(1, 2, width, dtype=torch.float64)
 
-    def score(a, b):
-        tables = [rope_tables(torch.tensor([p], dtype=torch.float64), 8, 100.0) for p in (a, b)]
+    def score(a: list[float], b: list[float]) -> torch.Tensor:
+        tables = [rope_tables(torch.tensor([p], dtype=torch.float64), width, 100.0) for p in (a, b)]
         return (rotate(q, *tables[0]) * rotate(k, *tables[1])).sum(-1)
 
+    return q, score
+
+
+def test_rotated_scores_depend_on_the_difference_of_places_only():
+    q, score = rotated_pair(8)
     torch.testing.assert_close(score([3.0, 1.0], [1.0, 5.0]), score([12.5, 0.0], [10.5, 4.0]))
     assert not torch.allclose(score([3.0, 1.0], [1.0, 5.0]), score([3.0, 1.0], [5.0, 1.0]))
     torch.testing.assert_close(rotate(q, *rope_tables(torch.zeros(1, 2).double(), 8, 100.0)), q)
@@ -255,13 +261,7 @@ def test_every_place_of_a_clip_is_told_from_the_others(fields: dict[str, Any]):
 
 
 def test_rotations_of_three_axes_depend_on_the_difference_of_places_along_each():
-    torch.manual_seed(0)
-    q, k = torch.randn(1, 2, 12, dtype=torch.float64), torch.randn(1, 2, 12, dtype=torch.float64)
-
-    def score(a, b):
-        tables = [rope_tables(torch.tensor([p], dtype=torch.float64), 12, 100.0) for p in (a, b)]
-        return (rotate(q, *tables[0]) * rotate(k, *tables[1])).sum(-1)
-
+    q, score = rotated_pair(12)
     same = score([3.0, 1.0, 2.0], [1.0, 5.0, 2.5])
     torch.testing.assert_close(score([12.5, 0.0, 7.0], [10.5, 4.0, 7.5]), same)
     for axis in range(3):

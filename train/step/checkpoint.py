@@ -116,11 +116,11 @@ class Checkpointer:
             (partial / "progress.json").write_text(json.dumps(notes))
         self.ranks.barrier()
         expect_one_process()
+        state = self.engine.state_dict()
         if not self.config.async_checkpoints:
-            save(self.engine.state_dict(), checkpoint_id=partial / "state")
+            save(state, checkpoint_id=partial / "state")
             self._finish(step)
             return
-        state = self.engine.state_dict()
         written = async_save(state, checkpoint_id=partial / "state", process_group=self.group)
         assert not isinstance(written, AsyncSaveResponse)
         self.pending = Pending(step, written)

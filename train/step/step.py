@@ -103,8 +103,9 @@ class Engine:
         self.optimizers = make_optimizers(self.model, optim, module.heads())
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         held = {parameter for group in groups for parameter in group["params"]}
-        for name, parameter in self.module.named_parameters():
-            assert parameter in held or not parameter.requires_grad, f"{name} is in no part of heads()"
+        self._trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        for name, parameter in self._trained.items():
+            assert parameter in held, f"{name} is in no part of heads()"
         self._shared = [part for part in (self.model, *module.heads()) if isinstance(part, FSDPModule)]
 
     def compile(self, model: PackedViT) -> None:
@@ -158,8 +159,8 @@ class Engine:
 
         Other ranks would wait for the gradient, and a checkpoint for the parameter's optimizer state.
         """
-        for name, parameter in self.module.named_parameters():
-            assert parameter.grad is not None or not parameter.requires_grad, (
+        for name, parameter in self._trained.items():
+            assert parameter.grad is not None, (
                 f"the loss does not depend on {name}: freeze it, or add 0 times what it gives"
             )
 
