@@ -49,32 +49,47 @@ class Ranks:
             dist.barrier()
 
 
-def start_ranks(device: str, timeout: float = 30.0) -> Ranks:
-    """Join the ranks that torchrun started, or stand alone.
+ALONE = Ranks(0, 1, torch.device("cpu"))
 
-    Args:
-        timeout: minutes that a rank waits for the others in one operation; then it ends with an error, and
-            torchrun ends the rest.
+
+def find_ranks(device: str) -> Ranks:
+    """The place of this process among those that torchrun started, or alone; starts neither CUDA nor a group.
 
     Raises:
         ValueError: device is `cuda` and there is none.
     """
-    if device == "cuda" and not torch.cuda.is_available():
+    found = torch.cuda.device_count() > 0  # asks the driver's library; is_available would start CUDA
+    if device == "cuda" and not found:
         raise ValueError("device=cuda, but torch finds no CUDA device")
-    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
+    cuda = device != "cpu" and found
     target = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    return Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), target)
+
+
+def join_ranks(ranks: Ranks, timeout: float = 30.0) -> None:
+    """Start CUDA, and the group if there are other ranks.
+
+    Args:
+        timeout: minutes that a rank waits for the others in one operation; then it ends with an error, and
+            torchrun ends the rest.
+    """
+    cuda = ranks.device.type == "cuda"
     if cuda:
-        torch.cuda.set_device(target)
-    if world_size > 1 and not dist.is_initialized():
+        torch.cuda.set_device(ranks.device)
+    if ranks.world_size > 1 and not dist.is_initialized():
         # Counts and states of the data go through gloo: through NCCL they would wait for the device.
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
             timeout=timedelta(minutes=timeout),
-            device_id=target if cuda else None,
+            device_id=ranks.device if cuda else None,
         )
-    return Ranks(rank, world_size, target)
+
+
+def start_ranks(device: str) -> Ranks:
+    """Find this process's place and join the others; see `find_ranks`."""
+    ranks = find_ranks(device)
+    join_ranks(ranks)
+    return ranks
 
 
 def stop_ranks() -> None:

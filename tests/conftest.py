@@ -1,16 +1,36 @@
 """Helpers that tests of several modules share: importlib mode has no module to import them from."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from einops import rearrange
 
 from packvit.data import write_digits
 from packvit.packing import PackedImage
 
 CutImage = Callable[..., PackedImage]
+VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
+COUNT, AVAILABLE = torch.cuda.device_count, torch.cuda.is_available
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Hide all GPUs from a test, its fixtures and the processes that they start, unless it is marked cuda.
+
+    What a CPU must give to the bit would otherwise be computed on a GPU, where there is one, in bf16.
+    """
+    if item.get_closest_marker("cuda") is None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        torch.cuda.device_count, torch.cuda.is_available = lambda: 0, lambda: False
+        return
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    if VISIBLE is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = VISIBLE
+    torch.cuda.device_count, torch.cuda.is_available = COUNT, AVAILABLE
 
 
 @pytest.fixture(scope="session")
