@@ -18,7 +18,7 @@ import torch
 import tyro
 
 from packvit.common.device import make_autocast
-from packvit.common.ranks import start_ranks
+from packvit.common.ranks import Ranks, start_ranks
 from packvit.data import EvalSet, FetchConfig, ShardSet, write_with_logits
 from packvit.models import PackedViT, load_model
 from packvit.packing import PackedBatch, PackingConfig
@@ -100,7 +100,8 @@ def answer_all(
     """{key: float16 [classes]} of all images that can be used, and the lines of those that cannot."""
     skipped = list(images.skipped)
     logits: dict[str, np.ndarray] = {}
-    for loaded in images.batches(options.resolution, options.patch_size, packing, options.workers):
+    ranks = Ranks(0, 1, next(model.parameters()).device)
+    for loaded in images.batches(options.resolution, options.patch_size, packing, options.workers, ranks):
         skipped += loaded.skipped
         logits |= answer(model, loaded.batch, autocast)
     return logits, skipped
@@ -108,9 +109,9 @@ def answer_all(
 
 @torch.inference_mode()
 def answer(model: PackedViT, batch: PackedBatch, autocast: AbstractContextManager) -> dict[str, np.ndarray]:
-    """{key: float16 [classes]} of a batch."""
+    """{key: float16 [classes]} of a batch on the model's device."""
     with autocast:
-        logits = model(batch.to(next(model.parameters()).device))
+        logits = model(batch)
     return dict(zip(batch.keys, logits.half().cpu().numpy(), strict=True))
 
 

@@ -108,16 +108,14 @@ class Evaluation:
         evaluators = [make() for make in self.evaluators]
         lost, images, tokens, flops = [], 0, 0, 0
         ranks = self.ranks
-        for loaded in self.images.batches(
-            resolution, patch_size, self.packing, self.workers, ranks.rank, ranks.world_size
-        ):
+        for loaded in self.images.batches(resolution, patch_size, self.packing, self.workers, ranks):
             lost += loaded.skipped
             if loaded.batch.num_images == 0:
                 continue
             images += loaded.batch.num_images
             tokens += loaded.batch.stats().tokens
             flops += model.config.batch_flops(loaded.batch)
-            batch = loaded.batch.to(ranks.device)
+            batch = loaded.batch
             with torch.inference_mode(), self.autocast:
                 outputs = model.outputs(batch)
             for evaluator in evaluators:

@@ -1,7 +1,7 @@
 """Views, packers and the batch type. Knows no other room."""
 
 from packvit.packing.batch.flat import Flat
-from packvit.packing.batch.image import Collated, Mixed, PackedImage, Ragged, Shape
+from packvit.packing.batch.image import Collated, ImageFacts, Mixed, PackedImage, Ragged, Shape
 from packvit.packing.batch.pack import pack_in_order
 from packvit.packing.batch.packed_batch import BatchStats, PackedBatch, map_leaves, stack
 from packvit.packing.packers.batches import Batches, Dealer
@@ -24,6 +24,7 @@ __all__ = [
     "Dealer",
     "DropConfig",
     "Flat",
+    "ImageFacts",
     "Mixed",
     "PackedBatch",
     "PackedImage",

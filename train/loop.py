@@ -5,17 +5,18 @@ of images of the whole step.
 """
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from packvit.common.display import Display
-from packvit.common.ranks import Ranks
+from packvit.common.ranks import Ranks, join_ranks
 from packvit.data import DataError, DataPlan, LoadedBatch, TrainLoader, merge_states
 from packvit.models import PackedViT
 from packvit.packing import BatchStats
 from packvit.train.config import Config, save_config
-from packvit.train.step.checkpoint import Checkpointer, find_checkpoints
+from packvit.train.step.checkpoint import Checkpointer, find_checkpoints, load_parts
 from packvit.train.step.interface import StepBatches
 from packvit.train.step.length import Counters, Length
 from packvit.train.step.step import Engine, lr_factor, train_step
@@ -23,11 +24,11 @@ from packvit.train.tasks.start import make_module
 from packvit.train.tasks.task import Task
 from packvit.train.watch.checks import SameRun, check_bad_share, check_finite, check_weights
 from packvit.train.watch.log import RunLog
-from packvit.train.watch.peak import peak_tflops
+from packvit.train.watch.peak import find_peaks
 from packvit.train.watch.preempt import Preemption
 from packvit.train.watch.profiler import Profiler
 from packvit.train.watch.trackers import Trackers
-from packvit.train.watch.window import Window, image_facts
+from packvit.train.watch.window import Coming, Window
 
 
 @dataclass
@@ -73,31 +74,33 @@ def set_up(config: Config, task: Task, ranks: Ranks, display: Display) -> Traini
     """
     targets = {**task.targets, **config.data.text_targets()}
     plan = DataPlan(config.data, config.views, config.packing, config.seed, targets, task.teachers)
-    loader = TrainLoader(plan, ranks.rank, ranks.world_size, pin_memory=ranks.device.type == "cuda")
+    loader = TrainLoader(plan, ranks.rank, ranks.world_size, ranks.device)
+    counters, length = Counters(), config.train.length
     folder = config.run_dir / "checkpoints"
     found = find_checkpoints(folder)
+    same, data = SameRun(config, display), LoaderPart(loader, ranks)
+    if found:
+        load_parts(found[-1], {"config": same, "data": data, "counters": counters})
+    done = getattr(counters, length.unit)
+    if done < length.total:
+        # Workers are forks of this process: they come before the threads of CUDA and NCCL.
+        loader.begin()
+    join_ranks(ranks, config.train.timeout)
     module = make_module(config, task, resumed=bool(found))
     engine = Engine(module, config.train, config.optim, ranks, config.seed)
     task.prepare(engine)
-    counters = Counters()
-    parts = {
-        "config": SameRun(config, display),
-        "scaler": engine.scaler,
-        "data": LoaderPart(loader, ranks),
-        "counters": counters,
-    }
+    parts = {"config": same, "scaler": engine.scaler, "data": data, "counters": counters}
     checkpointer = Checkpointer(folder, config.train, ranks, engine, parts)
-    length = config.train.length
-    training = Training(config, ranks, task, loader, engine, counters, checkpointer, length)
     if found:
+        load_parts(found[-1], {"scaler": engine.scaler})
         checkpointer.load(found[-1])
         display.say(f"Resuming from {found[-1]}")
-        if training.done() >= length.total:
-            display.say(f"Nothing to train: {length.unit} is {training.done()} already, of {length.total}")
+        if done >= length.total:
+            display.say(f"Nothing to train: {length.unit} is {done} already, of {length.total}")
     ranks.barrier()  # nobody writes before all have read
     if ranks.is_main:
         save_config(config, config.run_dir / "config.yaml")
-    return training
+    return Training(config, ranks, task, loader, engine, counters, checkpointer, length)
 
 
 def train(
@@ -116,10 +119,11 @@ def train(
     profiler = None
     if options.profile and ranks.is_main:
         profiler = Profiler(config, ranks.device, counters.step, display)
-    peak = peak_tflops(ranks.device, options.peak_tflops)
+    peaks = find_peaks(ranks.device, options.peak_tflops)
     batches = iter(loader) if training.done() < length.total else iter(())
     display.start(length.unit.removesuffix("_seen"), training.done(), length.total)
     window, skipped, nonfinite = Window(), [], 0  # since the last log; in a row
+    coming: deque[Coming] = deque()
     while (before := training.done()) < length.total:
         # ---- Batches ------------------------------------------------------------------------------------
         try:
@@ -140,25 +144,26 @@ def train(
         # ---- Step ---------------------------------------------------------------------------------------
         factor = lr_factor(before, training.done(), length.total, config.optim)
         result = train_step(engine, training.task, step, counters.step - 1, factor)
-        facts = image_facts([loaded.batch for loaded in step.batches])
-        window.add_step(facts, result.losses.numpy(force=True) if result.finite else None)
-        nonfinite = 0 if result.finite else nonfinite + 1
-        counters.nonfinite_steps += not result.finite
-        if nonfinite:
-            check_finite(nonfinite, counters.step, config)
+        coming.append(Coming(counters.step, [loaded.facts for loaded in step.batches], result))
+        last = training.done() >= length.total or leave
+        save = counters.step % options.checkpoint_every == 0 or last
+        # A window ends with a checkpoint, because what it sums up would be missing after a resume.
+        ends = counters.step % options.log_every == 0 or save
+        # A step's results are read while the device computes the next step, so that it never waits.
+        while len(coming) > (0 if ends else 1):
+            came = coming.popleft().read()
+            window.add_step(came)
+            nonfinite = nonfinite + 1 if came.grad_norm is None else 0
+            counters.nonfinite_steps += came.grad_norm is None
+            check_finite(nonfinite, came.step, config)
 
         # ---- Log and save -------------------------------------------------------------------------------
         if config.data.audit:
             log.audit(step.batches)
-        last = training.done() >= length.total or leave
-        save = counters.step % options.checkpoint_every == 0 or last
-        # A window ends with a checkpoint, because what it sums up would be missing after a resume.
-        if counters.step % options.log_every == 0 or save:
+        if ends:
             log.skip(skipped)
-            grad_norm = result.grad_norm if result.finite else None
-            line = {"lr": config.optim.lr * factor, "grad_norm": grad_norm}
-            line |= {"shrunk": int(*ranks.sum([loader.shrunk()]))}
-            log.write(window.summary(ranks, peak) | line)
+            line = {"lr": config.optim.lr * factor, "shrunk": int(*ranks.sum([loader.shrunk()]))}
+            log.write(window.summary(ranks, peaks) | line)
             window, skipped = Window(), []
             check_bad_share(loader, ranks, config)
         if save:

@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 from packvit.common.device import make_autocast
 from packvit.common.display import Display
 from packvit.common.json_lines import read_json_lines
-from packvit.common.ranks import Ranks, start_ranks, stop_ranks
+from packvit.common.ranks import find_ranks, stop_ranks
 from packvit.data import EvalSet
 from packvit.evaluate import Evaluation, check_budgets, write_results
 from packvit.models import PackedViT, save_model
@@ -50,7 +50,7 @@ def run(config: Config) -> None:
     """
     if not config.data.shards:
         raise ValueError("data.shards names no training shards: add --data.shards PATH")
-    ranks = start_ranks(config.device, config.train.timeout)
+    ranks = find_ranks(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
     display = Display(quiet=not ranks.is_main)
@@ -61,10 +61,12 @@ def run(config: Config) -> None:
             lock = lock_folder(config.run_dir)
         task = make_task(config)
         # The validation set is opened first: a wrong path should not show after days of training.
-        images = open_validation(config, task, ranks)
+        images = open_validation(config, task)
         with Trackers() as trackers:
             with catch_sigterm() as preemption:
                 training = set_up(config, task, ranks, display)
+                if images is not None:
+                    check_budgets(config.model, *budgets(config), ranks.device)
                 model = train(training, display, preemption, trackers)
             if model is None:
                 return
@@ -104,20 +106,17 @@ def finish(
             trackers.image(history[-1]["step"], path.stem, path)
 
 
-def open_validation(config: Config, task: Task, ranks: Ranks) -> EvalSet | None:
+def open_validation(config: Config, task: Task) -> EvalSet | None:
     """The run's validation set, or None without one.
 
     Raises:
-        ValueError: it cannot be used, the task has nothing to measure on it, or a budget to evaluate at is
-            beyond memory.
+        ValueError: it cannot be used, or the task has nothing to measure on it.
     """
     if not config.data.val_shards:
         return None
     if not task.evaluators:
         raise ValueError("data.val_shards: nothing measures a model of this task; leave data.val_shards out")
-    images = EvalSet(config.data.val_shards, task.eval_targets, config.data.fetch)
-    check_budgets(config.model, *budgets(config), ranks.device)
-    return images
+    return EvalSet(config.data.val_shards, task.eval_targets, config.data.fetch)
 
 
 def budgets(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:

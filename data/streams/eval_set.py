@@ -9,6 +9,7 @@ from functools import partial
 
 from torch.utils.data import Dataset
 
+from packvit.common.ranks import ALONE, Ranks
 from packvit.data.samples.cut import cut_views
 from packvit.data.samples.decode import decode_sample, read_header
 from packvit.data.samples.sample import Header, Planned, Reference, describe_skipped
@@ -76,10 +77,10 @@ class EvalSet:
         patch_size: int,
         packing: PackingConfig,
         workers: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        ranks: Ranks = ALONE,
     ) -> Iterator[LoadedBatch]:
-        """Rank `rank`'s share of the samples, whole; sequences are as long as the longest view needs.
+        """This rank's share of the samples, whole, on its device; sequences are as long as the longest view
+        needs.
 
         The batches of all ranks together hold every sample once; ranks differ by at most one batch.
         """
@@ -94,7 +95,8 @@ class EvalSet:
             [[samples[i] for i in contents] for contents in sequences[start : start + size]]
             for start in range(0, len(sequences), size)
         ]
-        return load_in_order(_EvalBatches(self, groups[rank::world_size], seq_len), workers)
+        own = _EvalBatches(self, groups[ranks.rank :: ranks.world_size], seq_len)
+        return load_in_order(own, workers, ranks.device)
 
     def load(self, sequences: Sequence[Sequence[Planned]], seq_len: int) -> LoadedBatch:
         """One batch of whole samples, decoded."""
@@ -110,7 +112,8 @@ class EvalSet:
                     skipped.append(describe_skipped(error))
             packed.append(images)
         collate = partial(collate_targets, self.targets)
-        return LoadedBatch(PackedBatch.build(packed, seq_len, collate=collate), skipped=skipped)
+        batch = PackedBatch.build(packed, seq_len, collate=collate)
+        return LoadedBatch(batch, batch.facts(), skipped=skipped)
 
 
 class _EvalBatches(Dataset):

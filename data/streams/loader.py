@@ -18,28 +18,38 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from packvit.data.streams.feed import feed
 from packvit.data.streams.plan import DataPlan
 from packvit.data.streams.stream import STATE_VERSION, DataError, LoadedBatch, Stream
 from packvit.packing import Flat
 
 PREFETCH = 3  # batches ready in each worker
+CPU = torch.device("cpu")
 
 
-def load_in_order(dataset: Dataset, workers: int, pin_memory: bool = False) -> Iterator[Any]:
-    """The items of a dataset, such as LoadedBatches, made by `workers` processes, or here without any."""
+def load_in_order(dataset: Dataset, workers: int, device: torch.device = CPU) -> Iterator[Any]:
+    """The items of a dataset, such as LoadedBatches, made by `workers` processes, or here without any.
+
+    Args:
+        device: where their tensors shall be.
+    """
+    return feed(start_workers(dataset, workers, device), device)
+
+
+def start_workers(dataset: Dataset, workers: int, device: torch.device) -> Iterator[Any]:
+    """Start the processes at once; what comes from them is for `feed`."""
     loader = DataLoader(
         dataset,
         batch_size=None,
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
-        pin_memory=pin_memory,
-        # A batch travels between processes, and is pinned, in one piece.
-        collate_fn=Flat.pack if workers or pin_memory else _as_it_is,
+        # A batch travels between processes, and to the device, in one piece.
+        collate_fn=Flat.pack if workers or device.type != "cpu" else _as_it_is,
         # Its own generator: the DataLoader would otherwise draw from, and shift, the global one.
         generator=torch.Generator(),
         worker_init_fn=_outlive_sigterm,
     )
-    return (loaded.unpack() if isinstance(loaded, Flat) else loaded for loaded in iter(loader))
+    return iter(loader)
 
 
 def _outlive_sigterm(worker: int) -> None:
@@ -97,38 +107,50 @@ class TrainLoader:
     Args:
         plan: what is read and how it is shown.
         rank, world_size: this process among all of the run; world_size divides data.streams.
-        pin_memory: whether batches lie in page-locked memory.
+        device: where batches shall be when they are taken; not touched before the first one is.
 
     Raises:
         ValueError: streams are not a multiple of the ranks.
     """
 
-    def __init__(self, plan: DataPlan, rank: int = 0, world_size: int = 1, pin_memory: bool = False) -> None:
+    def __init__(
+        self, plan: DataPlan, rank: int = 0, world_size: int = 1, device: torch.device = CPU
+    ) -> None:
         if plan.data.streams % world_size:
             raise ValueError(f"data.streams={plan.data.streams} must be a multiple of the {world_size} ranks")
         self.plan = plan
-        self.rank, self.world_size, self.pin_memory = rank, world_size, pin_memory
+        self.rank, self.world_size, self.device = rank, world_size, device
+        self.started: list[Iterator[Any]] = []
         self.shards = plan.shards.fingerprint()
         self.states: dict[int, dict] = {}
         self.start = 0
 
-    def __iter__(self) -> Iterator[LoadedBatch]:
-        data = self.plan.data
-        order = [
-            (self.start + self.rank + i * self.world_size) % data.streams
-            for i in range(data.streams // self.world_size)
-        ]
-        workers = max(1, min(data.workers, len(order)))
-        queues = [
-            load_in_order(
+    def begin(self) -> None:
+        """Start the workers now; otherwise they start when the first batch is taken.
+
+        They are forks of this process, and a fork copies neither the threads of CUDA and NCCL nor what these
+        hold: with workers, call it before either has started.
+        """
+        streams = self.plan.data.streams
+        order = [(self.start + rank) % streams for rank in range(self.rank, streams, self.world_size)]
+        workers = max(1, min(self.plan.data.workers, len(order)))
+        self.started = [
+            start_workers(
                 StreamDataset(self.plan, order[worker::workers], self.states),
-                min(1, data.workers),
-                self.pin_memory,
+                min(1, self.plan.data.workers),
+                self.device,
             )
             for worker in range(workers)
         ]
-        for i in count():
-            loaded = next(queues[i % len(order) % workers])
+
+    def __iter__(self) -> Iterator[LoadedBatch]:
+        if not self.started:
+            self.begin()
+        queues, self.started = self.started, []
+        streams = self.plan.data.streams // self.world_size
+        # Worker w has this rank's streams w, w + workers, ...: in the order of the streams they take turns.
+        read = (next(queues[i % streams % len(queues)]) for i in count())
+        for loaded in feed(read, self.device):
             if isinstance(loaded, Failure):
                 raise DataError(loaded.message, loaded.skipped)
             self.states[loaded.stream] = loaded.state

@@ -25,6 +25,7 @@ from packvit.data.streams.plan import DataPlan
 from packvit.data.streams.reader import Lost, SampleReader
 from packvit.packing import (
     Batches,
+    ImageFacts,
     PackedBatch,
     PackedImage,
     derive_seed,
@@ -52,12 +53,14 @@ class LoadedBatch:
 
     Args:
         batch: the packed images.
+        facts: of its images.
         teachers: for each teacher the same images, in the same order, as it sees them.
         skipped: {"shard", "key", "reason"} of every sample left out since the stream's last batch.
         stream, state: the stream it came from, and that stream's state after it.
     """
 
     batch: PackedBatch
+    facts: ImageFacts
     teachers: tuple[PackedBatch, ...] = ()
     skipped: list[dict] = field(default_factory=list)
     stream: int = 0
@@ -107,7 +110,7 @@ class Stream:
         samples = mix_samples(samples, self.plan.data.mix) if self.mixed else samples
         cut = [cut_views(sample, self.plan.targets, self.plan.views.drop.pattern) for sample in samples]
         batch, teachers = self._collate(cut, [len(some) for some in decoded])
-        return LoadedBatch(batch, teachers, skipped, self.index, self.state_dict())
+        return LoadedBatch(batch, batch.facts(), teachers, skipped, self.index, self.state_dict())
 
     def _read(self, skipped: list[dict]) -> Header:
         """The next good sample; what is lost before it is counted and named."""

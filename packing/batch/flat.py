@@ -67,6 +67,10 @@ class Flat:
         """The same in page-locked memory."""
         return Flat(self.buffer.pin_memory(), self.value)
 
+    def to(self, device: torch.device | str) -> "Flat":
+        """The same on `device`, in one copy; from page-locked memory it does not block."""
+        return Flat(self.buffer.to(device, non_blocking=True), self.value)
+
     def _view(self, place: Place) -> Tensor:
         size = place.shape.numel() * place.dtype.itemsize
         return self.buffer[place.start : place.start + size].view(place.dtype).view(place.shape)

@@ -45,6 +45,19 @@ class PackedImage:
         return len(self.coords)
 
 
+class ImageFacts(NamedTuple):
+    """What the N images of a batch can be grouped by, in host memory.
+
+    patch_size: int64 [N], pixels.
+    resolution: float64 [N], pixels.
+    drop_rate: float64 [N], the share of each image's cells that no kept token covers.
+    """
+
+    patch_size: np.ndarray
+    resolution: np.ndarray
+    drop_rate: np.ndarray
+
+
 class Ragged(NamedTuple):
     """Any number of rows for each image, such as its boxes.
 

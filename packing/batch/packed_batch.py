@@ -10,14 +10,14 @@ cells and a cell's size in pixels. Positions, FLOPs and pictures derive from the
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from itertools import chain, repeat
+from itertools import chain, pairwise, repeat
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from packvit.packing.batch.image import Collated, Mixed, PackedImage, Shape
+from packvit.packing.batch.image import Collated, ImageFacts, Mixed, PackedImage, Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,8 @@ class PackedBatch:
         native_sizes: int32 [N, 2], height and width of the stored image.
         cu_seqlens: int32 [segments + 1], offsets of the segments in the flat batch.
         seq_len: S.
-        max_len: a bound on the segments' lengths, S or, where an image takes several sequences, a multiple.
+        max_len: length of the longest segment.
+        counts: what the batch holds; here because kernels' costs are counted while the batch is on a device.
         keys: N sample names.
         targets: what the images come with besides pixels, by name; see `Collated`.
     """
@@ -80,6 +81,7 @@ class PackedBatch:
     cu_seqlens: Tensor
     seq_len: int
     max_len: int
+    counts: BatchStats
     keys: list[str] = field(default_factory=list)
     targets: dict[str, Collated] = field(default_factory=dict)
 
@@ -109,15 +111,17 @@ class PackedBatch:
         return torch.bincount(self.image_index[self.image_index >= 0].long(), minlength=self.num_images)
 
     def stats(self) -> BatchStats:
-        """Counts of this batch; waits for the device if the batch is on one."""
-        lengths = self.image_lengths()
-        return BatchStats(
-            images=self.num_images,
-            tokens=int(lengths.sum()),
-            slots=self.num_slots,
-            sequences=self.num_slots // self.seq_len,
-            squared_lengths=int((lengths**2).sum()),
-        )
+        """Counts of this batch; waits for no device."""
+        return self.counts
+
+    def facts(self) -> ImageFacts:
+        """What its images can be grouped by; on a GPU it waits for the device."""
+        patch_size = self.patch_sizes.numpy(force=True).astype(np.int64)
+        cells = self.grids.numpy(force=True).prod(1, dtype=np.int64)
+        index = self.image_index.numpy(force=True)
+        covered = self.extents.numpy(force=True).prod(1, dtype=np.int64)[index >= 0]
+        kept = np.bincount(index[index >= 0], covered, self.num_images)
+        return ImageFacts(patch_size, np.sqrt(cells) * patch_size, 1 - kept / cells)
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         """The batch on `device`; copies from pinned memory do not block."""
@@ -170,7 +174,14 @@ class PackedBatch:
             cells=tokens.stack([image.cell for image in images]),
             native_sizes=torch.tensor([i.native_size for i in images], dtype=torch.int32).reshape(-1, 2),
             seq_len=seq_len,
-            max_len=max(heights, default=1) * seq_len,
+            max_len=max((b - a for a, b in pairwise(tokens.offsets)), default=0),
+            counts=BatchStats(
+                images=len(images),
+                tokens=sum(len(image.coords) for image in images),
+                slots=len(tokens.image_index),
+                sequences=len(tokens.image_index) // seq_len,
+                squared_lengths=sum(len(image.coords) ** 2 for image in images),
+            ),
             keys=[image.key for image in images],
             targets=(collate or stack_targets)(images),
         )

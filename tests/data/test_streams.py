@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from packvit.common.ranks import Ranks
 from packvit.data import (
     ClassTarget,
     DataConfig,
@@ -383,7 +384,9 @@ def test_evaluation_shows_every_image_once_and_whole(shards, workers):
     for resolution, p in [(16, 4), (48, 8)]:
         keys: Counter = Counter()
         for rank in range(2):
-            for loaded in images.batches(resolution, p, PACKING, workers, rank, 2):
+            for loaded in images.batches(
+                resolution, p, PACKING, workers, Ranks(rank, 2, torch.device("cpu"))
+            ):
                 batch = loaded.batch
                 assert batch is not None
                 keys.update(batch.keys)

@@ -141,7 +141,7 @@ def gradients(engine: Engine, task: Task, ranks: Ranks) -> dict[str, torch.Tenso
     batches = [make_batch(number) for number in share]
     (images,) = ranks.sum([sum(batch.num_images for batch in batches)])
     # Whole views, which serve as the teachers' too.
-    loaded = [LoadedBatch(batch, teachers=(batch,) * len(task.teachers)) for batch in batches]
+    loaded = [LoadedBatch(batch, batch.facts(), teachers=(batch,) * len(task.teachers)) for batch in batches]
     task.backward(engine, StepBatches(loaded, images=images))
     found = {}
     for name, parameter in engine.module.named_parameters():

@@ -197,7 +197,7 @@ def test_a_batch_without_images_has_no_loss_and_gradients_of_zeros(digits_set, t
     }
     run = Run(make_config(digits_set, DistillConfig((teacher,), **weights)))
     batch = PackedBatch.build([[], []], 8, collate=partial(collate_targets, run.task.targets))
-    run.loaded = LoadedBatch(batch, (PackedBatch.build([[]], 8),))
+    run.loaded = LoadedBatch(batch, batch.facts(), (PackedBatch.build([[]], 8),))
     assert run.losses().shape == (0,)
     assert all(p.grad is not None and not p.grad.any() for p in run.engine.module.parameters())
 

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from packvit.train.watch.peak import peak_tflops
+from packvit.train.watch.peak import find_peaks, measure_tflops, peak_tflops
 
 
 def test_a_peak_is_stated_or_unknown_on_a_cpu():
     assert peak_tflops(torch.device("cpu"), None) is None
-    assert peak_tflops(torch.device("cpu"), 0.5) == 0.5
+    assert find_peaks(torch.device("cpu"), 0.5) == (0.5, None)
+    assert 1e-6 < measure_tflops(torch.device("cpu"), 64, 2) < 1000
 
 
 @pytest.mark.parametrize(

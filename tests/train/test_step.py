@@ -49,7 +49,7 @@ def step(cut_image) -> StepBatches:
     ]
     first = PackedBatch.build([images[:2], images[2:3]], 16)
     second = PackedBatch.build([images[3:]], 16)
-    return StepBatches([LoadedBatch(first), LoadedBatch(second)], images=4)
+    return StepBatches([LoadedBatch(batch, batch.facts()) for batch in (first, second)], images=4)
 
 
 def make_engine(task: Task, config: Config = CONFIG) -> Engine:

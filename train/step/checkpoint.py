@@ -60,7 +60,7 @@ class Part(Protocol):
         """The state, JSON-serialisable; every rank calls it, and the main rank's is kept."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Go on from a state that `state_dict` gave, on whatever number of ranks.
 
         Raises:
@@ -84,7 +84,7 @@ class Checkpointer:
     while training goes on. At most one is under way.
 
     Args:
-        parts: by the name that each has in progress.json; restored in this order, the engine last.
+        parts: by the name that each has in progress.json.
     """
 
     def __init__(
@@ -126,14 +126,11 @@ class Checkpointer:
         self.pending = Pending(step, written)
 
     def load(self, path: Path) -> None:
-        """Restore the engine and all parts from a checkpoint, in place.
+        """Restore the engine's tensors from a checkpoint, in place; see `load_parts` for all else.
 
         Raises:
-            ValueError: the checkpoint is damaged, of another version, or does not belong to this run.
+            ValueError: the checkpoint is damaged.
         """
-        notes = read_notes(path)
-        for name, part in self.parts.items():
-            part.load_state_dict(notes[name])
         state = self.engine.state_dict()
         expect_one_process()
         try:
@@ -171,11 +168,11 @@ class Checkpointer:
         self.ranks.barrier()
 
 
-def read_notes(path: Path) -> dict[str, Any]:
-    """The states of a checkpoint's parts, by name.
+def load_parts(path: Path, parts: Mapping[str, Part]) -> None:
+    """Restore some parts of a run from a checkpoint, in their order.
 
     Raises:
-        ValueError: the file is damaged, or of another version.
+        ValueError: the checkpoint is damaged, of another version, or does not belong to this run.
     """
     try:
         notes = json.loads((path / "progress.json").read_text())
@@ -184,7 +181,8 @@ def read_notes(path: Path) -> dict[str, Any]:
         raise damaged(path, error) from error
     if version != VERSION:
         raise ValueError(f"{path}: version {version}, this packvit reads {VERSION}")
-    return notes
+    for name, part in parts.items():
+        part.load_state_dict(notes[name])
 
 
 def expect_one_process() -> None:

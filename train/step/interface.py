@@ -46,10 +46,9 @@ class StepResult(NamedTuple):
     """What came of a step.
 
     losses: float32 [N], of this rank's images, on its device.
-    grad_norm: before clipping, over all ranks.
-    finite: whether the weights were updated.
+    grad_norm: float32 [], before clipping, over all ranks, on the device; where it is not finite the step has
+        changed nothing.
     """
 
     losses: Tensor
-    grad_norm: float
-    finite: bool
+    grad_norm: Tensor

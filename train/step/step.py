@@ -250,7 +250,7 @@ def train_step(
     grad_norm = engine.clip()
     finite = math.isfinite(grad_norm)
     engine.update(finite, number, lr_factor)
-    return StepResult(losses, grad_norm, finite)
+    return StepResult(losses, torch.tensor(grad_norm))
 
 
 def shard(model: PackedViT, mesh: DeviceMesh) -> None:

@@ -43,6 +43,9 @@ class SameRun:
 def check_finite(nonfinite: int, step: int, config: Config) -> None:
     """Stop a run that learns nothing.
 
+    Args:
+        nonfinite: steps in a row, up to `step`, that changed nothing.
+
     Raises:
         ValueError: more than `train.max_nonfinite` steps in a row had a gradient that is not finite.
     """

@@ -43,7 +43,7 @@ class RunLog:
         """Draw the run's first sequences."""
         if self.ranks.is_main:
             path = self.config.run_dir / "samples/step-0.png"
-            self.display.draw(partial(draw_samples, batch, path))
+            self.display.draw(partial(draw_samples, batch.to("cpu"), path))
             self.trackers.image(0, "samples", path)
 
     def lose(self, skipped: Sequence[dict]) -> None:

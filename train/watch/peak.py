@@ -1,6 +1,11 @@
-"""The peak of a device, of which MFU is a share."""
+"""The peak of a device, of which MFU is a share: what the data sheet promises, and what it reaches."""
+
+import time
+from typing import NamedTuple
 
 import torch
+
+SIDE, REPEATS = 8192, 20  # of the measured product; some milliseconds on a GPU of 2020 and later
 
 # Dense bf16 peak in TFLOP/s by device name, from the vendor's data sheets.
 PEAK_TFLOPS = {
@@ -17,8 +22,38 @@ PEAK_TFLOPS = {
 }
 
 
+class Peaks(NamedTuple):
+    """TFLOP/s of a device; None where it is unknown.
+
+    sheet: as stated, or as the vendor's data sheet says.
+    measured: the best of some large matrix products in bf16; on a CPU nobody waits for it.
+    """
+
+    sheet: float | None
+    measured: float | None
+
+
+def find_peaks(device: torch.device, stated: float | None) -> Peaks:
+    """The peaks of a device; takes a part of a second on a GPU."""
+    measured = measure_tflops(device, SIDE, REPEATS) if device.type == "cuda" else None
+    return Peaks(peak_tflops(device, stated), measured)
+
+
+def measure_tflops(device: torch.device, side: int, repeats: int) -> float:
+    """TFLOP/s of a product of two bf16 matrices [side, side]: the best of `repeats`, after one to warm up."""
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in "ab")
+    seconds = []
+    for _ in range(1 + repeats):
+        began = time.perf_counter()
+        torch.matmul(a, b)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return 2 * side**3 / min(seconds[1:]) / 1e12
+
+
 def peak_tflops(device: torch.device, stated: float | None) -> float | None:
-    """The device's peak in TFLOP/s: as stated, from the table, or None where it is unknown."""
+    """The peak of the data sheet in TFLOP/s: as stated, from the table, or None where it is unknown."""
     if stated is not None or device.type != "cuda":
         return stated
     name = torch.cuda.get_device_name(device)

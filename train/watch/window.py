@@ -5,6 +5,7 @@ times powers of two, which lie away from the resolutions that people choose: the
 are a little larger or smaller, and should not fall into two groups.
 """
 
+import math
 import resource
 import sys
 import time
@@ -14,44 +15,72 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from packvit.common.ranks import Ranks
-from packvit.packing import BatchStats, PackedBatch
+from packvit.packing import BatchStats, ImageFacts
+from packvit.train.step.interface import StepResult
+from packvit.train.watch.peak import Peaks
 
 BOUNDS = sorted(base << power for base in (9, 13) for power in range(1, 11))
 
 
-class ImageFacts(NamedTuple):
-    """What the images of a step are grouped by, each [N].
-
-    patch_size: int64, pixels. resolution: int64, the group's number. drop_rate: float64.
-    """
-
-    patch_size: np.ndarray
-    resolution: np.ndarray
-    drop_rate: np.ndarray
-
-
-def image_facts(batches: Sequence[PackedBatch]) -> ImageFacts:
-    """Of all images of some batches in host memory, in their order."""
-    patch_size = np.concatenate([batch.patch_sizes.numpy() for batch in batches]).astype(np.int64)
-    cells = np.concatenate([batch.grids.numpy() for batch in batches]).prod(1, dtype=np.int64)
-    kept = np.concatenate([_kept_cells(batch) for batch in batches])
-    resolution = np.searchsorted(BOUNDS, np.sqrt(cells) * patch_size, side="right")
-    return ImageFacts(patch_size, resolution, 1 - kept / cells)
-
-
-def _kept_cells(batch: PackedBatch) -> np.ndarray:
-    """int64 [N], the cells that each image's kept tokens cover: their number in a uniform grid."""
-    index = batch.image_index.numpy()
-    covered = batch.extents.numpy().prod(1, dtype=np.int64)[index >= 0]
-    return np.bincount(index[index >= 0], covered, batch.num_images).astype(np.int64)
+def resolution_groups(resolution: np.ndarray) -> np.ndarray:
+    """Resolutions in pixels [N] -> int64 [N], the number of each one's group."""
+    return np.searchsorted(BOUNDS, resolution, side="right")
 
 
 def resolution_name(group: int) -> str:
     """Of a group of resolutions, in pixels: its bounds, as "144-208"."""
     low = BOUNDS[group - 1] if group else 0
     return f"{low}-{BOUNDS[group]}" if group < len(BOUNDS) else f"{low}-"
+
+
+class Came(NamedTuple):
+    """What came of a step, in host memory.
+
+    step: its number.
+    facts: of its batches on this rank.
+    losses: float32 [N], of their images; None where the step was left out.
+    grad_norm: before clipping, over all ranks; None where it was not finite and the step left out.
+    """
+
+    step: int
+    facts: Sequence[ImageFacts]
+    losses: np.ndarray | None
+    grad_norm: float | None
+
+
+class Coming:
+    """The results of a step on their way to the host: the device copies them when it has computed them.
+
+    Args:
+        step, facts: see Came.
+        result: of the step, on its device.
+    """
+
+    def __init__(self, step: int, facts: Sequence[ImageFacts], result: StepResult) -> None:
+        self.step, self.facts = step, facts
+        self.losses, self.grad_norm = _start_copy(result.losses), _start_copy(result.grad_norm)
+        self.copied = torch.cuda.Event() if result.losses.is_cuda else None
+        if self.copied is not None:
+            self.copied.record()
+
+    def read(self) -> Came:
+        """The results; waits until the device has computed this step."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        norm = float(self.grad_norm)
+        if not math.isfinite(norm):
+            return Came(self.step, self.facts, None, None)
+        return Came(self.step, self.facts, self.losses.numpy(), norm)
+
+
+def _start_copy(tensor: Tensor) -> Tensor:
+    """A copy in page-locked memory, where it may arrive later; a tensor of the host as it is."""
+    if not tensor.is_cuda:
+        return tensor
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 class Means:
@@ -87,6 +116,7 @@ class Window:
     loss: float = 0.0
     loss_images: int = 0
     drop_rate: float = 0.0
+    grad_norm: float | None = None  # of the last step
     loss_by_patch_size: Means = field(default_factory=Means)
     loss_by_resolution: Means = field(default_factory=Means)
     drop_rate_by_resolution: Means = field(default_factory=Means)
@@ -98,24 +128,24 @@ class Window:
         self.flops += flops
         self.wait += wait
 
-    def add_step(self, facts: ImageFacts, losses: np.ndarray | None) -> None:
-        """Count the images of a step.
-
-        Args:
-            losses: [N], each image's loss; None if the step was left out.
-        """
-        self.drop_rate += float(facts.drop_rate.sum())
-        self.drop_rate_by_resolution.add(facts.resolution, facts.drop_rate)
+    def add_step(self, came: Came) -> None:
+        """Count the images of a step."""
+        columns = zip(*came.facts, strict=True)
+        patch_size, resolution, drop_rate = (np.concatenate(column) for column in columns)
+        losses, self.grad_norm = came.losses, came.grad_norm
+        groups = resolution_groups(resolution)
+        self.drop_rate += float(drop_rate.sum())
+        self.drop_rate_by_resolution.add(groups, drop_rate)
         if losses is not None:
             self.loss += float(losses.sum(dtype=np.float64))
             self.loss_images += len(losses)
-            self.loss_by_patch_size.add(facts.patch_size, losses)
-            self.loss_by_resolution.add(facts.resolution, losses)
+            self.loss_by_patch_size.add(patch_size, losses)
+            self.loss_by_resolution.add(groups, losses)
 
-    def summary(self, ranks: Ranks, peak: float | None) -> dict[str, Any]:
+    def summary(self, ranks: Ranks, peaks: Peaks) -> dict[str, Any]:
         """Rates and means over all ranks.
 
-        `mfu` is None where the peak is unknown, `loss` where no step of the window counted.
+        A share of a peak is None where that is unknown, `loss` where no step of the window counted.
         """
         seconds = time.perf_counter() - self.start
         b = self.batches
@@ -132,10 +162,12 @@ class Window:
                 self.drop_rate,
             ]
         )
+        available = seconds * 1e12 * ranks.world_size  # of a peak's FLOPs
         by_resolution = self.loss_by_resolution.over(ranks)
         drop_by_resolution = self.drop_rate_by_resolution.over(ranks)
         return {
             "loss": loss / loss_images if loss_images else None,
+            "grad_norm": self.grad_norm,
             "loss_by_patch_size": {str(p): mean for p, mean in self.loss_by_patch_size.over(ranks).items()},
             "loss_by_resolution": {resolution_name(r): mean for r, mean in by_resolution.items()},
             "drop_rate": drop_rate / max(1, images),
@@ -145,7 +177,8 @@ class Window:
             "padding_fraction": 1 - tokens / max(1, slots),
             "images_per_sequence": images / max(1, sequences),
             "data_wait_fraction": wait / ranks.world_size / seconds,
-            "mfu": flops / seconds / (peak * 1e12 * ranks.world_size) if peak else None,
+            "mfu": flops / (peaks.sheet * available) if peaks.sheet else None,
+            "mfu_measured": flops / (peaks.measured * available) if peaks.measured else None,
             "memory_gb": max(ranks.gather(peak_memory(ranks.device))) / 1e9,
         }
 
