@@ -1,17 +1,67 @@
 """What a device computes in, and how much fits on it."""
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
+
+# What CUDA's matrix products need to come out the same each time; read when the first of them is started.
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+FILL = "fill_uninitialized_memory"
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """What `auto` means: bf16 on CUDA and fp32 elsewhere; any other precision is itself."""
+    if precision == "auto":
+        return "bf16" if device.type == "cuda" else "fp32"
+    return precision
+
+
+def wants_compiling(wish: str, device: torch.device) -> bool:
+    """What `train.compile` means on a device."""
+    return wish == "on" or (wish == "auto" and device.type == "cuda")
 
 
 def make_autocast(precision: str, device: torch.device) -> AbstractContextManager:
     """A context in which matrix products run in `precision`; `auto` is bf16 on CUDA and fp32 elsewhere."""
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" else "fp32"
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    return torch.autocast(device.type, dtypes[precision]) if precision in dtypes else nullcontext()
+    chosen = choose_precision(precision, device)
+    return torch.autocast(device.type, dtypes[chosen]) if chosen in dtypes else nullcontext()
+
+
+@contextmanager
+def arithmetic(precision: str, deterministic: bool) -> Iterator[None]:
+    """A context for a whole run, because these are settings of the process; they are put back at its end.
+
+    Args:
+        precision: `tf32` lets CUDA round the factors of fp32 matrix products to 10 bits of mantissa; others
+            leave this as it is, which in a fresh process is exact.
+        deterministic: the same numbers each time on CUDA. Must begin before the first matrix product on CUDA.
+    """
+    matmul, set_fill = torch.backends.cuda.matmul, partial(setattr, torch.utils.deterministic, FILL)
+    tf32, fill = matmul.fp32_precision, getattr(torch.utils.deterministic, FILL)
+    before, workspace = torch.are_deterministic_algorithms_enabled(), os.environ.get(WORKSPACE)
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    if precision == "tf32":
+        # The older name sets what both it and `fp32_precision` answer; the newer one makes the older raise.
+        matmul.allow_tf32 = True
+    if deterministic:
+        os.environ.setdefault(WORKSPACE, ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        set_fill(False)  # filling finds mistakes, and costs time
+    try:
+        yield
+    finally:
+        if precision == "tf32":
+            matmul.allow_tf32 = tf32 == "tf32"
+            matmul.fp32_precision = tf32
+        if deterministic:
+            set_fill(fill)
+            torch.use_deterministic_algorithms(before, warn_only=warn_only)
+            if workspace is None:
+                del os.environ[WORKSPACE]
 
 
 def total_memory(device: torch.device) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from packvit.common.device import make_autocast
+from packvit.common.device import arithmetic, make_autocast
 from packvit.common.display import Display
 from packvit.common.json_lines import read_json_lines
 from packvit.common.ranks import find_ranks, stop_ranks
@@ -62,7 +62,8 @@ def run(config: Config) -> None:
         task = make_task(config)
         # The validation set is opened first: a wrong path should not show after days of training.
         images = open_validation(config, task)
-        with Trackers() as trackers:
+        settings = arithmetic(config.train.precision, config.train.deterministic)
+        with settings, Trackers() as trackers:
             with catch_sigterm() as preemption:
                 training = set_up(config, task, ranks, display)
                 if images is not None:

@@ -12,10 +12,11 @@ import torch
 from torch._dynamo.utils import counters
 
 from packvit.cli import dispatch
+from packvit.common.device import wants_compiling
 from packvit.common.json_lines import read_json_lines
 from packvit.models import PackedViT, ViTConfig
 from packvit.packing import PackedBatch
-from packvit.train.step.step import Engine, wants_compiling
+from packvit.train.step.step import Engine
 
 # The compiler warns of what it does itself, such as reading .grad of tensors that are no leaves.
 pytestmark = pytest.mark.filterwarnings("ignore:::torch", "ignore:The .grad attribute")

@@ -2,17 +2,24 @@
 
 In the task `distill` the gradient is that of labels, a wider teacher and the moving average together, in
 `compiled` that of compiled blocks, one of which is recomputed, in `whole` that of a loss that compares all
-images of the step.
+images of the step, in `bf16` that of half precision. `bf16` also says what ranks send each other, and takes a
+step that one rank's gradient spoils. `muon` is steps of Muon on matrices that no number of ranks divides.
 """
 
 import os
 import sys
+from collections import Counter
+from dataclasses import replace
 from functools import partial, partialmethod
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.distributed.tensor import DTensor
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from packvit.common.ranks import Ranks, start_ranks, stop_ranks
 from packvit.data import ClassTarget, LoadedBatch
@@ -22,6 +29,7 @@ from packvit.packing import PackedBatch, PackedImage
 from packvit.train.config import Config, TrainConfig
 from packvit.train.step.checkpoint import CheckpointConfig, Checkpointer, find_checkpoints
 from packvit.train.step.interface import StepBatches, TrainedModule
+from packvit.train.step.muon import Muon, local
 from packvit.train.step.optim import OptimConfig
 from packvit.train.step.step import Engine
 from packvit.train.tasks.classification import Classification
@@ -58,10 +66,14 @@ def make_engine(
     distill: DistillConfig | None = None,
     compiled: bool = False,
     whole_step: bool = False,
+    precision: str = "auto",
 ) -> tuple[Engine, Task]:
     every = 2 if compiled else 0
     model = ViTConfig(width=16, depth=2, heads=2, num_classes=3, registers=1, checkpoint_every=every)
-    train = TrainConfig(parallel=parallel, ema=0.5, compile="on" if compiled else "off")  # pyright: ignore[reportArgumentType]
+    if precision == "bf16":
+        model = replace(model, norm="rms")
+    compiler = "on" if compiled else "off"
+    train = TrainConfig(parallel=parallel, ema=0.5, compile=compiler, precision=precision)  # pyright: ignore[reportArgumentType]
     optim = OptimConfig(kind=kind)  # pyright: ignore[reportArgumentType]
     config = Config(model=model, optim=optim, train=train, distill=distill or DistillConfig(), seed=seed)
     task = Likeness(config) if whole_step else make_task(config)
@@ -166,6 +178,74 @@ def weights(engine: Engine) -> dict[str, torch.Tensor]:
     return found
 
 
+class Sent(TorchDispatchMode):
+    """Counts what ranks send each other: {"operation dtype": times}."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(issubclass(each, DTensor) for each in types):
+            return NotImplemented  # to see what it is made of
+        if func.namespace in ("c10d", "_c10d_functional") and "wait" not in str(func):
+            tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+            self.count[f"{func.overloadpacket.__name__.strip('_')} {tensors[0].dtype}"] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def muon_steps(size: int) -> dict:
+    """Weights and momentum after steps of Muon on the first `size` ranks, and what the last one sent.
+
+    If `size` is 0, that of torch's on whole matrices.
+    """
+    group = dist.new_group(list(range(size))) if size else None  # all ranks must be there when it is made
+    if group == dist.GroupMember.NON_GROUP_MEMBER:
+        return {}
+    mesh = DeviceMesh.from_group(group, "cpu") if group else None
+
+    def cut(matrix: torch.Tensor) -> torch.Tensor:
+        return distribute_tensor(matrix, mesh, [Shard(0)]) if mesh else matrix
+
+    matrices = [cut(matrix) for matrix in muon_matrices(0)]
+    groups = [{"params": matrices[:2], "weight_decay": 0.1}, {"params": matrices[2:], "weight_decay": 0.0}]
+    plain = torch.optim.Muon(groups, 0.02, momentum=0.9, adjust_lr_fn="match_rms_adamw")
+    optimizer = Muon(groups, 0.02, 0.9) if size else plain
+    sent = Sent()
+    for seed in (1, 2, 3):
+        for matrix, gradient in zip(matrices, muon_matrices(seed), strict=True):
+            matrix.grad = cut(gradient)
+        sent.count.clear()
+        with sent:
+            optimizer.step()
+    tensors = [*matrices, *(optimizer.state[matrix]["momentum_buffer"] for matrix in matrices)]
+    return {"tensors": list(map(whole, tensors)), "sent": dict(sent.count)}
+
+
+def muon_matrices(seed: int) -> list[torch.Tensor]:
+    """Some have fewer rows than there are ranks."""
+    torch.manual_seed(seed)
+    return [torch.randn(shape) for shape in ((7, 5), (5, 7), (4, 4), (2, 9), (7, 5), (1, 6))]
+
+
+def half_precision(engine: Engine, task: Task, ranks: Ranks) -> dict:
+    """A gradient in bf16, what it made ranks send, and whether a step that one rank spoils is left out."""
+    with Sent() as sent:
+        result = {"gradient": gradients(engine, task, ranks), "sent": dict(sent.count)}
+    engine.update(engine.clip(), 0, 1.0)
+    before = weights(engine)
+    kept = (*before.values(), *engine.whole().state_dict().values())
+    result["dtypes"] = sorted({str(tensor.dtype) for tensor in kept})
+    gradients(engine, task, ranks)
+    if ranks.rank + 1 == ranks.world_size:
+        gradient = engine.model.blocks[0].get_parameter("mlp.fc1.weight").grad
+        assert gradient is not None
+        local(gradient).fill_(torch.nan)
+    engine.update(engine.clip(), 1, 1.0)
+    result["left_out"] = all(torch.equal(tensor, before[name]) for name, tensor in weights(engine).items())
+    return result
+
+
 def main(what: str, parallel: str, kind: str, folder: Path) -> None:
     ranks = start_ranks("cpu")
     seed = ranks.world_size if what == "checkpoint" else 0
@@ -174,11 +254,17 @@ def main(what: str, parallel: str, kind: str, folder: Path) -> None:
     # Graphs without generated code: no C++ compiler is needed.
     aot_eager = partialmethod(PackedViT.compile_blocks, backend="aot_eager")
     setattr(PackedViT, "compile_blocks", aot_eager)  # noqa: B010
-    engine, task = make_engine(ranks, parallel, kind, seed, distill, what == "compiled", what == "whole")
-    if what != "checkpoint":
+    precision = what if what == "bf16" else "auto"
+    engine, task = make_engine(
+        ranks, parallel, kind, seed, distill, what == "compiled", what == "whole", precision
+    )
+    if what == "muon":
+        result = {size: muon_steps(size) for size in (0, 2, 3)}
+    elif what == "bf16":
+        result = half_precision(engine, task, ranks)
+    elif what != "checkpoint":
         result = gradients(engine, task, ranks)
-        engine.clip()
-        engine.update(True, 0, 1.0)
+        engine.update(engine.clip(), 0, 1.0)
     else:
         checkpointer = Checkpointer(folder, CheckpointConfig(), ranks, engine, {})
         found = find_checkpoints(folder)
@@ -186,8 +272,7 @@ def main(what: str, parallel: str, kind: str, folder: Path) -> None:
             checkpointer.load(found[-1])
         before = weights(engine) if found else {}
         gradients(engine, task, ranks)
-        engine.clip()
-        engine.update(True, len(found), 1.0)
+        engine.update(engine.clip(), len(found), 1.0)
         checkpointer.save(len(found) + 1)
         result = {"before": before, "after": weights(engine)}
     if ranks.is_main:

@@ -37,10 +37,15 @@ def trained(seed: int, config: Config = CONFIG) -> Engine:
     torch.manual_seed(seed)
     config = replace(config, seed=seed)
     engine = Engine(make_module(config, make_task(config)), config.train, config.optim, ALONE, seed)
+    update(engine, 0)
+    return engine
+
+
+def update(engine: Engine, number: int) -> None:
+    """A step on made-up gradients."""
     for parameter in engine.model.parameters():
         parameter.grad = torch.randn_like(parameter)
-    engine.update(True, 0, 1.0)
-    return engine
+    engine.update(engine.clip(), number, 1.0)
 
 
 def tensors_of(engine: Engine) -> list[torch.Tensor]:
@@ -62,7 +67,7 @@ def test_everything_comes_back_but_settings_stay(kind, in_background, tmp_path):
     train, note = replace(CONFIG.train, async_checkpoints=in_background), Note(1)
     checkpointer = Checkpointer(tmp_path, train, ALONE, engine, {"note": note})
     checkpointer.save(7)
-    engine.update(True, 1, 1.0)
+    update(engine, 1)
     note.number = 2
     for parameter in engine.model.parameters():
         parameter.data += 1  # what happens after the save must not be in it

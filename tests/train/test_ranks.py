@@ -62,6 +62,36 @@ def test_gradients_do_not_depend_on_how_images_are_shared(task, numbers: tuple[i
 
 
 @pytest.mark.slow
+def test_half_precision_sends_half_and_sums_whole(tmp_path):
+    """Blocks are gathered as bf16, embedding and head as fp32; all is summed and kept in fp32."""
+    alone = launch(1, "bf16", "ddp", tmp_path, "muon")
+    shared = launch(2, "bf16", "fsdp", tmp_path, "muon")
+    assert not alone["sent"]
+    sent = shared["sent"]
+    # Two batches of each rank, two blocks; the model's own part stays gathered, a block is gathered again.
+    assert sent["allgather_base torch.bfloat16"] == 2 * 2 * 2
+    assert sent["allgather_base torch.float32"] == 2
+    assert sent["reduce_scatter_base torch.float32"] == 3
+    assert not any("reduce" in name and "bfloat16" in name for name in sent)
+    assert shared["dtypes"] == ["torch.float32"]
+    for name, gradient in alone["gradient"].items():
+        error = (gradient - shared["gradient"][name]).norm()
+        assert error <= 0.06 * gradient.norm(), name
+    assert alone["left_out"]
+    assert shared["left_out"]
+
+
+@pytest.mark.slow
+def test_muon_of_matrices_that_are_cut_is_that_of_whole_ones(tmp_path):
+    """On two and on three ranks, with two exchanges a step however many matrices there are."""
+    results = launch(3, "muon", "fsdp", tmp_path)
+    for size in (2, 3):
+        assert results[size]["sent"] == {"alltoall_base torch.bfloat16": 2}
+        for tensor, expected in zip(results[size]["tensors"], results[0]["tensors"], strict=True):
+            torch.testing.assert_close(tensor, expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.slow
 def test_compiled_and_recomputed_blocks_have_the_gradients_of_plain_ones(tmp_path):
     plain, compiled = (launch(1, task, "ddp", tmp_path) for task in ("gradient", "compiled"))
     assert plain.keys() == compiled.keys()

@@ -240,8 +240,8 @@ def test_a_run_whose_weights_are_not_finite_keeps_its_last_good_checkpoint(
 
     real = Engine.update
 
-    def overflow(self: Engine, finite: bool, number: int, factor: float) -> None:
-        real(self, finite, number, factor)
+    def overflow(self: Engine, grad_norm: torch.Tensor, number: int, factor: float) -> None:
+        real(self, grad_norm, number, factor)
         if number == 3:
             with torch.no_grad():
                 next(self.model.parameters()).fill_(math.inf)

@@ -43,11 +43,10 @@ class StepBatches(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """What came of a step.
+    """What came of a step, on the device: to read it is to wait for the step.
 
-    losses: float32 [N], of this rank's images, on its device.
-    grad_norm: float32 [], before clipping, over all ranks, on the device; where it is not finite the step has
-        changed nothing.
+    losses: float32 [N], of this rank's images.
+    grad_norm: float32 [], before clipping, over all ranks. A step whose norm is not finite changed nothing.
     """
 
     losses: Tensor

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from packvit.models import PackedViT
+from packvit.train.step.muon import Muon
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,7 @@ def make_optimizers(
 
     `adamw` has three groups: weight matrices of the body, of the head, and everything that never decays,
     which are biases, norms, position tables, probes and registers (FlexiViT, NaViT: kernels only). `muon`
-    takes the blocks' matrices out of the first and orthogonalises their updates (Jordan et al. 2024), scaled
-    to the size of AdamW's (arXiv 2502.16982, 2.2); embedding, pooling and head stay with AdamW. With
+    takes the blocks' matrices out of the first; embedding, pooling and head stay with AdamW. With
     `layer_decay` each block's parameters are a group of their own (BEiT, arXiv 2106.08254, A). `heads`, which
     a task puts on the model, count as what comes after the blocks.
     """
@@ -95,14 +95,7 @@ def make_optimizers(
             torch.optim.AdamW(list(adamw.values()), config.lr, config.betas, config.eps, fused=True)
         )
     if muon:
-        optimizers.append(
-            torch.optim.Muon(
-                list(muon.values()),
-                config.muon_lr,
-                momentum=config.momentum,
-                adjust_lr_fn="match_rms_adamw",
-            )
-        )
+        optimizers.append(Muon(muon.values(), config.muon_lr, config.momentum))
     return optimizers
 
 

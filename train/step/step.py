@@ -1,9 +1,9 @@
 """One optimizer step: forward, loss, backward, clip, update, on one rank of all.
 
 The gradient of a step is the mean over all images of the step, over all ranks and accumulated batches; a step
-whose gradient is not finite changes nothing. `ddp` keeps a whole copy of everything on each rank. `fsdp`
-(fully_shard, FSDP2) cuts weights, gradients, moving average and optimizer state into equal parts; a block is
-gathered just before it runs.
+whose gradient is not finite changes nothing, as the device decides without the host. `ddp` keeps a whole copy
+of everything on each rank. `fsdp` (fully_shard, FSDP2) cuts weights, gradients, moving average and optimizer
+state into equal parts; a block is gathered just before it runs.
 """
 
 import copy
@@ -21,20 +21,20 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from packvit.common.device import make_autocast
+from packvit.common.device import choose_precision, make_autocast, wants_compiling
 from packvit.common.ranks import Ranks
 from packvit.data import LoadedBatch
 from packvit.models import PackedViT
 from packvit.packing import derive_seed
 from packvit.train.step.interface import StepBatches, StepResult, TrainedModule
+from packvit.train.step.muon import approach, local
 from packvit.train.step.optim import OptimConfig, freeze, make_optimizers
+from packvit.train.step.shard import cut, replicate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +42,20 @@ class EngineConfig:
     """How a step is computed; of `train.*`.
 
     Args:
-        precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU; fp16 scales its gradients.
+        precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU; fp16 scales its gradients; tf32
+            is fp32 whose products on CUDA round their factors to 10 bits of mantissa.
         parallel: how several ranks share the model: `ddp` copies it, `fsdp` cuts it into shards.
         ema: decay of the weights' moving average that is evaluated and saved as the model; 0 has none.
         compile: whether torch.compile fuses what blocks do to each token; auto is on for CUDA and off for a
             CPU, where a C++ compiler is needed. Sums are rounded in another order, so it changes bits.
+        deterministic: take only kernels of CUDA that give the same bits each time, which may be slower.
     """
 
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     ema: float = field(default=0.0, metadata={"resume": "switch"})
     compile: Literal["auto", "on", "off"] = "auto"
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.ema < 1:
@@ -61,6 +64,8 @@ class EngineConfig:
 
 class Engine:
     """Forward, backward and update of a model over all ranks.
+
+    `tf32` and `train.deterministic` are settings of the process: see `packvit.common.device.arithmetic`.
 
     Args:
         module: initialised alike on every rank; moved and, with `train.parallel` fsdp, sharded in place.
@@ -76,24 +81,17 @@ class Engine:
     def __init__(
         self, module: TrainedModule, config: EngineConfig, optim: OptimConfig, ranks: Ranks, seed: int = 0
     ) -> None:
-        self.config = config
-        self.optim = optim
-        self.ranks = ranks
-        self.seed = seed
+        self.config, self.optim = config, optim
+        self.ranks, self.seed = ranks, seed
         self.module = module.to(ranks.device).train()
         self.model = module.model
         freeze(self.model, optim.freeze, module.heads())
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval() if config.ema else None
         self.forward: nn.Module = self.module
         if ranks.world_size > 1 and config.parallel == "fsdp":
-            mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
-            for whole in (self.model, self.average):
-                if whole is not None:
-                    shard(whole, mesh)
-            for part in module.heads():
-                fully_shard(part, mesh=mesh)
+            cut(module, self.average, ranks, choose_precision(config.precision, ranks.device))
         elif ranks.world_size > 1:
-            self.forward = DistributedDataParallel(self.module)
+            self.forward = replicate(self.module)
         for built in (self.model, self.average):
             if built is not None:
                 self.compile(built)
@@ -164,25 +162,27 @@ class Engine:
                 f"the loss does not depend on {name}: freeze it, or add 0 times what it gives"
             )
 
-    def clip(self) -> float:
-        """Clip the gradient; returns its norm before, the same on all ranks. Waits for the device."""
+    def clip(self) -> Tensor:
+        """Clip the gradient; its norm before, float32 [] on the device, the same on all ranks."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.optim.clip or math.inf)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    def update(self, finite: bool, number: int, lr_factor: float) -> None:
-        """Update weights and average if the gradient is `finite`, and forget it; `number` counts from 0."""
+    def update(self, grad_norm: Tensor, number: int, lr_factor: float) -> None:
+        """Update weights and average if `grad_norm` is finite; forget the gradient. `number` is from 0."""
         set_lr(self.optimizers, lr_factor)
+        skip = 1 - grad_norm.isfinite().float()
         for optimizer in self.optimizers:
-            # The scaler leaves out what is not finite by itself, and has to see it to lower its scale.
-            if finite or self.scaler.is_enabled():
-                self.scaler.step(optimizer)
+            # GradScaler.step would have each optimizer look at its own gradients only.
+            setattr(optimizer, "found_inf", skip)  # noqa: B010
+            optimizer.step()
+            delattr(optimizer, "found_inf")
         self.scaler.update()
-        if isinstance(self.average, FSDPModule):
-            self.average.reshard()  # as a teacher it stays gathered after its forward pass
-        if finite and self.average is not None:
-            update_ema(self.average.parameters(), self.model.parameters(), self.config.ema, number)
+        if self.average is not None:
+            if isinstance(self.average, FSDPModule):
+                self.average.reshard()  # as a teacher it stays gathered after its forward pass
+            update_ema(self.average.parameters(), self.model.parameters(), self.config.ema, number, skip)
         self.module.zero_grad(set_to_none=True)
 
     def whole(self) -> PackedViT:
@@ -235,7 +235,7 @@ class StepTask(Protocol):
 def train_step(
     engine: Engine, task: StepTask, step: StepBatches, number: int, lr_factor: float = 1.0
 ) -> StepResult:
-    """Take one optimizer step; every rank calls it.
+    """Take one optimizer step, without waiting for the device; every rank calls it.
 
     Args:
         step: this rank's batches, and the number of images of all ranks.
@@ -246,24 +246,9 @@ def train_step(
     torch.manual_seed(derive_seed(engine.seed, "step", number + 1, engine.ranks.rank) % 2**63)
     losses = task.backward(engine, step)
     engine.check_gradients()
-    # The one wait for the device of a step; the norm is the same on all ranks, so all decide the same.
     grad_norm = engine.clip()
-    finite = math.isfinite(grad_norm)
-    engine.update(finite, number, lr_factor)
-    return StepResult(losses, torch.tensor(grad_norm))
-
-
-def shard(model: PackedViT, mesh: DeviceMesh) -> None:
-    """Cut `model` over all ranks, block by block, in place; what is no block is one part."""
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    register_fsdp_forward_method(model, "outputs")
-
-
-def wants_compiling(wish: str, device: torch.device) -> bool:
-    """What `train.compile` means on a device."""
-    return wish == "on" or (wish == "auto" and device.type == "cuda")
+    engine.update(grad_norm, number, lr_factor)
+    return StepResult(losses, grad_norm)
 
 
 def without_params(group: dict) -> dict:
@@ -303,10 +288,13 @@ def set_lr(optimizers: Sequence[Optimizer], factor: float) -> None:
 
 
 @torch.no_grad()
-def update_ema(average: Iterable[Tensor], current: Iterable[Tensor], decay: float, updates: int) -> None:
+def update_ema(
+    average: Iterable[Tensor], current: Iterable[Tensor], decay: float, updates: int, skip: Tensor | None
+) -> None:
     """average <- decay * average + (1 - decay) * current, in place.
 
-    The decay grows with the number of `updates` made before: early averages forget the initialisation.
+    The decay grows with the number of `updates` made before: early averages forget the initialisation. Where
+    `skip`, float32 [] on the device, is 1, nothing changes.
     """
     decay = min(decay, (1 + updates) / (10 + updates))
-    get_ema_multi_avg_fn(decay)(list(average), list(current), updates)
+    approach([local(each) for each in average], [local(each) for each in current], 1 - decay, skip)

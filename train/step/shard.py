@@ -1,0 +1,45 @@
+"""A module shared by several ranks: copied to each (DDP) or cut into parts (FSDP2)."""
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.nn.parallel import DistributedDataParallel
+
+from packvit.common.ranks import Ranks
+from packvit.models import PackedViT
+from packvit.train.step.interface import TrainedModule
+
+
+def replicate(module: nn.Module) -> DistributedDataParallel:
+    """A copy on every rank. Buffers are constants, and gradients stand where they are summed, not twice."""
+    return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def cut(module: TrainedModule, average: PackedViT | None, ranks: Ranks, precision: str) -> None:
+    """Cut the model, its average and the module's heads over all ranks, in place."""
+    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
+    for model in (module.model, average):
+        if model is not None:
+            shard(model, mesh, precision)
+    for part in module.heads():
+        fully_shard(part, mesh=mesh)
+
+
+def shard(model: PackedViT, mesh: DeviceMesh, precision: str) -> None:
+    """Cut `model` over all ranks, block by block, in place; what is no block is one part.
+
+    All that is kept is fp32. With precision bf16, blocks are gathered as bf16, to which their matrix products
+    round weights anyway; ranks send each other half as much. Their gradients are summed in fp32. Embeddings,
+    pooling and head are gathered as fp32, and what passes from block to block is not rounded. With fp16 all
+    are gathered as fp32: its range is too small for the gradients of norms, which autocast computes in fp32.
+    """
+    blocks = MixedPrecisionPolicy()
+    # On a CPU, torch's LayerNorm does not take bf16 weights for fp32 tokens, and autocast does not help.
+    fits = mesh.device_type != "cpu" or not any(isinstance(m, nn.LayerNorm) for m in model.blocks.modules())
+    if precision == "bf16" and fits:
+        blocks = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=blocks)
+    fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "outputs")
