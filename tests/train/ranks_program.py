@@ -202,7 +202,7 @@ def muon_steps(size: int) -> dict:
     group = dist.new_group(list(range(size))) if size else None  # all ranks must be there when it is made
     if group == dist.GroupMember.NON_GROUP_MEMBER:
         return {}
-    mesh = DeviceMesh.from_group(group, "cpu") if group else None
+    mesh = DeviceMesh.from_group(group, "cpu") if isinstance(group, dist.ProcessGroup) else None
 
     def cut(matrix: torch.Tensor) -> torch.Tensor:
         return distribute_tensor(matrix, mesh, [Shard(0)]) if mesh else matrix

@@ -233,6 +233,20 @@ def test_a_finished_run_says_that_there_is_nothing_to_train(run_flags, tmp_path,
     assert "Nothing to train: step is 3 already, of 2" in capsys.readouterr().out
 
 
+def test_a_run_computes_as_configured(run_flags, tmp_path, monkeypatch):
+    found = []
+
+    def look(*_: object) -> None:
+        found.append(torch.are_deterministic_algorithms_enabled())
+        found.append(torch.backends.cuda.matmul.fp32_precision)
+
+    monkeypatch.setattr("packvit.train.run.train", look)
+    flags = run_flags(tmp_path, data__workers=0, train__precision="tf32")
+    assert dispatch(["train", *flags, "--train.deterministic"]) == 0
+    assert found == [True, "tf32"]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_a_run_whose_weights_are_not_finite_keeps_its_last_good_checkpoint(
     run_flags, tmp_path, capsys, monkeypatch
 ):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from packvit.common.device import arithmetic
 from packvit.common.ranks import Ranks
 from packvit.data import LoadedBatch
 from packvit.models import PackedViT, ViTConfig
@@ -200,6 +201,19 @@ def test_a_step_does_not_wait_for_the_device(kind, precision, step):
     with NoReading():
         result = train_step(engine, Lengths(), step, 0)
     assert result.grad_norm.isfinite()
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_cpu_gives_the_same_bits_with_and_without_deterministic_algorithms(kind, step):
+    engines = []
+    for deterministic in (False, True):
+        train = replace(CONFIG.train, deterministic=deterministic, precision="tf32")
+        config = replace(CONFIG, train=train, optim=replace(OPTIM, kind=kind))
+        task = Classification(config)
+        engines.append(make_engine(task, config))
+        with arithmetic(train.precision, train.deterministic):
+            train_step(engines[-1], task, step, 0)
+    assert_same_weights(engines[0].model, engines[1].model)
 
 
 def test_a_run_goes_on_after_a_step_that_was_left_out(step):
