@@ -229,9 +229,11 @@ def muon_matrices(seed: int) -> list[torch.Tensor]:
 
 
 def half_precision(engine: Engine, task: Task, ranks: Ranks) -> dict:
-    """A gradient in bf16, what it made ranks send, and whether a step that one rank spoils is left out."""
+    """A gradient in bf16, that of one rank alone, and what ranks sent; whether a spoilt step is left out."""
+    alone = Ranks(0, 1, ranks.device)
+    result: dict = {"alone": gradients(*make_engine(alone, "ddp", "muon", precision="bf16"), alone)}
     with Sent() as sent:
-        result = {"gradient": gradients(engine, task, ranks), "sent": dict(sent.count)}
+        result |= {"gradient": gradients(engine, task, ranks), "sent": dict(sent.count)}
     engine.update(engine.clip(), 0, 1.0)
     before = weights(engine)
     kept = (*before.values(), *engine.whole().state_dict().values())

@@ -64,21 +64,18 @@ def test_gradients_do_not_depend_on_how_images_are_shared(task, numbers: tuple[i
 @pytest.mark.slow
 def test_half_precision_sends_half_and_sums_whole(tmp_path):
     """Blocks are gathered as bf16, embedding and head as fp32; all is summed and kept in fp32."""
-    alone = launch(1, "bf16", "ddp", tmp_path, "muon")
-    shared = launch(2, "bf16", "fsdp", tmp_path, "muon")
-    assert not alone["sent"]
-    sent = shared["sent"]
+    result = launch(2, "bf16", "fsdp", tmp_path, "muon")
+    sent = result["sent"]
     # Two batches of each rank, two blocks; the model's own part stays gathered, a block is gathered again.
     assert sent["allgather_base torch.bfloat16"] == 2 * 2 * 2
     assert sent["allgather_base torch.float32"] == 2
     assert sent["reduce_scatter_base torch.float32"] == 3
     assert not any("reduce" in name and "bfloat16" in name for name in sent)
-    assert shared["dtypes"] == ["torch.float32"]
-    for name, gradient in alone["gradient"].items():
-        error = (gradient - shared["gradient"][name]).norm()
-        assert error <= 0.06 * gradient.norm(), name
-    assert alone["left_out"]
-    assert shared["left_out"]
+    assert result["dtypes"] == ["torch.float32"]
+    for name, gradient in result["alone"].items():
+        error = (gradient - result["gradient"][name]).norm()
+        assert error <= 0.06 * gradient.norm(), name  # each is up to 0.04 from the gradient in fp32
+    assert result["left_out"]
 
 
 @pytest.mark.slow
