@@ -1,6 +1,8 @@
 """The Vision Transformer over packed batches. Knows packing, and nothing else of packvit."""
 
 from packvit.models.attention.backends import BACKENDS, choose_backend
+from packvit.models.attention.cuda import activate_flash
+from packvit.models.attention.measure import fastest_backend, measure_backends
 from packvit.models.attention.segments import Layout, Segments, attention
 from packvit.models.config import ViTConfig
 from packvit.models.encoder.block import BlockConfig
@@ -18,10 +20,13 @@ __all__ = [
     "PackedViT",
     "Segments",
     "ViTConfig",
+    "activate_flash",
     "attention",
     "choose_backend",
     "export_model",
+    "fastest_backend",
     "load_model",
+    "measure_backends",
     "preset",
     "save_model",
 ]

@@ -4,6 +4,8 @@ varlen is FlashAttention over flat tokens; xformers the memory-efficient kernel 
 flex compiles a kernel for a document mask. Kernels are imported when they are first prepared.
 """
 
+import logging
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -11,7 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+logger = logging.getLogger(__name__)
+
 FLEX_BLOCK = 128
+MAX_HEAD_DIM = 256  # of FlashAttention, forward and backward
 
 
 def prepare_varlen(cu_seqlens: Tensor, max_len: int, total: int) -> tuple[Tensor, int]:
@@ -40,7 +45,8 @@ def prepare_xformers(cu_seqlens: Tensor, max_len: int, total: int) -> Any:
     """A BlockDiagonalMask; reads the offsets on the host, once a batch."""
     from xformers.ops.fmha.attn_bias import BlockDiagonalMask
 
-    return BlockDiagonalMask.from_seqlens(cu_seqlens.diff().tolist(), device=cu_seqlens.device)
+    lengths = [length for length in cu_seqlens.diff().tolist() if length]
+    return BlockDiagonalMask.from_seqlens(lengths, device=cu_seqlens.device)
 
 
 def attend_xformers(q: Tensor, k: Tensor, v: Tensor, bias: Any) -> Tensor:
@@ -50,6 +56,60 @@ def attend_xformers(q: Tensor, k: Tensor, v: Tensor, bias: Any) -> Tensor:
     head_dim = q.shape[-1]
     q, k, v = (_pad_heads(x)[None] for x in (q, k, v))
     return memory_efficient_attention(q, k, v, attn_bias=bias, scale=head_dim**-0.5)[0, ..., :head_dim]
+
+
+def try_xformers(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
+    """Forward and backward of two tiny segments.
+
+    Raises:
+        Exception: whatever xformers raises where it has no kernel for this.
+    """
+    _try(prepare_xformers, attend_xformers, device, dtype, head_dim)
+
+
+def _try(
+    prepare: Callable, attend: Callable, device: torch.device, dtype: torch.dtype, head_dim: int
+) -> None:
+    # The first forward pass may ask, in whatever mode it is.
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        offsets = torch.arange(3, dtype=torch.int32, device=device) * 8
+        q, k, v = (
+            torch.zeros(16, 1, head_dim, dtype=dtype, device=device, requires_grad=True) for _ in range(3)
+        )
+        attend(q, k, v, prepare(offsets, 8, 16)).sum().backward()
+
+
+def activate_flash(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Let varlen and sdpa run on the newest FlashAttention that is installed and computes here, in this whole
+    process.
+
+    PyTorch brings FlashAttention 2; FA3 (compute capability 9.0) and FA4 (9.0 and 10.0) are packages of their
+    own that it can put in its place. Each is tried forward and backward, since they load on any GPU.
+
+    Returns:
+        Its name, such as FA3, or None where PyTorch's own stays.
+    """
+    from torch.nn import attention
+
+    if device.type != "cuda" or not hasattr(
+        attention, "activate_flash_attention_impl"
+    ):  # came after torch 2.10
+        return None
+    for name in sorted(attention.list_flash_attention_impls(), reverse=True):
+        try:
+            attention.activate_flash_attention_impl(name)
+            _try(prepare_varlen, attend_varlen, device, dtype, head_dim)
+        except Exception as error:
+            logger.info("%s cannot be used: %s", name, error)
+        else:
+            return name
+        if attention.current_flash_attention_impl() is not None:
+            attention.restore_flash_attention_impl()
+    return None
 
 
 def prepare_flex(cu_seqlens: Tensor, max_len: int, total: int) -> Any:
