@@ -193,6 +193,21 @@ def test_the_order_in_the_pack_does_not_matter(cut_image, name: str):
     torch.testing.assert_close(shuffled, out[torch.from_numpy(order)], atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_offsets_filled_up_with_empty_segments_change_no_bit(cut_image, name: str):
+    model = make_model(CONFIGS[name])
+    batch = pack(make_images(cut_image, drop=True))
+    offsets = batch.cu_seqlens
+    for backend in ("sdpa", "dense"):
+        model.backend = backend
+        out, grads = run(model, batch)
+        filled, filled_grads = run(
+            model, replace(batch, cu_seqlens=torch.cat([offsets, offsets[-1:].expand(7)]))
+        )
+        assert torch.equal(filled, out)
+        assert all(torch.equal(filled_grads[key], grad) for key, grad in grads.items())
+
+
 def test_every_backend_of_the_cpu_gives_the_same_numbers(cut_image):
     model = make_model(BASE)
     batch = pack(make_images(cut_image, drop=True))

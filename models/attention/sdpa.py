@@ -100,6 +100,7 @@ def prepare_sdpa(cu_seqlens: Tensor, max_len: int, total: int) -> BucketPlan:
     """Plan the buckets; reads `cu_seqlens` on the host, which waits for the device it is on."""
     cu = cu_seqlens.cpu().numpy().astype(np.int64)
     starts, lengths = cu[:-1], np.diff(cu)
+    starts, lengths = starts[lengths > 0], lengths[lengths > 0]
     ends = np.array(choose_cuts(lengths), dtype=np.int64)
     bucket_of = np.searchsorted(ends, lengths)
     source, masks = [], []

@@ -61,7 +61,9 @@ class Layout:
         """The layout of T tokens; waits for no device.
 
         Args:
-            cu_seqlens: integer [segments + 1], ascending offsets from 0 to T; each owner has one segment.
+            cu_seqlens: integer [segments + 1], ascending offsets from 0 to T; each owner has one segment. The
+                last offset may be repeated, which adds empty segments of no owner: batches whose offsets are
+                filled up to one number of segments have tensors of one shape.
             owner: integer [T], 0..N-1, -1 = padding.
             num_owners: N.
             max_len: an upper bound of the segments' lengths.
@@ -71,7 +73,8 @@ class Layout:
         cu = cu_seqlens.long()
         slots = torch.arange(owner.shape[0], device=device)
         segment = torch.searchsorted(cu[1:], slots, right=True)  # [T]
-        owner_of_segment = owner.long().index_select(0, cu[:-1])  # [segments], -1 = padding
+        # An empty segment at the end starts behind the last token, where no owner is.
+        owner_of_segment = F.pad(owner.long(), (0, 1), value=-1).index_select(0, cu[:-1])  # [segments]
         is_owned = owner_of_segment >= 0
         # Padding segments write to a place of their own, which is then cut off.
         owner_segment = torch.zeros(num_owners + 1, dtype=torch.int64, device=device).scatter(
@@ -102,7 +105,7 @@ class Segments:
     """The segments of one batch, as one backend needs them.
 
     Args:
-        cu_seqlens: int32 [segments + 1], ascending offsets from 0 to T.
+        cu_seqlens: int32 [segments + 1], ascending offsets from 0 to T; the last may be repeated.
         max_len: an upper bound of the segments' lengths.
         backend: a key of BACKENDS.
         plan: what the backend prepared.

@@ -134,6 +134,37 @@ def test_varlen_gets_int32_offsets():
     assert bound == 16
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_empty_segments_at_the_end_change_nothing(name: str):
+    cu = offsets(CASES[name])
+    total = int(cu[-1])
+    filled = torch.cat([cu, cu[-1:].expand(5)])
+    for backend in ("sdpa", "dense"):
+        results = []
+        for offsets_ in (cu, filled):
+            q, k, v = tokens(total, torch.float32)
+            out = attention(q, k, v, Segments.build(offsets_, total, backend))
+            out.square().sum().backward()
+            results.append([out, q.grad, k.grad, v.grad])
+        assert all(map(torch.equal, *results))
+    flex, expected = (BACKENDS["flex"].prepare(c, total, total) for c in (filled, cu))
+    slots = torch.arange(total)
+    assert torch.equal(
+        flex.mask_mod(0, 0, slots[:, None], slots), expected.mask_mod(0, 0, slots[:, None], slots)
+    )
+    for field in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices"):
+        assert torch.equal(getattr(flex, field), getattr(expected, field))
+    assert BACKENDS["varlen"].prepare(filled, 16, total)[0].tolist() == filled.tolist()
+
+
+def test_empty_segments_at_the_end_are_no_part_of_the_xformers_mask():
+    pytest.importorskip("xformers")
+    filled = offsets([3, 4, 0, 0])
+    bias = BACKENDS["xformers"].prepare(filled, 4, 7)
+    assert bias.q_seqinfo.seqstart_py == [0, 3, 7]
+    assert torch.equal(bias.materialize((7, 7)) == 0, dense_mask(filled))
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("backend", ["varlen", "xformers", "flex", "sdpa"])
