@@ -1,4 +1,4 @@
-"""Resampling as weights, and PI-resize: patch-embedding weights for every patch size from one buffer.
+"""Resampling as weights, PI-resize, and the patch embedding: every patch size from one buffer of weights.
 
 A row of resampling weights says how much each source cell counts. Half-pixel centres throughout: cell i of n
 covers [i, i + 1) / n of the side. With antialias the kernel is widened by the shrink factor, as Pillow,
@@ -11,11 +11,13 @@ with K = (B_1d^T)^+ [p, P]: applied along rows, then columns. Always from the st
 chain. A third axis, the frames of a clip, is one more such product.
 """
 
+import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from packvit.packing import Shape
 
@@ -45,9 +47,8 @@ def resample_weights(position: Tensor, step: Tensor | float, size: int, kernel: 
         if kernel == "bicubic":
             return _clamped_cubic(position, size)
         return (1 - (cells - position.clamp(0, size - 1)[..., None]).abs()).clamp(min=0)
-    distance = (cells - position[..., None]) / torch.as_tensor(
-        step, dtype=position.dtype, device=position.device
-    ).clamp(min=1)[..., None]
+    widened = step.clamp(min=1)[..., None] if isinstance(step, Tensor) else max(1.0, step)
+    distance = (cells - position[..., None]) / widened
     weights = _cubic(distance, -0.5) if kernel.startswith("bicubic") else (1 - distance.abs()).clamp(min=0)
     return weights / weights.sum(-1, keepdim=True)
 
@@ -98,18 +99,132 @@ def pi_matrix(operator: Operator, stored: int, size: int, dtype: torch.dtype, de
         return k.to(device=device, dtype=dtype)
 
 
+def pi_matrices(
+    operator: Operator, weight: Tensor, shape: Shape, dtype: torch.dtype
+) -> tuple[Tensor | None, ...]:
+    """K of each axis for weights [P1, P2, C, D] and patches of `shape`; None where nothing is resized."""
+    return tuple(
+        None if size == stored else pi_matrix(operator, stored, size, dtype, weight.device)
+        for size, stored in zip(shape, weight.shape, strict=False)
+    )
+
+
 def pi_resize(weight: Tensor, shape: Shape, operator: Operator) -> Tensor:
     """Patch-embedding weights [P1, P2, C, D] for patches of `shape`: [p1, p2, C, D], differentiable.
 
     Costs p P^2 C D + p^2 P C D multiply-adds; equal to the full pseudo-inverse of the two-dimensional
     resize. Any number of axes may stand before C. FlexiViT 3.4.
     """
-    for axis, size in enumerate(shape):
-        stored = weight.shape[axis]
-        if size != stored:
-            k = pi_matrix(operator, stored, size, weight.dtype, weight.device)
+    return _resize(weight, pi_matrices(operator, weight, shape, weight.dtype))
+
+
+def _resize(weight: Tensor, matrices: tuple[Tensor | None, ...]) -> Tensor:
+    for axis, k in enumerate(matrices):
+        if k is not None:
             # [axes before, stored, axes behind] -> [axes before, size, axes behind]
-            lines = weight.reshape(weight.shape[:axis].numel(), stored, -1)
+            lines = weight.reshape(weight.shape[:axis].numel(), weight.shape[axis], -1)
             lines = torch.einsum("pq,bqa->bpa", k, lines)
-            weight = lines.reshape(*weight.shape[:axis], size, *weight.shape[axis + 1 :])
+            weight = lines.reshape(*weight.shape[:axis], k.shape[0], *weight.shape[axis + 1 :])
     return weight
+
+
+def embed_patches(
+    embed: "PatchEmbed",
+    patches: Tensor,
+    is_real: Tensor | None,
+    matrices: tuple[Tensor | None, ...],
+    dtype: torch.dtype,
+) -> Tensor:
+    """Patches of one shape to tokens; to be called without autocast, in whose dtype the resize and its
+    gradient would lose digits that the product keeps.
+
+    Args:
+        patches: uint8 or floating [n, prod(shape) * 3].
+        is_real: bool [n], of floating patches; the others count as zeros.
+        matrices: of pi_matrices.
+        dtype: of the product.
+
+    Returns:
+        [n, D] in the weights' dtype but at least float32.
+    """
+    weight = embed.weight.to(torch.promote_types(embed.weight.dtype, torch.float32))
+    if is_real is None:
+        x = embed.normalise(patches)
+    else:
+        # Whatever stands in padding, NaN too, must not reach the gradient of the weights.
+        x = patches.to(embed.weight.dtype).where(is_real[:, None], 0)
+    resized = _resize(weight, matrices).flatten(0, -2)  # [p*p*3, D]
+    # In float32 the bias and positions are added.
+    return (x.to(dtype) @ resized.to(dtype)).to(weight.dtype) + embed.bias
+
+
+class PatchEmbed(nn.Module):
+    """Patches of any shape to tokens; one matrix product for each shape that is present.
+
+    Args:
+        width: D.
+        buffer: shape of the stored weights, (P, P) for pictures.
+        operator: the resize, see `pi_matrix`.
+        mean, std: per channel, of pixels in [0, 1]; uint8 patches are normalised here.
+    """
+
+    # The function that embeds patches of a shape: `PackedViT.compile_blocks` has a compiled one for each.
+    find: Callable[[Shape], Callable[..., Tensor]] = staticmethod(lambda shape: embed_patches)
+
+    def __init__(
+        self,
+        width: int,
+        buffer: Shape = (32, 32),
+        operator: Operator = "bilinear_antialias",
+        mean: tuple[float, ...] = (0.5, 0.5, 0.5),
+        std: tuple[float, ...] = (0.5, 0.5, 0.5),
+    ) -> None:
+        super().__init__()
+        self.operator: Operator = operator
+        self.weight = nn.Parameter(torch.empty(*buffer, 3, width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        # LeCun normal, as Flax convolutions and so big_vision; PI-resize to p keeps it LeCun normal for p.
+        nn.init.normal_(self.weight, std=(math.prod(buffer) * 3) ** -0.5)
+        self.scale: Tensor
+        self.shift: Tensor
+        self.register_buffer("scale", torch.tensor([1 / (255 * s) for s in std]), persistent=False)
+        self.register_buffer(
+            "shift", torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]), persistent=False
+        )
+
+    def normalise(self, patches: Tensor) -> Tensor:
+        """uint8 [n, pixels * 3] -> (x / 255 - mean) / std in the weights' dtype."""
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        x = patches.unflatten(1, (-1, 3)).to(dtype)
+        return torch.addcmul(self.shift.to(dtype), x, self.scale.to(dtype)).flatten(1).to(self.weight.dtype)
+
+    def forward(self, patches: dict[Shape, Tensor], slots: dict[Shape, Tensor], is_patch: Tensor) -> Tensor:
+        """Embed a batch.
+
+        Args:
+            patches: {shape: uint8 or floating [n, prod(shape) * 3]}; floating ones are normalised already.
+            slots: {shape: int64 [n]}, the flat slot of each patch.
+            is_patch: bool [T], False where a slot is no image's; patches there count as zeros.
+
+        Returns:
+            [T, D] in the weights' dtype but at least float32; zeros where no patch goes.
+        """
+        if not patches:
+            # A batch without images still gives the weights a gradient, of zeros: other ranks wait for it.
+            buffer = tuple(self.weight.shape[:-2])
+            patches = {buffer: self.weight.new_empty(0, math.prod(buffer) * 3)}
+            slots = {buffer: torch.empty(0, dtype=torch.int64, device=self.weight.device)}
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        device = is_patch.device.type
+        product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
+        tokens = []
+        with torch.autocast(device, enabled=False):
+            for shape, values in patches.items():
+                is_real = is_patch[slots[shape]] if values.is_floating_point() else None
+                matrices = pi_matrices(self.operator, self.weight, shape, dtype)
+                # A compiler makes a single patch a case of its own.
+                embed = self.find(shape) if len(values) > 1 else embed_patches
+                tokens.append(embed(self, values, is_real, matrices, product))
+        out = torch.zeros(is_patch.shape[0], self.weight.shape[-1], dtype=dtype, device=is_patch.device)
+        # Not compiled: neither how many sizes there are nor a scatter is anything for a compiler.
+        return out.index_copy(0, torch.cat([slots[shape] for shape in patches]), torch.cat(tokens))

@@ -4,8 +4,8 @@ The tokens of a batch stay one flat tensor [T, D] from the patch embedding to th
 between loops over images. With cls or register tokens T grows by N * prefix (see Layout).
 """
 
-import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,11 +15,11 @@ from torch.utils.checkpoint import checkpoint
 from packvit.models.attention.backends import choose_backend
 from packvit.models.attention.segments import Layout, Segments
 from packvit.models.config import ViTConfig
-from packvit.models.encoder.block import Block, Context, make_norm, meet
+from packvit.models.encoder.block import Block, Context, after, before, make_norm
 from packvit.models.encoder.pool import Pool
 from packvit.models.position.embedding import ADDED, Places, PosEmbed, centres, rope_tables
-from packvit.models.resample import Operator, pi_resize
-from packvit.packing import PackedBatch, Shape
+from packvit.models.resample import PatchEmbed
+from packvit.packing import PackedBatch
 
 
 class Outputs(NamedTuple):
@@ -36,76 +36,34 @@ class Outputs(NamedTuple):
     tokens: Tensor
 
 
-class PatchEmbed(nn.Module):
-    """Patches of any shape to tokens; one matrix product for each shape that is present.
+def place_tokens(
+    model: "PackedViT", x: Tensor, layout: Layout, coords: Tensor, extents: Tensor, grids: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """Positions and prefix tokens; to be called without autocast, as float32 sums are what it is for.
 
     Args:
-        width: D.
-        buffer: shape of the stored weights, (P, P) for pictures.
-        operator: the resize, see `pi_matrix`.
-        mean, std: per channel, of pixels in [0, 1]; uint8 patches are normalised here.
+        x: [T, D], embedded patches, zeros where no patch is.
+        coords, extents, grids: of the batch.
+
+    Returns:
+        Tokens [T, D] in the dtype of the residual stream; and the tables of rotary positions, or None.
     """
-
-    def __init__(
-        self,
-        width: int,
-        buffer: Shape = (32, 32),
-        operator: Operator = "bilinear_antialias",
-        mean: tuple[float, ...] = (0.5, 0.5, 0.5),
-        std: tuple[float, ...] = (0.5, 0.5, 0.5),
-    ) -> None:
-        super().__init__()
-        self.operator: Operator = operator
-        self.weight = nn.Parameter(torch.empty(*buffer, 3, width))
-        self.bias = nn.Parameter(torch.zeros(width))
-        # LeCun normal, as Flax convolutions and so big_vision; PI-resize to p keeps it LeCun normal for p.
-        nn.init.normal_(self.weight, std=(math.prod(buffer) * 3) ** -0.5)
-        self.scale: Tensor
-        self.shift: Tensor
-        self.register_buffer("scale", torch.tensor([1 / (255 * s) for s in std]), persistent=False)
-        self.register_buffer(
-            "shift", torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]), persistent=False
-        )
-
-    def normalise(self, patches: Tensor) -> Tensor:
-        """uint8 [n, pixels * 3] -> (x / 255 - mean) / std in the weights' dtype."""
-        dtype = torch.promote_types(self.weight.dtype, torch.float32)
-        x = patches.unflatten(1, (-1, 3)).to(dtype)
-        return torch.addcmul(self.shift.to(dtype), x, self.scale.to(dtype)).flatten(1).to(self.weight.dtype)
-
-    def forward(self, patches: dict[Shape, Tensor], slots: dict[Shape, Tensor], is_patch: Tensor) -> Tensor:
-        """Embed a batch.
-
-        Args:
-            patches: {shape: uint8 or floating [n, prod(shape) * 3]}; floating ones are normalised already.
-            slots: {shape: int64 [n]}, the flat slot of each patch.
-            is_patch: bool [T], False where a slot is no image's; patches there count as zeros.
-
-        Returns:
-            [T, D] in the weights' dtype; zeros where no patch goes.
-        """
-        if not patches:
-            # A batch without images still gives the weights a gradient, of zeros: other ranks wait for it.
-            buffer = tuple(self.weight.shape[:-2])
-            patches = {buffer: self.weight.new_empty(0, math.prod(buffer) * 3)}
-            slots = {buffer: torch.empty(0, dtype=torch.int64, device=self.weight.device)}
-        tokens, places = [], []
-        for shape, values in patches.items():
-            if values.is_floating_point():
-                # Whatever stands in padding, NaN too, must not reach the gradient of the weights.
-                x = values.to(self.weight.dtype).where(is_patch[slots[shape]][:, None], 0)
-            else:
-                x = self.normalise(values)
-            with torch.autocast(x.device.type, enabled=False):
-                # In half precision the resize would cost digits that the product keeps.
-                weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
-                weight = pi_resize(weight, shape, self.operator).flatten(0, -2)  # [p*p*3, D]
-            tokens.append(x @ weight.to(x.dtype))
-            places.append(slots[shape])
-        out = self.weight.new_zeros(is_patch.shape[0], self.weight.shape[-1])
-        # Summing in the residual stream's dtype keeps float32 under autocast.
-        x = torch.cat(tokens).to(out.dtype) + self.bias  # [n, D]
-        return out.index_copy(0, torch.cat(places), x)
+    sizes = torch.cat([grids, grids.new_ones(1, grids.shape[1])])  # padding's own at the end
+    places = Places(layout.place(coords), layout.place(extents, 1), sizes[layout.owner])
+    dtype = model.stream_dtype
+    if model.pos_embed is not None:
+        x = x + model.pos_embed(places).to(x.dtype)
+    # Nothing that stands in padding, NaN too, goes further than here, nor does its gradient.
+    x = x.where(layout.is_own[:, None], 0).to(dtype)
+    if model.prefix is not None:
+        tokens = model.prefix.to(dtype).expand(layout.num_owners, -1, -1).flatten(0, 1)  # [N * prefix, D]
+        x = x.index_copy(0, layout.prefix_slots.flatten(), tokens)
+    c = model.config
+    if c.pos_embed != "rope_2d":
+        return x, None
+    position = centres(places, c.pos_coords, c.pos_grid, torch.promote_types(dtype, torch.float32))
+    position = position.where(layout.is_own[:, None], 0)  # cls and registers do not turn
+    return x, rope_tables(position, c.head_dim, c.rope_theta)
 
 
 class PackedViT(nn.Module):
@@ -114,12 +72,20 @@ class PackedViT(nn.Module):
     Args:
         config: what it is.
         backend: attention backend, `auto` or a key of BACKENDS; may be set later as `model.backend`.
+
+    Attributes:
+        residual_dtype: of the stream that blocks read and add to; None is that of the weights. Under autocast
+            bfloat16 halves what blocks move through memory, and costs digits.
     """
+
+    lay_out: Callable[..., Layout] = staticmethod(Layout.build)
+    place: Callable[..., tuple[Tensor, tuple[Tensor, Tensor] | None]] = staticmethod(place_tokens)
 
     def __init__(self, config: ViTConfig, backend: str = "auto") -> None:
         super().__init__()
         self.config = config
         self.backend = backend
+        self.residual_dtype: torch.dtype | None = None
         width = config.width
         buffer = (config.patch_buffer, config.patch_buffer)
         self.patch_embed = PatchEmbed(
@@ -141,6 +107,11 @@ class PackedViT(nn.Module):
             # Zeros, as big_vision: the first loss is exactly that of knowing nothing.
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
+
+    @property
+    def stream_dtype(self) -> torch.dtype:
+        """Of the residual stream."""
+        return self.residual_dtype or self.patch_embed.weight.dtype
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Logits [N, num_classes], in the order of the batch's images; features if there is no head."""
@@ -182,25 +153,32 @@ class PackedViT(nn.Module):
         return [part.view(rows, cols, -1) for part, (rows, cols) in zip(x.split(lengths), grids, strict=True)]
 
     def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Compile what blocks do to each token alone: norms, projections and MLP.
+        """Compile all but attention, pooling and head: the layout of a batch, the embedding of each patch
+        size, positions, and what blocks do to each token alone.
 
-        One compilation serves all blocks, whatever images a batch holds and however many tokens; training,
-        evaluation and autocast have their own. Attention stays as it is.
+        One compilation serves all blocks and all models of one configuration, whatever images a batch holds
+        and however many tokens; training, evaluation and autocast have their own, and so has each patch size.
+        Attention and pooling stay as they are: their kernels have plans and sums of their own.
 
         Args:
             backend: of torch.compile.
         """
-        # Not a decorator: importing the compiler takes a second.
-        uncompiled: Any = torch.compiler.disable(meet, reason="kernels and random numbers")
+        from packvit.models.compiled import compile_copy, compile_patches
+
+        self.lay_out = compile_copy(Layout.build, self.config, backend)
+        self.place = compile_copy(place_tokens, self.config, backend)
+        self.patch_embed.find = partial(compile_patches, self.config, backend)
         for block in self.blocks:
             assert isinstance(block, Block)
-            block.meet = uncompiled
-            block.compile(backend=backend, dynamic=True)
+            block.before = compile_copy(before, self.config, backend)
+            block.after = compile_copy(after, self.config, backend)
 
     def _layout(self, batch: PackedBatch) -> Layout:
         """Where the tokens of a batch stand in the model."""
         prefix = 0 if self.prefix is None else len(self.prefix)
-        return Layout.build(batch.cu_seqlens, batch.image_index, batch.num_images, batch.max_len, prefix)
+        # A compiler makes one image a case of its own.
+        lay_out = self.lay_out if batch.num_images > 1 else Layout.build
+        return lay_out(batch.cu_seqlens, batch.image_index, batch.num_images, batch.max_len, prefix)
 
     def _pool(self, x: Tensor, layout: Layout) -> Tensor:
         """Tokens [T, D] to features [N, config.feature_dim]."""
@@ -211,9 +189,7 @@ class PackedViT(nn.Module):
 
     def _encode(self, batch: PackedBatch, layout: Layout) -> Tensor:
         """Embedding and blocks: [T, D]; with the last norm if it is of tokens."""
-        places = self._places(batch, layout)
-        x = self._embed(batch, layout, places)
-        context = self._context(x, layout, places)
+        x, context = self._embed(batch, layout)
         every = self.config.checkpoint_every
         for i, block in enumerate(self.blocks):
             if every and i % every == 0 and self.training and torch.is_grad_enabled():
@@ -222,34 +198,21 @@ class PackedViT(nn.Module):
                 x = block(x, context)
         return self.norm(x) if self.config.last_norm == "tokens" else x
 
-    def _places(self, batch: PackedBatch, layout: Layout) -> Places:
-        """Where every token of the model is in its image; padding and prefix tokens are alone in theirs."""
-        sizes = batch.grids.new_ones(layout.num_owners + 1, batch.grids.shape[1])
-        sizes[:-1] = batch.grids
-        return Places(layout.place(batch.coords), layout.place(batch.extents, 1), sizes[layout.owner])
-
-    def _embed(self, batch: PackedBatch, layout: Layout, places: Places) -> Tensor:
+    def _embed(self, batch: PackedBatch, layout: Layout) -> tuple[Tensor, Context]:
+        """What enters the blocks: [T, D], and what blocks know of it."""
         slots = batch.slots
         if layout.slot_of is not None:
             slots = {shape: layout.slot_of[s] for shape, s in slots.items()}
         x = self.patch_embed(batch.patches, slots, layout.is_own)  # [T, D]
-        if self.pos_embed is not None:
-            x = x + self.pos_embed(places).to(x.dtype)
-        # Nothing that stands in padding, NaN too, goes further than here, nor does its gradient.
-        x = x.where(layout.is_own[:, None], 0)
-        if self.prefix is not None:
-            tokens = self.prefix.expand(layout.num_owners, -1, -1).flatten(0, 1)  # [N * prefix, D]
-            x = x.index_copy(0, layout.prefix_slots.flatten(), tokens)
-        return x if self.pre_norm is None else self.pre_norm(x)
-
-    def _context(self, x: Tensor, layout: Layout, places: Places) -> Context:
         device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        backend = choose_backend(self.backend, x.device, dtype)
+        place = self.place if batch.num_images > 1 else place_tokens
+        with torch.autocast(device, enabled=False):
+            x, rope = place(self, x, layout, batch.coords, batch.extents, batch.grids)
+        if self.pre_norm is not None:
+            x = self.pre_norm(x).to(self.stream_dtype)
+        # Queries and keys are what linear layers give.
+        dtype = self.patch_embed.weight.dtype
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+        backend = choose_backend(self.backend, x.device, dtype, self.config.head_dim)
         segments = Segments.build(layout.cu_seqlens, layout.max_len, backend, total=layout.num_slots)
-        c = self.config
-        if c.pos_embed != "rope_2d":
-            return Context(layout, segments)
-        position = centres(places, c.pos_coords, c.pos_grid, torch.promote_types(x.dtype, torch.float32))
-        position = position.where(layout.is_own[:, None], 0)  # cls and registers do not turn
-        return Context(layout, segments, rope_tables(position, c.head_dim, c.rope_theta))
+        return x, Context(layout, segments, rope)

@@ -164,28 +164,52 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(x, approximate="tanh" if self.kind == "gelu_tanh" else "none"))
 
 
-def meet(
-    block: "Block", x: Tensor, qkv: tuple[Tensor, Tensor, Tensor], context: Context
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """What is not of each token alone: attention [T, heads, head_dim], and `draw_keep` of both branches.
+def before(
+    block: "Block", x: Tensor, rope: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """What a block does to each token before attention.
 
-    `PackedViT.compile_blocks` leaves it out: kernels have plans of their own, and compilers draw other random
-    numbers.
+    Returns:
+        Queries, keys and values [T, heads, head_dim]; and where attention and MLP stand side by side the
+        MLP's branch [T, D], so that the norm that both read goes no further than here.
     """
-    mixed = attention(*qkv, context.segments)
-    keep1 = block.draw_keep(x, context.layout)
-    return mixed, keep1, None if block.norm2 is None else block.draw_keep(x, context.layout)
+    y = block.norm1(x)
+    side = None if block.norm2 is not None else _times(block.mlp(y), block.scale2)
+    return *block.attn.project(y, rope), side
+
+
+def after(
+    block: "Block", x: Tensor, mixed: Tensor, side: Tensor | None, keep1: Tensor | None, keep2: Tensor | None
+) -> Tensor:
+    """What a block does to each token after attention; [T, D] in the dtype of x.
+
+    Args:
+        mixed: [T, heads, head_dim], what attention gave.
+        side: the branch that `before` has computed already.
+        keep1, keep2: of `Block.draw_keep`, for the two branches.
+    """
+    branch = _times(block.attn.proj(mixed.flatten(1)), block.scale1)
+    if block.norm2 is None:
+        assert side is not None
+        return (x + _times(branch + side, keep1)).to(x.dtype)
+    x = (x + _times(branch, keep1)).to(x.dtype)
+    branch = _times(block.mlp(block.norm2(x)), block.scale2)
+    return (x + _times(branch, keep2)).to(x.dtype)
 
 
 class Block(nn.Module):
     """Pre-norm attention and MLP, one after the other or side by side.
+
+    Attention, whose kernels have plans of their own, and the drawing of random numbers stand between two
+    functions of each token alone, which `PackedViT.compile_blocks` replaces by compiled ones.
 
     Args:
         config: of the block.
         drop_path: chance that an image skips a residual branch of this block in training.
     """
 
-    meet: Callable[..., tuple[Tensor, Tensor | None, Tensor | None]] = staticmethod(meet)
+    before: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor | None]] = staticmethod(before)
+    after: Callable[..., Tensor] = staticmethod(after)
 
     def __init__(self, config: BlockConfig, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -201,16 +225,12 @@ class Block(nn.Module):
             self.scale2 = nn.Parameter(torch.full((config.width,), float(config.layer_scale)))
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        """[T, D] -> [T, D]."""
-        y = self.norm1(x)
-        mixed, keep1, keep2 = self.meet(self, x, self.attn.project(y, context.rope), context)
-        branch = _times(self.attn.proj(mixed.flatten(1)), self.scale1)
-        if self.norm2 is None:
-            branch = branch + _times(self.mlp(y), self.scale2)
-            return x + _times(branch, keep1)
-        x = x + _times(branch, keep1)
-        branch = _times(self.mlp(self.norm2(x)), self.scale2)
-        return x + _times(branch, keep2)
+        """[T, D] -> [T, D], in the dtype of x."""
+        q, k, v, side = self.before(self, x, context.rope)
+        mixed = attention(q, k, v, context.segments)
+        keep1 = self.draw_keep(x, context.layout)
+        keep2 = None if self.norm2 is None else self.draw_keep(x, context.layout)
+        return self.after(self, x, mixed, side, keep1, keep2)
 
     def draw_keep(self, x: Tensor, layout: Layout) -> Tensor | None:
         """Factors [T, 1] that zero a branch for some images, all tokens of an image at once, and leave its
@@ -218,7 +238,8 @@ class Block(nn.Module):
         if not self.training or not self.drop_path:
             return None
         kept = torch.rand(layout.num_owners + 1, device=x.device) >= self.drop_path
-        factor = kept.to(x.dtype) / (1 - self.drop_path)
+        # In half precision the factor would change the mean.
+        factor = kept.to(torch.promote_types(x.dtype, torch.float32)) / (1 - self.drop_path)
         return factor[layout.owner][:, None]  # padding, -1, reads the entry beyond the images
 
 

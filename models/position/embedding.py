@@ -14,10 +14,11 @@ NaViT writes row / rows, the patch's corner; its centre is the same place at eve
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from itertools import chain
-from operator import add, mul
+from operator import add, mul, truediv
 from typing import Literal, NamedTuple
 
 import torch
@@ -105,16 +106,16 @@ def centres(places: Places, kind: str, grid: tuple[int, ...], dtype: torch.dtype
     centre = places.coords.to(dtype) + 0.5 * places.extents.to(dtype)
     if kind == "absolute":
         return centre - 0.5
-    return centre / _scaled_sizes(places, kind, dtype) * _cells(grid, places, dtype) - 0.5
-
-
-def _scaled_sizes(places: Places, kind: str, dtype: torch.dtype) -> Tensor:
     sizes = places.sizes.to(dtype)
-    return sizes.amax(1, keepdim=True) if kind == "fractional_aspect" else sizes
+    if kind == "fractional_aspect":
+        sizes = sizes.amax(1, keepdim=True)
+    return _by_axis(centre / sizes, grid, mul) - 0.5
 
 
-def _cells(grid: tuple[int, ...], places: Places, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(grid, dtype=dtype).to(places.coords.device, non_blocking=True)
+def _by_axis(x: Tensor, grid: tuple[int, ...], function: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """`function` of each axis of x [T, A] and its cells: plain numbers, as a tensor of them would have to be
+    copied to the device."""
+    return torch.stack([function(column, n) for column, n in zip(x.unbind(1), grid, strict=True)], 1)
 
 
 class PosEmbed(nn.Module):
@@ -157,7 +158,7 @@ class PosEmbed(nn.Module):
             if c.pos_embed == "grid_2d":
                 return self._grid(places, position)
             if c.pos_table == "fourier":
-                turns = (position + 0.5) / _cells(c.pos_grid, places, dtype) @ self.frequencies.to(dtype)
+                turns = _by_axis(position + 0.5, c.pos_grid, truediv) @ self.frequencies.to(dtype)
                 angle = 2 * math.pi * turns  # [T, D / 2]
                 return torch.cat([angle.sin(), angle.cos()], 1)
             parts = self._factors(position)
@@ -188,7 +189,7 @@ class PosEmbed(nn.Module):
         after = places._replace(coords=places.coords + places.extents)
         step = centres(after, c.pos_coords, c.pos_grid, position.dtype) - position  # [T, A]
         if c.pos_coords == "absolute":
-            position = position.minimum(_cells(c.pos_grid, places, position.dtype) - 1)
+            position = _by_axis(position, c.pos_grid, lambda x, cells: x.clamp(max=cells - 1))
         weights = position.new_ones(len(position), 1)
         for axis, cells in enumerate(c.pos_grid):
             along = resample_weights(position[:, axis], step[:, axis], cells, c.pos_resize)  # [T, cells]

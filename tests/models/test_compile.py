@@ -1,7 +1,8 @@
-"""Compiled blocks give the numbers of uncompiled ones, and no batch makes them compile again."""
+"""A compiled model gives the numbers of any other, and no batch makes it compile again."""
 
 import copy
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partialmethod
@@ -9,6 +10,7 @@ from functools import partialmethod
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.utils import counters
 
 from packvit.cli import dispatch
@@ -27,14 +29,16 @@ CONFIGS = {
     "layer_swiglu_rope": replace(TINY, qk_norm="layer", mlp="swiglu", norm="rms", pos_embed="rope_2d"),
     "scaled_cls": replace(TINY, layer_scale=0.1, cls=True, registers=1, qk_norm="none"),
     "parallel": replace(TINY, parallel=True, biases=False, pool="mean"),
+    "fourier": replace(TINY, pos_table="fourier", pre_norm=True),
+    "absolute_grid": replace(TINY, pos_embed="grid_2d", pos_coords="absolute"),
 }
 NAMES = ["rms", *(pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS if name != "rms")]
 # (rows, cols, patch size) of the images in each of the batch's sequences of 16 slots.
 BATCHES = [
     [[(2, 3, 8), (1, 1, 4)], [(4, 2, 12)]],
     [[(4, 4, 8)], [(4, 4, 8)]],
-    [[(1, 2, 12)] * 5, [(3, 3, 4), (1, 1, 16), (2, 2, 8)]],
-    [[], [(2, 2, 20)]],
+    [[(1, 2, 12)] * 5, [(3, 3, 8), (1, 1, 16), (2, 2, 8)]],
+    [[], [(2, 2, 8)]],
 ]
 
 
@@ -66,25 +70,74 @@ def pair(config: ViTConfig, backend) -> tuple[PackedViT, PackedViT]:
     return model, compiled
 
 
-def graphs_and_breaks() -> tuple[int, int]:
-    """Graphs compiled so far, and how often a block was left for attention, the only break there may be."""
-    for reason in counters["graph_break"]:
-        assert "Skip calling function `<function meet at" in reason
-        assert "(reason: kernels and random numbers)" in reason
-    return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+class Counting:
+    """A backend of torch.compile that runs graphs as they are and counts them."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        self.graphs += 1
+        return graph.forward
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_one_compilation_serves_all_blocks_and_batches(cut_image, name: str):
-    _, model = pair(CONFIGS[name], "aot_eager")
+def graphs() -> int:
+    """Graphs compiled so far; there is no other reason to leave one than its end."""
+    assert not counters["graph_break"]
+    return counters["stats"]["unique_graphs"]
+
+
+def test_one_compilation_serves_all_blocks_and_batches(cut_image):
+    backend = Counting()
+    _, model = pair(TINY, backend)
+    # Layout, places, before and after attention; and each patch size with more than one patch.
     for shapes in BATCHES:
         model(make_batch(cut_image, shapes)).sum().backward()
-        assert graphs_and_breaks() == (2, 1)  # before and after attention
+        assert backend.graphs == 4 + 2
     model.eval()
     with torch.no_grad():
         for shapes in BATCHES:
             model(make_batch(cut_image, shapes))
-            assert graphs_and_breaks() == (4, 2)
+            assert backend.graphs == 2 * (4 + 2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ten_batches_of_different_sizes_compile_each_size_once(cut_image, name: str):
+    backend, rng, sizes = Counting(), np.random.default_rng(0), (4, 6, 8, 12)
+    _, model = pair(CONFIGS[name], backend)
+    seen = set()
+    for _ in range(10):
+        drawn = [int(p) for p in rng.choice(sizes, rng.integers(1, 4), replace=False)]
+        shapes = [[(2, int(rng.integers(1, 5)), p), (1, 3, p)] for p in drawn]
+        model(make_batch(cut_image, shapes)).sum().backward()
+        seen |= set(drawn)
+        assert backend.graphs == 4 + len(seen)
+    assert seen == set(sizes)
+
+
+def test_a_model_compiles_whatever_others_have(cut_image):
+    backend, batch = Counting(), make_batch(cut_image, BATCHES[0])
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for width in (8, 12, 16):
+            before = backend.graphs
+            _, model = pair(replace(TINY, width=width, depth=1), backend)
+            model(batch)
+            assert backend.graphs == before + 4 + 2
+        _, again = pair(replace(TINY, width=8, depth=1), backend)
+        again(batch)
+    assert backend.graphs == 3 * 6  # models of one configuration share what is compiled
+
+
+def test_past_the_limit_it_raises_instead_of_running_uncompiled(cut_image):
+    _, model = pair(TINY, Counting())
+    batch = make_batch(cut_image, BATCHES[0])
+    model(batch)
+    with (
+        torch._dynamo.config.patch(recompile_limit=1),
+        torch.no_grad(),
+        pytest.raises(FailOnRecompileLimitHit, match="fullgraph"),
+    ):
+        model(batch)
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "autocast"])
@@ -116,7 +169,8 @@ def test_dropped_paths_and_checkpointing_stay_what_they_were(cut_image):
         torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
     for a, b in zip(model.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(b.grad, a.grad, atol=1e-5, rtol=1e-5)
-    assert graphs_and_breaks() == (3, 1)  # the first block never drops
+    # Layout, places, before attention, after it with and without dropping, and two patch sizes.
+    assert graphs() == 3 + 2 + 2
 
 
 def test_a_compiled_model_is_saved_and_copied_as_any_other(cut_image):
@@ -144,7 +198,7 @@ def test_inductor(cut_image):
         torch.testing.assert_close(b.grad, a.grad, atol=1e-5, rtol=1e-4)
     for shapes in BATCHES[1:]:
         compiled(make_batch(cut_image, shapes)).sum().backward()
-    assert graphs_and_breaks() == (2, 1)
+    assert graphs() == 4 + 2
 
 
 needs_compiler = pytest.mark.skipif(
@@ -157,10 +211,10 @@ needs_compiler = pytest.mark.skipif(
 )
 def test_a_compiled_run_has_the_losses_of_any_other(run_flags, digits_set, tmp_path, monkeypatch, backend):
     monkeypatch.setattr(PackedViT, "compile_blocks", partialmethod(PackedViT.compile_blocks, backend))
-    graphs, update = [], Engine.update
+    compiled, update = [], Engine.update
 
     def counted(engine: Engine, *arguments) -> None:
-        graphs.append(graphs_and_breaks()[0])
+        compiled.append(graphs())
         update(engine, *arguments)
 
     monkeypatch.setattr(Engine, "update", counted)
@@ -171,8 +225,11 @@ def test_a_compiled_run_has_the_losses_of_any_other(run_flags, digits_set, tmp_p
         flags = run_flags(tmp_path / wish, **changes)
         assert dispatch(["train", *flags, "--eval.resolutions", "24", "--eval.patch-sizes", "8"]) == 0
         lines[wish] = read_json_lines(tmp_path / wish / "metrics.jsonl")
-    assert graphs == [0] * 6 + [2] * 6  # before and after attention, at the first step alone
-    assert graphs_and_breaks() == (4, 2)  # and once more to evaluate the average
+    assert compiled[:6] == [0] * 6
+    # Layout, places, before and after attention at first; the recipe's five patch sizes as they come.
+    assert compiled[6:] == sorted(compiled[6:])
+    assert compiled[-1] == 4 + 5
+    assert graphs() == 4 + 5 + 4 + 1  # and once more to evaluate the average
     assert lines["on"][-1]["loss"] != lines["on"][0]["loss"]
     for name in ("loss", "grad_norm"):
         values = {wish: [line[name] for line in lines[wish]] for wish in lines}

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from packvit.models import PRESETS, Layout, PackedViT, ViTConfig, load_model, preset, save_model
-from packvit.models.encoder.block import Block
+from packvit.models.encoder.block import Block, before
 from packvit.packing import PackedBatch
 
 TINY = ViTConfig(width=16, depth=2, heads=2, num_classes=3, patch_buffer=8, pos_grid=(4, 4))
@@ -180,6 +180,57 @@ def test_autocast_trains_close_to_float32(cut_image, config: ViTConfig):
     half.float().square().sum().backward()
     torch.testing.assert_close(half.float(), full, atol=0.05, rtol=0.05)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TINY,
+        replace(TINY, cls=True, pre_norm=True, layer_scale=0.5, drop_path=0.5, pos_embed="rope_2d"),
+        replace(TINY, parallel=True, norm="rms", biases=False, pool="mean", drop_path=0.5),
+    ],
+)
+def test_the_residual_stream_has_the_dtype_that_is_asked_for(cut_image, config: ViTConfig):
+    batch, results = make_batch(cut_image), []
+    for dtype, expected in ((None, torch.float32), (torch.bfloat16, torch.bfloat16)):
+        model = random_model(config)
+        model.residual_dtype = dtype
+        seen: list[torch.dtype] = []
+        for module in (*model.blocks, model.norm):
+            module.register_forward_hook(lambda _, inputs, __, seen=seen: seen.append(inputs[0].dtype))
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(batch).float()
+        assert seen == [expected] * (config.depth + 1)
+        out.square().sum().backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        assert [g.dtype for g in grads] == [torch.float32] * len(list(model.parameters()))
+        results.append(torch.cat([out.detach().flatten(), *(g.flatten() for g in grads)]))
+    # Rounded otherwise, and not by much.
+    assert 0 < (results[1] - results[0]).norm() / results[0].norm() < 0.05
+
+
+def test_embeddings_are_added_in_float32_whatever_the_weights(cut_image):
+    model, added = random_model(TINY).bfloat16(), []
+    assert model.pos_embed is not None
+    for module in (model.patch_embed, model.pos_embed):
+        module.register_forward_hook(lambda _, __, out: added.append(out))
+    entered = []
+    model.blocks[0].register_forward_hook(lambda _, inputs, __: entered.append(inputs[0]))
+    batch = make_batch(cut_image)
+    model(batch)
+    assert [x.dtype for x in added] == [torch.float32] * 2
+    own = batch.image_index >= 0
+    assert torch.equal(entered[0][own], (added[0] + added[1]).bfloat16()[own])
+
+
+def test_the_norm_before_attention_goes_no_further_than_its_readers():
+    x = torch.randn(5, 16)
+    _, _, _, side = before(Block(TINY), x, None)
+    assert side is None
+    block = Block(replace(TINY, parallel=True))
+    _, _, _, side = before(block, x, None)
+    torch.testing.assert_close(side, block.mlp(block.norm1(x)))
 
 
 def test_save_and_load_are_inverse(cut_image, tmp_path):

@@ -1,0 +1,55 @@
+"""Compiled copies of a model's functions, one set for each configuration.
+
+PyTorch keeps what it compiles with a function's code object, allows each a few compilations, and past them
+runs the function as it is without a word. Every configuration therefore compiles copies of its own, which no
+other one uses up, and they are compiled whole: past the limit, or where a graph would break, they raise.
+
+Compilers make sizes of 0 and 1 cases of their own. Batches that have them are better run by the functions as
+they are written than compiled once more.
+"""
+
+import types
+from collections.abc import Callable
+from functools import cache
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from packvit.models.config import ViTConfig
+from packvit.models.resample import embed_patches
+from packvit.packing import Shape
+
+_copies = count()
+
+
+@cache
+def compile_copy(function: Callable, config: ViTConfig, backend: str | Callable[..., Any]) -> Callable:
+    """A compiled copy of `function` for all models of `config`; sizes of batches are symbols in it."""
+    return torch.compile(_copy(function), backend=backend, dynamic=True, fullgraph=True)
+
+
+@cache
+def compile_patches(
+    config: ViTConfig, backend: str | Callable[..., Any], shape: Shape
+) -> Callable[..., Tensor]:
+    """`embed_patches`, compiled for patches of `shape`; their number alone is a symbol.
+
+    Each shape has a function of its own: one for all would compile anew for each, up to its limit.
+    """
+    compiled = torch.compile(_copy(embed_patches), backend=backend, dynamic=False, fullgraph=True)
+
+    def embed(module: Any, patches: Tensor, is_real: Tensor | None, *rest: Any) -> Tensor:
+        for tensor in (patches, is_real):
+            if tensor is not None:
+                torch._dynamo.mark_dynamic(tensor, 0)
+        return compiled(module, patches, is_real, *rest)
+
+    return embed
+
+
+def _copy(function: Callable) -> Callable:
+    """The same function with a code object of its own."""
+    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_copies)}")
+    return types.FunctionType(code, function.__globals__, code.co_name, function.__defaults__)
