@@ -1,7 +1,8 @@
-"""Small studies on the demo's digits: which patch-embedding operator, which position embedding extrapolates.
+"""Small studies on the demo's digits: which patch-embedding operator, which position embedding extrapolates,
+what a residual stream in half precision and layers without biases cost.
 
-`.venv/bin/python benchmarks/studies.py operators` and `... positions` (half an hour each on one core) write
-benchmarks/results/study_operators.json and study_positions.json, and the tables of docs/studies.md. A run of
+`.venv/bin/python benchmarks/studies.py operators`, `... positions` (half an hour each on one core) and
+`... residual` write benchmarks/results/study_NAME.json and the tables of docs/studies.md. A run of
 a study is the recipe `digits` made small; the folder given by --work keeps finished runs, so that a stopped
 study goes on. Runs of one seed start alike and see the same images, whatever is varied.
 """
@@ -13,6 +14,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,6 +44,13 @@ POSITIONS = {
     "grid_2d, fractional": {"pos_embed": "grid_2d"},
     "rope_2d, absolute": {"pos_embed": "rope_2d", "pos_coords": "absolute"},
     "none": {"pos_embed": "none"},
+}
+# Fields of the model, and of `train` those that start with it.
+RESIDUALS = {
+    "fp32 residual stream": {},
+    "bf16 residual stream": {"train.residual": "bf16"},
+    "fp32, no biases": {"biases": False},
+    "bf16, no biases": {"train.residual": "bf16", "biases": False},
 }
 
 
@@ -78,10 +87,32 @@ def position_config(work: Path) -> Config:
     )
 
 
+def residual_config(work: Path) -> Config:
+    """Products in bf16, as on a GPU; tested at the resolutions of training."""
+    config = small(work, 500, 24, 40)
+    return replace(
+        config,
+        train=replace(config.train, precision="bf16"),
+        eval=replace(config.eval, resolutions=(24, 32, 40), patch_sizes=(6,)),
+    )
+
+
 STUDIES = {
     "operators": (operator_config, OPERATORS, "patch_size"),
     "positions": (position_config, POSITIONS, "resolution"),
+    "residual": (residual_config, RESIDUALS, "resolution"),
 }
+
+
+def vary(base: Config, fields: dict[str, Any]) -> Config:
+    """`base` with some fields of its model, and those named `train.` of its training, replaced."""
+    train = {name.removeprefix("train."): v for name, v in fields.items() if name.startswith("train.")}
+    model = {name: v for name, v in fields.items() if not name.startswith("train.")}
+    return replace(
+        base,
+        model=ViTConfig.from_dict(base.model.to_dict() | model),
+        train=replace(base.train, **train),
+    )
 
 
 def study(name: str, work: Path, seeds: Sequence[int]) -> dict:
@@ -96,8 +127,7 @@ def study(name: str, work: Path, seeds: Sequence[int]) -> dict:
             run_dir = work / name / f"{variant.replace(', ', '-')}-{seed}"
             results = run_dir / "eval/results.json"
             if not results.exists():
-                model = ViTConfig.from_dict(base.model.to_dict() | fields)
-                run(replace(base, run_dir=run_dir, seed=seed, model=model))
+                run(replace(vary(base, fields), run_dir=run_dir, seed=seed))
             for row in json.loads(results.read_text())["rows"]:
                 accuracy[variant].setdefault(str(row[axis]), []).append(row["accuracy"])
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]

@@ -326,3 +326,15 @@ def test_a_loss_that_sees_the_whole_step_trains(step):
         assert_same_weights(engine.model, model, atol=1e-5)
     assert history == sorted(history, reverse=True)
     assert history[-1] < 0.9 * history[0]
+
+
+def test_the_residual_stream_may_be_bf16_under_autocast(step):
+    train = replace(CONFIG.train, precision="bf16", residual="bf16")
+    config = replace(CONFIG, train=train)
+    task = Classification(config)
+    engine = make_engine(task, config)
+    assert engine.average is not None
+    assert engine.model.residual_dtype == engine.average.residual_dtype == torch.bfloat16
+    assert train_step(engine, task, step, 0).finite
+    with pytest.raises(ValueError, match=r"train.residual=bf16 needs train.precision=bf16 or fp16"):
+        make_engine(task, replace(config, train=replace(train, precision="fp32")))

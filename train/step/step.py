@@ -49,6 +49,7 @@ class EngineConfig:
         compile: whether torch.compile fuses what blocks do to each token; auto is on for CUDA and off for a
             CPU, where a C++ compiler is needed. Sums are rounded in another order, so it changes bits.
         deterministic: take only kernels of CUDA that give the same bits each time, which may be slower.
+        residual: dtype of the stream that blocks read and add to; bf16 moves half the bytes and costs digits.
     """
 
     precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = "auto"
@@ -56,6 +57,7 @@ class EngineConfig:
     ema: float = field(default=0.0, metadata={"resume": "switch"})
     compile: Literal["auto", "on", "off"] = "auto"
     deterministic: bool = False
+    residual: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
         if not 0 <= self.ema < 1:
@@ -92,10 +94,13 @@ class Engine:
             cut(module, self.average, ranks, choose_precision(config.precision, ranks.device))
         elif ranks.world_size > 1:
             self.forward = replicate(self.module)
+        self.autocast = make_autocast(config.precision, ranks.device)
+        if config.residual == "bf16" and not isinstance(self.autocast, torch.autocast):
+            raise ValueError("train.residual=bf16 needs train.precision=bf16 or fp16")
         for built in (self.model, self.average):
             if built is not None:
+                built.residual_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.residual]
                 self.compile(built)
-        self.autocast = make_autocast(config.precision, ranks.device)
         # Half precision loses small gradients: they are scaled up, and the scale is part of the checkpoint.
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "fp16")
         self.optimizers = make_optimizers(self.model, optim, module.heads())
@@ -192,6 +197,7 @@ class Engine:
             return chosen
         with torch.device(self.ranks.device):
             whole = PackedViT(self.model.config)
+        whole.residual_dtype = chosen.residual_dtype
         whole.load_state_dict(get_model_state_dict(chosen, options=StateDictOptions(full_state_dict=True)))
         self.compile(whole)
         return whole
