@@ -18,6 +18,7 @@ from packvit.packing import BatchStats
 from packvit.train.config import Config, save_config
 from packvit.train.step.checkpoint import Checkpointer, find_checkpoints, load_parts
 from packvit.train.step.interface import StepBatches
+from packvit.train.step.kernels import choose_kernels
 from packvit.train.step.length import Counters, Length
 from packvit.train.step.step import Engine, lr_factor, train_step
 from packvit.train.tasks.start import make_module
@@ -114,7 +115,7 @@ def train(
     """
     config, ranks, counters = training.config, training.ranks, training.counters
     loader, engine, checkpointer = training.loader, training.engine, training.checkpointer
-    length, options = training.length, config.train
+    length, options, began = training.length, config.train, counters.step
     log = RunLog(config, ranks, counters, display, trackers)
     profiler = None
     if options.profile and ranks.is_main:
@@ -134,6 +135,8 @@ def train(
         images, tokens, flops, asked = ranks.sum([*counts, preemption.asked])
         step, leave = StepBatches(taken, images), asked > 0
         skipped += [line for loaded in step.batches for line in loaded.skipped]
+        if counters.step == began and ranks.device.type == "cuda":
+            display.say(choose_kernels(engine, step.batches[0].batch))
         if counters.step == 0:
             log.picture(step.batches[0].batch)
         counters.step += 1

@@ -49,6 +49,7 @@ class EngineConfig:
         compile: whether torch.compile fuses what blocks do to each token; auto is on for CUDA and off for a
             CPU, where a C++ compiler is needed. Sums are rounded in another order, so it changes bits.
         deterministic: take only kernels of CUDA that give the same bits each time, which may be slower.
+        attention: how tokens attend, see docs/models.md; auto measures which is the fastest on a GPU.
         residual: dtype of the stream that blocks read and add to; bf16 moves half the bytes and costs digits.
     """
 
@@ -57,6 +58,7 @@ class EngineConfig:
     ema: float = field(default=0.0, metadata={"resume": "switch"})
     compile: Literal["auto", "on", "off"] = "auto"
     deterministic: bool = False
+    attention: Literal["auto", "varlen", "xformers", "flex", "sdpa"] = "auto"
     residual: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
@@ -99,6 +101,7 @@ class Engine:
             raise ValueError("train.residual=bf16 needs train.precision=bf16 or fp16")
         for built in (self.model, self.average):
             if built is not None:
+                built.backend = config.attention
                 built.residual_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.residual]
                 self.compile(built)
         # Half precision loses small gradients: they are scaled up, and the scale is part of the checkpoint.
@@ -197,7 +200,7 @@ class Engine:
             return chosen
         with torch.device(self.ranks.device):
             whole = PackedViT(self.model.config)
-        whole.residual_dtype = chosen.residual_dtype
+        whole.backend, whole.residual_dtype = chosen.backend, chosen.residual_dtype
         whole.load_state_dict(get_model_state_dict(chosen, options=StateDictOptions(full_state_dict=True)))
         self.compile(whole)
         return whole
