@@ -5,15 +5,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA := runs/digits-data
 RUN := runs/digits
+# What runs packvit on a GPU, and what has the CUDA build of torch where there is none. Without these, make
+# installs both; what is given is used as it is, packvit itself comes from this checkout.
+PYTHON_GPU ?= $(BIN)/python
+DRY := .venv-dry
+PYTHON_DRY ?= $(DRY)/bin/python
+GPU_FLAGS ?=
+DRY_FLAGS ?=
+SCRIPTS := PYTHONPATH=benchmarks:typings
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench gpu gpu-dry clean
 
 help:
 	@echo "make demo   train on the demo set, evaluate at every budget, draw (minutes, no GPU needed)"
 	@echo "make test   all tests"
 	@echo "make check  lint, format and types"
 	@echo "make bench  packers, data path and model against others; writes benchmarks/results and docs"
-	@echo "make clean  remove .venv and the demo's run"
+	@echo "make gpu    everything that is measured on a GPU, ten minutes; writes benchmarks/results and docs/gpu.md"
+	@echo "make gpu-dry  what a GPU would do, counted without one, two minutes; likewise"
+	@echo "make clean  remove .venv, .venv-dry and the demo's run"
 
 # The extras of a stamp are installed when it is older than what pip reads.
 $(VENV)/demo.stamp $(VENV)/dev.stamp: $(VENV)/%.stamp: pyproject.toml constraints.txt
@@ -43,5 +53,20 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/model.py
 	$(BIN)/python benchmarks/attention.py
 
+# From PyPI itself: other indices may offer a build without CUDA first.
+$(DRY)/dry.stamp: pyproject.toml constraints.txt
+	test -x $(DRY)/bin/python || $(PYTHON) -m venv $(DRY)
+	env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL PIP_CONFIG_FILE=/dev/null $(DRY)/bin/python -m pip install -q \
+		--disable-pip-version-check -c constraints.txt torch
+	$(DRY)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+# Set as an environment or make variable, a Python needs no set-up.
+gpu: $(if $(filter file,$(origin PYTHON_GPU)),$(VENV)/dev.stamp)
+	$(SCRIPTS) $(PYTHON_GPU) -P -m gpu $(GPU_FLAGS)
+
+gpu-dry: $(if $(filter file,$(origin PYTHON_DRY)),$(DRY)/dry.stamp)
+	$(SCRIPTS) $(PYTHON_DRY) -P -m dry $(DRY_FLAGS)
+
 clean:
-	rm -rf $(VENV) $(DATA) $(RUN)
+	rm -rf $(VENV) $(DRY) $(DATA) $(RUN)

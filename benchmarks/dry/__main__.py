@@ -1,6 +1,6 @@
-"""What a GPU would do, counted without one: `python -P -m dry`, with benchmarks/ on the path (`make gpu-dry`).
+"""What a GPU would do, counted without one: `python -P -m dry`, with benchmarks/ on the path.
 
-Each part is a process of its own that has a stub of the driver preloaded. Writes
+`make gpu-dry` calls it. Each part is a process of its own that has a stub of the driver preloaded. Writes
 benchmarks/results/gpu-dry.json and docs/gpu.md, and ends with status 1 if a part failed or a number grew.
 """
 
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from dry.stub import build
 from gpu.compare import errors, grown
 from gpu.results import FOLDER, ROOT, commit, load, replace_section, save
 
-PARTS = ("variants", "schedule", "recompiles", "collectives")
+PARTS = ("schedule", "collectives", "recompiles", "variants")
+AT_ONCE = 2  # processes; each has one thread
 LIMIT = 300  # seconds of a part
 LIBRARY = "PACKVIT_DRY_STUB"
 
@@ -43,7 +45,13 @@ def run_part(name: str, out: Path) -> None:
 def start_part(name: str, library: Path, folder: Path) -> dict[str, Any]:
     """The results of a part; `error` where its process failed."""
     out = folder / f"{name}.json"
-    own = {"LD_PRELOAD": str(library), LIBRARY: str(library), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    own = {
+        "LD_PRELOAD": str(library),
+        LIBRARY: str(library),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    began = time.monotonic()
     command = [sys.executable, "-P", "-m", "dry", "--part", name, "--out", str(out)]
     try:
         done = subprocess.run(
@@ -52,6 +60,7 @@ def start_part(name: str, library: Path, folder: Path) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {"part": {"error": f"not done after {LIMIT} s"}}
     if out.exists():
+        print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
         return json.loads(out.read_text())
     print(done.stdout[-2000:], done.stderr[-4000:])
     return {"part": {"error": f"status {done.returncode}: {(done.stderr.splitlines() or [''])[-1]}"}}
@@ -80,7 +89,8 @@ def roofline(results: dict[str, Any]) -> dict[str, Any]:
     traffic = {"block": block["gb_without_products"], "ends": schedule["ends"]["gb"]}
     waits = results["variants"].get("default", {}).get("waits", 0)
     return {
-        name: predict(preset(name), segments_of(batch), batch.num_images, traffic, waits) for name in ("B", "L")
+        name: predict(preset(name), segments_of(batch), batch.num_images, traffic, waits)
+        for name in ("B", "L")
     }
 
 
@@ -97,13 +107,12 @@ def main() -> int:
     if torch.version.cuda is None:
         print(f"torch {torch.__version__} is a CPU build: make gpu-dry installs one for CUDA")
         return 2
-    began, results = time.monotonic(), {}
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         library = build(Path(folder), Path(torch.__file__).parent / "lib")
-        for name in PARTS:
-            before = time.monotonic()
-            results[name] = start_part(name, library, Path(folder))
-            print(f"{name}: {time.monotonic() - before:.0f} s", flush=True)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            parts = pool.map(lambda name: start_part(name, library, Path(folder)), PARTS)
+            results: dict[str, Any] = dict(zip(PARTS, parts, strict=True))
     results["totals"] = totals(results)
     results["roofline"] = roofline(results)
     path = FOLDER / "gpu-dry.json"

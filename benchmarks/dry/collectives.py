@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import GradBucket
 from torch._subclasses import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import distributed
@@ -44,7 +45,7 @@ class Idle(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def note_bucket(buckets: list[int], bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def note_bucket(buckets: list[int], bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     """Instead of the all-reduce of a bucket of DDP's, which the group could not answer."""
     buckets.append(bucket.buffer().nbytes)
     done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
@@ -101,6 +102,8 @@ def run() -> dict[str, Any]:
         try:
             results[f"{kind}, {parallel}"] = messages(kind, parallel, fake)
         except Exception as error:
-            results[f"{kind}, {parallel}"] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+            results[f"{kind}, {parallel}"] = {
+                "error": f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            }
     dist.destroy_process_group()
     return results

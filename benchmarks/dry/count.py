@@ -1,4 +1,4 @@
-"""What a step asks of the machine besides arithmetic: waits of the host, copies between memories, messages."""
+"""What a step asks of a machine besides arithmetic: waits of the host, copies between memories, messages."""
 
 import traceback
 from collections import Counter
@@ -7,17 +7,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-ROOMS = ("common", "data", "evaluate", "models", "packing", "train")
+from gpu.results import ROOMS
+
 COPIES = ("aten::_to_copy", "aten::copy_")
 MESSAGES = ("c10d::", "_c10d_functional::")
-RECEIVING_FIRST = ("allgather_", "_allgather_base_", "reduce_scatter_", "_reduce_scatter_base_", "alltoall_",
-                   "alltoall_base_")
+RECEIVING_FIRST = (
+    "allgather_",
+    "_allgather_base_",
+    "reduce_scatter_",
+    "_reduce_scatter_base_",
+    "alltoall_",
+    "alltoall_base_",
+)
 EMPTY = ("aten::empty", "aten::empty_like", "aten::new_empty", "aten::detach", "aten::_unsafe_view")
 WAITING = ("wait_tensor", "barrier")  # of MESSAGES: they send nothing
 
@@ -130,5 +136,3 @@ def _place() -> str:
             if room in parts[:-1] and "site-packages" not in parts and "benchmarks" not in parts:
                 return f"{'/'.join(parts[parts.index(room) :])}: {frame.name}"
     return "elsewhere"
-
-

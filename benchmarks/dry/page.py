@@ -21,14 +21,19 @@ def lines_of(runs: dict[str, dict[str, Any]]) -> list[str]:
     rows: list[tuple[str, tuple[str, ...]]] = [
         ("waits of the host in a step, largest of all variants", ("totals", "waits")),
         ("copies to the device in a step, one patch size", ("variants", "default", "copies_to_device")),
-        ("copies to the device in a step, ten patch sizes", ("variants", "ten patch sizes", "copies_to_device")),
+        (
+            "copies to the device in a step, ten patch sizes",
+            ("variants", "ten patch sizes", "copies_to_device"),
+        ),
         ("copies to the host in a step, largest of all variants", ("totals", "copies_to_host")),
         ("graphs compiled again in ten batches", ("totals", "recompiles")),
     ]
-    blocks = {name for run in runs.values() for name in run.get("results", {}).get("schedule", {}).get("block", {})}
+    blocks = {
+        name for run in runs.values() for name in run.get("results", {}).get("schedule", {}).get("block", {})
+    }
     for name in sorted(blocks):
         way = ("schedule", "block", name)
-        rows += [(f"ViT-B block, {name}: kernels", (*way, "kernels")), (f"... GB", (*way, "gb"))]
+        rows += [(f"ViT-B block, {name}: kernels", (*way, "kernels")), ("... GB", (*way, "gb"))]
         rows += [("... GB without matrix products", (*way, "gb_without_products"))]
     rows += [("all but the blocks: GB", ("schedule", "ends", "gb"))]
     rows += [("... operations", ("schedule", "ends", "kernels"))]

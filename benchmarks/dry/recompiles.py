@@ -12,7 +12,10 @@ from gpu.compiling import SETS, count_graphs
 from gpu.steps import plan
 from packvit.models import PackedViT, ViTConfig
 
-MODELS: dict[str, dict[str, Any]] = {"default": {}, "class token, rotary": {"cls": True, "pos_embed": "rope_2d"}}
+MODELS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "class token, rotary": {"cls": True, "pos_embed": "rope_2d"},
+}
 
 
 def run() -> dict[str, Any]:

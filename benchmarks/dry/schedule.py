@@ -16,10 +16,10 @@ import torch._inductor.compile_fx as compile_fx
 import torch._inductor.config as inductor_config
 import torch._inductor.runtime.hints as hints
 import torch.utils._triton as triton_support
-import triton
+import triton  # pyright: ignore[reportMissingImports]
 from torch._inductor.graph import GraphLowering
 from torch._subclasses import FakeTensorMode
-from triton.backends.compiler import GPUTarget
+from triton.backends.compiler import GPUTarget  # pyright: ignore[reportMissingImports]
 
 from dry.count import Traffic
 from dry.fake import DEVICE, MULTIPROCESSORS, PROPERTIES, answer, place, to_fake
@@ -53,8 +53,7 @@ class Recorder:
         recorder = self
 
         def note(lowering: Any) -> Any:
-            if lowering.scheduler is None:
-                lowering._update_scheduler()
+            lowering._update_scheduler()
             nodes = lowering.scheduler.nodes
             kernels = [(type(node).__name__, int(node.get_read_write_buffers_sizes())) for node in nodes]
             recorder.graphs.append((lowering.is_backward, kernels))

@@ -4,6 +4,8 @@ A wrong call, dtype or device raises. So does every operation whose result's sha
 the host would wait for it; reads of single numbers are counted as waits instead.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch._subclasses import FakeTensorMode
@@ -11,6 +13,7 @@ from torch._subclasses import FakeTensorMode
 from dry.count import Count
 from dry.fake import DEVICE, place, to_fake
 from gpu.batches import make_batch
+from gpu.compiling import TEN
 from gpu.steps import Trainer, make_trainer, plan
 from packvit.models import ViTConfig
 from packvit.packing import PackedBatch
@@ -18,7 +21,6 @@ from packvit.train.config import Config
 from packvit.train.tasks.classification import Classification
 from packvit.train.tasks.start import make_module
 
-TEN = (48, 40, 30, 24, 20, 16, 15, 12, 10, 8)
 SMALL: dict[str, Any] = {"width": 384, "depth": 2, "heads": 6}
 
 
@@ -31,8 +33,8 @@ class Variant(NamedTuple):
     batches: in a step.
     """
 
-    model: dict[str, Any] = {}
-    training: dict[str, Any] = {}
+    model: Mapping[str, Any] = MappingProxyType({})
+    training: Mapping[str, Any] = MappingProxyType({})
     patch_sizes: tuple[int, ...] = (16,)
     batches: int = 1
 
@@ -40,7 +42,9 @@ class Variant(NamedTuple):
 VARIANTS = {
     "default": Variant(),
     "mean pooling, no norms of queries": Variant({"pool": "mean", "qk_norm": "none"}),
-    "swiglu, RMS norms, layer norms of queries": Variant({"mlp": "swiglu", "norm": "rms", "qk_norm": "layer"}),
+    "swiglu, RMS norms, layer norms of queries": Variant(
+        {"mlp": "swiglu", "norm": "rms", "qk_norm": "layer"}
+    ),
     "rotary positions": Variant({"pos_embed": "rope_2d"}),
     "2D position table": Variant({"pos_embed": "grid_2d"}),
     "Fourier positions": Variant({"pos_table": "fourier"}),
@@ -69,9 +73,7 @@ def fake_trainer(config: Config, mode: FakeTensorMode) -> Trainer:
 
 def host_batches(variant: Variant, mode: FakeTensorMode) -> list[PackedBatch]:
     """The batches of a step, as fake tensors in host memory."""
-    batches = [
-        make_batch(4, 512, variant.patch_sizes, seed, noise=False) for seed in range(variant.batches)
-    ]
+    batches = [make_batch(4, 512, variant.patch_sizes, seed, noise=False) for seed in range(variant.batches)]
     return [to_fake(batch, mode, batch.image_index.device) for batch in batches]
 
 

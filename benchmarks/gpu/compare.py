@@ -80,8 +80,16 @@ def goals(parts: Mapping[str, Any]) -> list[tuple[str, float | None, float, bool
         return parts.get(part, {}).get("result", {}).get(name)
 
     at_least = [
-        ("ViT-B, compiled, 65,536 tokens: share of the measured peak", share(parts, "B, 65536, compiled"), 0.60),
-        ("ViT-L, compiled, 65,536 tokens: share of the measured peak", share(parts, "L, 65536, compiled"), 0.65),
+        (
+            "ViT-B, compiled, 65,536 tokens: share of the measured peak",
+            share(parts, "B, 65536, compiled"),
+            0.60,
+        ),
+        (
+            "ViT-L, compiled, 65,536 tokens: share of the measured peak",
+            share(parts, "L, 65536, compiled"),
+            0.65,
+        ),
         ("tokens/s over those of a ViT on images of one size", found("peers", "over_fixed"), 0.95),
         ("images/s over those of timm's NaFlexViT", found("peers", "over_naflex"), 2.0),
     ]

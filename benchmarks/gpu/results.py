@@ -9,6 +9,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "benchmarks/results"
+ROOMS = ("common", "packing", "models", "data", "evaluate", "train")
 PAGE = ROOT / "docs/gpu.md"
 
 
@@ -32,12 +33,17 @@ def slug(device: str) -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout, with + where it was changed since."""
+    """The last commit that changed the rooms, with + where they were changed since."""
     try:
-        command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        last, changed = (
+            subprocess.run(
+                ["git", "-C", str(ROOT), *words, "--", *ROOMS], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for words in (["log", "-1", "--abbrev=7", "--format=%h"], ["status", "--porcelain"])
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return last + ("+" if changed else "")
 
 
 def replace_section(name: str, lines: list[str], page: Path = PAGE) -> None:

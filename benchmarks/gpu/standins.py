@@ -1,8 +1,9 @@
 """Stand-ins for packages that a GPU machine may lack and that a training step does not need.
 
-Reading shards needs webdataset and platformdirs, the command line tyro, saved configurations dacite; but the
-rooms import them when they are loaded. `install` lets such an import succeed where the package is missing,
-so that models, steps and CUDA tests run all the same. What reads shards then asks `missing` first.
+Reading shards needs webdataset, braceexpand and platformdirs, the command line tyro, saved configurations
+dacite; but the rooms import them when they are loaded. `install` lets such an import succeed where the
+package is missing, so that models, steps and CUDA tests run all the same. What reads shards asks `missing`
+first.
 """
 
 import sys
@@ -13,7 +14,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-OPTIONAL = ("dacite", "platformdirs", "tyro", "webdataset")
+OPTIONAL = ("braceexpand", "dacite", "platformdirs", "tyro", "webdataset")
 
 
 class Nothing:
@@ -78,6 +79,6 @@ def install(names: Sequence[str] | None = None) -> None:
         sys.meta_path.append(Finder(names))
 
 
-def pytest_configure() -> None:
-    """As a plugin of pytest (`-p gpu.standins`), before it imports any test."""
+def pytest_load_initial_conftests() -> None:
+    """As a plugin of pytest (`-p gpu.standins`), before it imports anything of the tests."""
     install()
