@@ -99,7 +99,11 @@ def data_wait(folder: Path, options: Options) -> dict[str, Any]:
     """A larger model in compiled training on many workers: how long it waits for data, after its start."""
     cores = len(os.sched_getaffinity(0))
     size = {} if options.tiny else {"model.width": 768, "model.depth": 12, "model.heads": 12}
-    views = {} if options.tiny else {"views.resolution.low": 128, "views.resolution.high": 320}
+    views = (
+        {}
+        if options.tiny
+        else {"views.resolution.low": 128, "views.resolution.high": 320, "views.patch-sizes": 16}
+    )
     views |= {} if options.tiny else {"packing.seq-len": 1024, "packing.sequences": 32}
     workers = {"data.workers": max(1, min(14, cores - 2)), "data.streams": 56}
     train = {
