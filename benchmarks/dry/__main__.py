@@ -77,21 +77,22 @@ def totals(results: dict[str, Any]) -> dict[str, int]:
 
 
 def roofline(results: dict[str, Any]) -> dict[str, Any]:
-    """Predictions for ViT-B and ViT-L with the default block; nothing where its traffic is unknown."""
+    """Predictions for ViT-B and ViT-L with every kind of block whose traffic is known."""
     from gpu.batches import make_batch, segments_of
     from packvit.models import preset
 
-    schedule = results["schedule"]
-    block = schedule.get("block", {}).get("as it is by default", {})
-    if "gb" not in block or "gb" not in schedule.get("ends", {}):
-        return {}
+    blocks = results["schedule"].get("block", {})
+    ends = results["schedule"].get("ends", {}).get("gb")
     batch = make_batch(64, 1024, noise=False)
-    traffic = {"block": block["gb_without_products"], "ends": schedule["ends"]["gb"]}
     waits = results["variants"].get("default", {}).get("waits", 0)
-    return {
-        name: predict(preset(name), segments_of(batch), batch.num_images, traffic, waits)
-        for name in ("B", "L")
-    }
+    found = {}
+    for kind, block in blocks.items():
+        if "gb" in block and ends is not None:
+            traffic = {"block": block["gb_without_products"], "ends": ends}
+            for name in ("B", "L"):
+                segments, images = segments_of(batch), batch.num_images
+                found[f"{name}, {kind}"] = predict(preset(name), segments, images, traffic, waits)
+    return found
 
 
 def main() -> int:

@@ -2,7 +2,8 @@
 
 A process group of torch's own testing answers at once and sends nothing. Tensors are on the CPU,
 where the same collectives run as on GPUs. A step is the whole of `train_step`; the batch is small, because
-messages depend on the weights alone.
+messages depend on the weights alone. Norms are RMS norms: weights may then be gathered in bf16,
+which LayerNorm does not take on a CPU.
 """
 
 import os
@@ -55,7 +56,7 @@ def note_bucket(buckets: list[int], bucket: GradBucket) -> torch.futures.Future[
 
 def messages(kind: Any, parallel: str, fake: FakeTensorMode) -> dict[str, Any]:
     """Number and bytes of a step's messages."""
-    config = plan(preset("B", patch_buffer=16), kind=kind, parallel=parallel, precision="fp32")
+    config = plan(preset("B", patch_buffer=16, norm="rms"), kind=kind, parallel=parallel)
     task = Classification(config)
     batch = make_batch(1, 256, noise=False)
     # DDP's buckets have to be memory; what FSDP gathers would be noise, and so it is fake.

@@ -40,7 +40,7 @@ def lines_of(runs: dict[str, dict[str, Any]]) -> list[str]:
     for name in ("adamw, ddp", "muon, ddp", "adamw, fsdp", "muon, fsdp"):
         rows += [(f"messages a step on 8 ranks, {name}", ("collectives", name, "number"))]
         rows += [("... MB from each rank", ("collectives", name, "mb"))]
-    for name in ("B", "L"):
+    for name in [f"{name}, {kind}" for name in ("B", "L") for kind in sorted(blocks)]:
         rows += [(f"ViT-{name} on an H200, predicted: ms a step", ("roofline", name, "ms_a_step"))]
         rows += [("... MFU", ("roofline", name, "mfu"))]
     header = ["", *(f"{name}, {run['commit']}" for name, run in runs.items())]

@@ -31,10 +31,12 @@ from packvit.models.attention.segments import Layout, Segments
 from packvit.models.encoder.block import Context
 
 ROWS, SEQ_LEN = 64, 1024  # T = 65,536
-BLOCKS = {
-    "as it is by default": {},
-    "no biases": {"biases": False},
-    "no norms of queries": {"qk_norm": "none"},
+FP32, BF16 = torch.float32, torch.bfloat16  # of the stream that blocks read and add to
+BLOCKS: dict[str, tuple[dict[str, Any], torch.dtype]] = {
+    "as it is by default": ({}, FP32),
+    "no biases": ({"biases": False}, FP32),
+    "stream in bf16": ({}, BF16),
+    "stream in bf16, no biases": ({"biases": False}, BF16),
 }
 
 
@@ -128,7 +130,7 @@ def sums(recorder: Recorder, ways: tuple[bool, ...] = (False, True)) -> dict[str
     }
 
 
-def schedule(config: ViTConfig, recorder: Recorder) -> dict[str, Any]:
+def schedule(config: ViTConfig, stream: torch.dtype, recorder: Recorder) -> dict[str, Any]:
     """Kernels and bytes of the first block of a model of depth 1; bf16 autocast."""
     torch._dynamo.reset()
     mode = FakeTensorMode()
@@ -140,7 +142,7 @@ def schedule(config: ViTConfig, recorder: Recorder) -> dict[str, Any]:
         model.compile_blocks(recorder.backend)
         layout = Layout.build(batch.cu_seqlens, batch.image_index, batch.num_images, batch.max_len)
         segments = Segments.build(layout.cu_seqlens, layout.max_len, "varlen", total=layout.num_slots)
-        x = torch.empty(layout.num_slots, config.width, device=DEVICE, requires_grad=True)
+        x = torch.empty(layout.num_slots, config.width, dtype=stream, device=DEVICE, requires_grad=True)
         with torch.autocast("cuda", torch.bfloat16):
             out = model.blocks[0](x, Context(layout, segments))
         out.backward(torch.empty_like(out))
@@ -182,9 +184,9 @@ def run() -> dict[str, Any]:
     recorder = Recorder()
     recorder.install()
     results: dict[str, Any] = {}
-    for name, fields in BLOCKS.items():
+    for name, (fields, stream) in BLOCKS.items():
         try:
-            results[name] = schedule(preset("B", depth=1, **fields), recorder)
+            results[name] = schedule(preset("B", depth=1, **fields), stream, recorder)
         except Exception as error:  # of any part of the compiler
             results[name] = {"error": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
     return {"block": results, "ends": ends(recorder)}

@@ -32,6 +32,11 @@ class Size(NamedTuple):
         return self.rows * self.seq_len
 
 
+def load(batch: PackedBatch) -> LoadedBatch:
+    """A batch as a loader gives it."""
+    return LoadedBatch(batch)
+
+
 @dataclass
 class Trainer:
     """A model with all that trains it.
@@ -49,7 +54,7 @@ class Trainer:
         """One optimizer step on batches of any device."""
         images = sum(batch.num_images for batch in batches)
         result = train_step(
-            self.engine, self.task, StepBatches([LoadedBatch(b) for b in batches], images), self.number
+            self.engine, self.task, StepBatches([load(b) for b in batches], images), self.number
         )
         self.number += 1
         return result
@@ -57,11 +62,11 @@ class Trainer:
     def gradients(self, batch: PackedBatch) -> Tensor:
         """Forward, loss and backward alone; the losses."""
         self.engine.module.zero_grad(set_to_none=True)
-        return self.task.backward(self.engine, StepBatches([LoadedBatch(batch)], batch.num_images))
+        return self.task.backward(self.engine, StepBatches([load(batch)], batch.num_images))
 
     def flops(self, batch: PackedBatch) -> int:
         """FLOPs of a step on a batch in host memory, forward and backward, without recomputation."""
-        return self.task.flops(LoadedBatch(batch))
+        return self.task.flops(load(batch))
 
 
 def model_config(name: str, tiny: bool, **fields: Any) -> ViTConfig:
