@@ -40,6 +40,11 @@ PROPERTIES = SimpleNamespace(
 )
 
 
+# Updates in place, of which torch has no form without memory: they change no shape and give nothing.
+IN_PLACE = ("_fused_sgd_", "_fused_sgd_.tensor_lr")
+LIBRARY = torch.library.Library("aten", "IMPL", "Meta")
+
+
 def answer(value: Any) -> Callable[..., Any]:
     """A function that gives `value` whatever it is asked."""
     return lambda *arguments, **named: value
@@ -63,6 +68,9 @@ def start(library: str) -> None:
     torch.cuda.amp.common.amp_definitely_not_available = answer(False)
     # Copies of a model, such as its moving average, stay in the mode of the model.
     setattr(FakeTensorMode, "__deepcopy__", lambda mode, memo: mode)  # noqa: B010
+    for name in IN_PLACE:
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "Meta"):
+            LIBRARY.impl(name, answer(None))
     # While torch sees no device it installs guards that do nothing; afterwards autograd may see one.
     with FakeTensorMode():
         pass

@@ -25,7 +25,7 @@ def run() -> dict[str, Any]:
     results, mode = {}, FakeTensorMode()
     for name, fields in MODELS.items():
         trainer = fake_trainer(plan(ViTConfig(**{**SMALL, **fields}), compiled=True), mode)
-        made = [make_batch(2 + i % 3, 256, sizes, i, noise=False) for i, sizes in enumerate(SETS)]
+        made = [make_batch(4 + i % 3, 256, sizes, i, noise=False) for i, sizes in enumerate(SETS)]
         batches = [to_fake(batch, mode) for batch in made]
         with mode:
             results[name] = count_graphs(trainer.gradients, batches)

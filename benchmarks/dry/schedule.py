@@ -83,6 +83,8 @@ def pretend() -> None:
     """Answer what Inductor asks of a GPU, of Triton and of caches."""
     inductor_config.fx_graph_cache = False
     inductor_config.force_disable_caches = True
+    # It would compute with real tensors; constants are few and small here.
+    inductor_config.joint_graph_constant_folding = False
     torch._functorch.config.enable_autograd_cache = False
     cuda: Any = interfaces.CudaInterface
     cuda.Worker.get_device_properties = staticmethod(answer(PROPERTIES))

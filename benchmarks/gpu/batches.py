@@ -1,5 +1,7 @@
 """Packed batches of random images, as training makes them: any aspect ratio, many lengths, full sequences."""
 
+from itertools import cycle
+
 import numpy as np
 
 from packvit.packing import PackedBatch, PackedImage, pack_lengths
@@ -43,10 +45,8 @@ def make_batch(
     # More than needed: the sequences that are closed last are not full.
     grids = draw_grids(int(rows * seq_len * 1.2) + 8 * seq_len, rng, min(LONGEST, seq_len))
     sequences = pack_lengths([r * c for r, c in grids], seq_len)[:rows]
-    images = [
-        [make_image(grids[i], patch_sizes[i % len(patch_sizes)], rng, noise) for i in row]
-        for row in sequences
-    ]
+    turns = cycle(patch_sizes)  # so that no size is missing where there are enough images
+    images = [[make_image(grids[i], next(turns), rng, noise) for i in row] for row in sequences]
     return PackedBatch.build(images, seq_len)
 
 

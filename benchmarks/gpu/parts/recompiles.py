@@ -18,7 +18,7 @@ def run(options: Options) -> Iterator[tuple[str, Any]]:
         setattr(PackedViT, "compile_blocks", compile_blocks)  # noqa: B010
     seq_len = 64 if options.tiny else 1024
     trainer = make_trainer(plan(model_config("S", options.tiny), compiled=True), options.device)
-    batches = [make_batch(2 + i % 3, seq_len, sizes, i).to(options.device) for i, sizes in enumerate(SETS)]
+    batches = [make_batch(4 + i % 3, seq_len, sizes, i).to(options.device) for i, sizes in enumerate(SETS)]
     counts = count_graphs(trainer.step, batches)
     if counts["recompiles"] or counts["limit_reached"]:
         counts["error"] = f"graphs after each of ten batches: {counts['graphs']}"
