@@ -16,7 +16,7 @@ from gpu.batches import make_batch
 from gpu.compiling import TEN
 from gpu.steps import Trainer, make_trainer, plan
 from packvit.models import ViTConfig
-from packvit.packing import PackedBatch
+from packvit.packing import Flat, PackedBatch
 from packvit.train.config import Config
 from packvit.train.tasks.classification import Classification
 from packvit.train.tasks.start import make_module
@@ -82,10 +82,12 @@ def try_variant(variant: Variant, mode: FakeTensorMode) -> dict[str, Any]:
     config = plan(ViTConfig(**{**SMALL, **variant.model}), **variant.training)
     trainer, batches = fake_trainer(config, mode), host_batches(variant, mode)
     # The first step makes what later ones keep: matrices of patch sizes, the optimizer's state.
+    with mode:
+        flat = [Flat.pack(batch) for batch in batches]  # as workers give them
     with mode, Count():
-        trainer.step(*batches)
+        trainer.step(*(some.to(DEVICE).unpack() for some in flat))
     with mode, Count() as count:
-        trainer.step(*batches)
+        trainer.step(*(some.to(DEVICE).unpack() for some in flat))
     return {
         "waits": sum(count.waits.values()),
         "where": dict(count.waits),

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from packvit.common.ranks import Ranks
 from packvit.data import LoadedBatch
 from packvit.models import ViTConfig, preset
-from packvit.packing import PackedBatch
+from packvit.packing import ImageFacts, PackedBatch
 from packvit.train.config import Config, TrainConfig
 from packvit.train.step.interface import StepBatches, StepResult, TrainedModule
 from packvit.train.step.optim import OptimConfig
@@ -17,6 +18,7 @@ from packvit.train.step.step import Engine, train_step
 from packvit.train.tasks.classification import Classification
 from packvit.train.tasks.start import make_module
 
+NO_FACTS = ImageFacts(*(np.empty(0) for _ in ImageFacts._fields))  # which only the log asks for
 TINY: dict[str, Any] = {"width": 32, "depth": 2, "heads": 2, "num_classes": 1000, "patch_buffer": 16}
 
 
@@ -34,7 +36,7 @@ class Size(NamedTuple):
 
 def load(batch: PackedBatch) -> LoadedBatch:
     """A batch as a loader gives it."""
-    return LoadedBatch(batch)
+    return LoadedBatch(batch, NO_FACTS)
 
 
 @dataclass

@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 
 from packvit.common.ranks import Ranks
 from packvit.data import LoadedBatch
@@ -21,11 +20,14 @@ from packvit.train.config import Config, TrainConfig
 from packvit.train.step.checkpoint import CheckpointConfig, Checkpointer, find_checkpoints
 from packvit.train.step.interface import StepBatches
 from packvit.train.step.optim import OptimConfig
-from packvit.train.step.step import Engine, shard, train_step
+from packvit.train.step.shard import replicate, shard
+from packvit.train.step.step import Engine, train_step
 from packvit.train.tasks.classification import Classification
 from packvit.train.tasks.start import make_module
 
-pytestmark = pytest.mark.filterwarnings("ignore:::torch", "ignore:The .grad attribute")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:::torch", "ignore:The .grad attribute", "ignore:.broadcast_buffers. is deprecated"
+)
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, NEEDS_CUDA])]
 CONFIG = Config(
@@ -44,7 +46,7 @@ def step(cut_image) -> StepBatches:
         for label, p in ((0, 8), (1, 4), (2, 8), (0, 4))
     ]
     batches = [PackedBatch.build([images[:2]], 64), PackedBatch.build([images[2:]], 64)]
-    return StepBatches([LoadedBatch(batch) for batch in batches], images=4)
+    return StepBatches([LoadedBatch(batch, batch.facts()) for batch in batches], images=4)
 
 
 def make_engine(device: str, **train: Any) -> tuple[Engine, Classification]:
@@ -110,9 +112,9 @@ def test_sharing_with_one_rank_changes_no_gradient(step, parallel, device):
     expected_losses = task.backward(alone, step)
     shared, task = make_engine(device)
     if parallel == "ddp":
-        shared.forward = DistributedDataParallel(shared.module)
+        shared.forward = replicate(shared.module)
     else:
-        shard(shared.model, init_device_mesh(device, (1,)))
+        shard(shared.model, init_device_mesh(device, (1,)), "bf16")
     losses = task.backward(shared, step)
     torch.testing.assert_close(losses, expected_losses, atol=1e-2, rtol=1e-2)
     pairs = zip(alone.model.parameters(), shared.model.parameters(), strict=True)
