@@ -5,11 +5,12 @@ A block knows its BlockConfig and the segments of the tokens, and neither images
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from packvit.models.attention.segments import Layout, Segments, attention
 from packvit.models.fields import check_types, require
@@ -101,11 +102,46 @@ def linear(width_in: int, width_out: int, bias: bool, parts: int = 1) -> nn.Line
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMSNorm in its weights' dtype, answering in the input's: half-precision input must not lose digits."""
+    """RMSNorm in float32 or better, answering in the input's dtype: half precision must not lose digits."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] -> [..., dim]."""
-        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+        dtype = torch.promote_types(torch.promote_types(x.dtype, self.weight.dtype), torch.float32)
+        weight = self.weight.to(dtype)
+        # Compilers and GPUs have kernels that fuse the whole norm.
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            return cast(Tensor, _RMSNormOnCPU.apply(x, weight, self.eps))
+        return F.rms_norm(x.to(dtype), self.normalized_shape, weight, self.eps).to(x.dtype)
+
+
+class _RMSNormOnCPU(torch.autograd.Function):
+    """x / sqrt(mean(x^2) + eps) * weight with as few passes over memory as separate kernels allow.
+
+    Between the passes it keeps x as it came and one number a row, where autograd would keep x and its
+    normalised values in float32. `weight` has the dtype to compute in.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        y = x.to(weight.dtype, copy=True)
+        squares = torch.linalg.vector_norm(y, dim=-1, keepdim=True).square_()
+        factor = squares.div_(x.shape[-1]).add_(eps).rsqrt_()  # [..., 1]
+        ctx.save_for_backward(x, weight, factor)
+        return y.mul_(factor).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight, factor = ctx.saved_tensors
+        dim = x.shape[-1]
+        with torch.autocast("cpu", enabled=False):
+            y = x.to(weight.dtype, copy=True).mul_(factor)
+            products = (grads[0].to(weight.dtype) * y).flatten(0, -2)
+            grad_weight = products.sum(0)
+            # The part of the gradient that would change the root mean square.
+            along = (products @ weight).view(factor.shape).div_(dim)
+            grad = torch.mul(grads[0], weight).addcmul_(y, along, value=-1).mul_(factor)
+        return grad.to(x.dtype), grad_weight, None
 
 
 def make_norm(config: BlockConfig, width: int) -> nn.Module:

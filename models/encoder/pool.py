@@ -7,24 +7,44 @@ its last bit, on what else is in the batch.
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from packvit.models.attention.segments import Layout
 from packvit.models.encoder.block import BlockConfig, Mlp, linear, make_norm
 
+PIECE = 32  # tokens
+
 
 def segment_reduce(x: Tensor, layout: Layout, how: str = "sum") -> Tensor:
-    """[T, ...] -> [segments, ...]: the sum or max over each segment's slots."""
+    """[T, ...] -> [segments, ...]: the sum or max over each segment's slots.
+
+    `torch.segment_reduce` walks along a segment with one thread of a GPU for each channel. Segments are
+    therefore cut into pieces first: a walk over n slots becomes PIECE + n / PIECE steps long. Pieces are
+    counted from the start of their own segment, so its sum is the same wherever it stands.
+    """
+    cu = layout.cu_seqlens.long()
+    # No batch needs more pieces than this; the rest of them are empty.
+    pieces = torch.arange(x.shape[0] // PIECE + len(cu), device=cu.device)
+    ends = ((cu.diff() + PIECE - 1) // PIECE).cumsum(0)  # [segments], of each segment's pieces
+    starts = F.pad(ends, (1, 0))  # [segments + 1]
+    segment = torch.searchsorted(ends, pieces, right=True)
+    offsets = (cu[segment] + PIECE * (pieces - starts[segment])).clamp(max=x.shape[0])
     # Unchecked: the check of the offsets would wait for the device.
-    return torch.segment_reduce(x, how, offsets=layout.cu_seqlens.long(), axis=0, unsafe=True)
+    parts = torch.segment_reduce(x, how, offsets=offsets, axis=0, unsafe=True)
+    return torch.segment_reduce(parts, how, offsets=starts, axis=0, unsafe=True)
 
 
 def mean_pool(x: Tensor, layout: Layout) -> Tensor:
     """Tokens [T, D] -> [N, D], the mean of each owner's tokens, prefix tokens left out."""
-    dtype = torch.promote_types(x.dtype, torch.float32)  # a long sum needs the digits
-    sums = segment_reduce(x.to(dtype).where(layout.is_own[:, None], 0), layout)
-    counts = segment_reduce(layout.is_own.to(dtype), layout)
-    return (sums[layout.owner_segment] / counts[layout.owner_segment][:, None]).to(x.dtype)
+    values = x.to(torch.promote_types(x.dtype, torch.float32))  # a long sum needs the digits
+    prefix = layout.prefix_slots.shape[1]
+    if prefix:
+        values = values.where(layout.is_own[:, None], 0)
+    # Padding has segments of its own, which nobody reads.
+    sums = segment_reduce(values, layout)[layout.owner_segment]
+    counts = layout.cu_seqlens.diff()[layout.owner_segment] - prefix
+    return (sums / counts[:, None]).to(x.dtype)
 
 
 class AttentionPool(nn.Module):

@@ -7,9 +7,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from packvit.models import Layout, ViTConfig
-from packvit.models.encoder.pool import AttentionPool, Pool, PoolKind, mean_pool, segment_softmax
+from packvit.models.encoder.pool import (
+    PIECE,
+    AttentionPool,
+    Pool,
+    PoolKind,
+    mean_pool,
+    segment_reduce,
+    segment_softmax,
+)
 from packvit.packing import PackedBatch
 
 CONFIG = ViTConfig(width=16, heads=2, patch_buffer=4, cls=True, registers=1)
@@ -36,6 +46,56 @@ def test_layout_puts_prefix_tokens_before_each_image(cut_image):
     moved = layout.place(torch.arange(36))
     assert moved[layout.is_own].tolist() == [*range(7), *range(18, 26), *range(27, 36)]
     assert layout.max_len == 11
+
+
+def layout_of(lengths: list[int], prefix: int = 0) -> Layout:
+    """Owners of so many tokens one after another, without padding."""
+    cu = torch.tensor([0, *lengths]).cumsum(0).int()
+    owner = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    return Layout.build(cu, owner, len(lengths), max(lengths), prefix)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 4 * PIECE), min_size=1, max_size=8), st.sampled_from(["sum", "max"]))
+def test_reducing_in_pieces_is_reducing_each_segment(lengths: list[int], how: str):
+    x = torch.randn(sum(lengths), 2, 3, dtype=torch.float64)
+    expected = [part.sum(0) if how == "sum" else part.amax(0) for part in x.split(lengths)]
+    got = segment_reduce(x, layout_of(lengths), how)
+    torch.testing.assert_close(got, torch.stack(expected), rtol=1e-13, atol=1e-13)
+    # To the last bit it does not matter what stands before and behind.
+    alone = torch.cat([segment_reduce(t, layout_of([len(t)]), how) for t in x.float().split(lengths)])
+    assert torch.equal(segment_reduce(x.float(), layout_of(lengths), how), alone)
+
+
+def test_no_thread_walks_along_a_whole_segment(monkeypatch: pytest.MonkeyPatch):
+    walks = []
+    reduce = torch.segment_reduce
+
+    def spy(x: torch.Tensor, how: str, *, offsets: torch.Tensor, **rest) -> torch.Tensor:
+        walks.append(int(offsets.diff().max()))
+        return reduce(x, how, offsets=offsets, **rest)
+
+    monkeypatch.setattr(torch, "segment_reduce", spy)
+    layout = layout_of([3, 1024, 40])
+    AttentionPool(CONFIG)(torch.randn(1067, 16), layout)
+    mean_pool(torch.randn(1067, 16), layout)
+    assert walks
+    assert max(walks) <= 32
+
+
+@pytest.mark.parametrize("kind", ["map", "cls_mean"])
+def test_pooling_compiles_whole_for_batches_of_all_sizes(cut_image, kind: PoolKind):
+    """Fake tensors have no values to wait for."""
+    pool = Pool(CONFIG, kind)
+    torch.compiler.reset()
+    compiled = torch.compile(pool, backend="aot_eager", fullgraph=True, dynamic=True)
+    stats = torch._dynamo.utils.counters["stats"]
+    before = stats["unique_graphs"]
+    for layout in (make_layout(cut_image, 2), layout_of([5, 70, 2], 2)):
+        x = torch.randn(layout.num_slots, 16)
+        torch.testing.assert_close(compiled(x, layout), pool(x, layout))
+    assert stats["unique_graphs"] == before + 1
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("prefix", [0, 2])
