@@ -29,6 +29,8 @@ CONFIGS = {
     "layer_swiglu_rope": replace(TINY, qk_norm="layer", mlp="swiglu", norm="rms", pos_embed="rope_2d"),
     "scaled_cls": replace(TINY, layer_scale=0.1, cls=True, registers=1, qk_norm="none"),
     "parallel": replace(TINY, parallel=True, biases=False, pool="mean"),
+}
+POSITIONS = {
     "fourier": replace(TINY, pos_table="fourier", pre_norm=True),
     "absolute_grid": replace(TINY, pos_embed="grid_2d", pos_coords="absolute"),
 }
@@ -101,15 +103,20 @@ def test_one_compilation_serves_all_blocks_and_batches(cut_image):
             assert backend.graphs == 2 * (4 + 2)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [*NAMES, *(pytest.param(name, marks=pytest.mark.slow) for name in POSITIONS)]
+)
 def test_ten_batches_of_different_sizes_compile_each_size_once(cut_image, name: str):
     backend, rng, sizes = Counting(), np.random.default_rng(0), (4, 6, 8, 12)
-    _, model = pair(CONFIGS[name], backend)
+    model, compiled = pair((CONFIGS | POSITIONS)[name], backend)
     seen = set()
     for _ in range(10):
         drawn = [int(p) for p in rng.choice(sizes, rng.integers(1, 4), replace=False)]
         shapes = [[(2, int(rng.integers(1, 5)), p), (1, 3, p)] for p in drawn]
-        model(make_batch(cut_image, shapes)).sum().backward()
+        batch = make_batch(cut_image, shapes)
+        out = compiled(batch)
+        out.sum().backward()
+        torch.testing.assert_close(out, model(batch), atol=1e-5, rtol=1e-5)
         seen |= set(drawn)
         assert backend.graphs == 4 + len(seen)
     assert seen == set(sizes)
@@ -140,11 +147,13 @@ def test_past_the_limit_it_raises_instead_of_running_uncompiled(cut_image):
         model(batch)
 
 
-@pytest.mark.parametrize("half", [False, True], ids=["float32", "autocast"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "half"),
+    [("rms", False), *(pytest.param(n, True, marks=pytest.mark.slow) for n in CONFIGS)],
+)
 def test_numbers_and_gradients_are_those_of_the_model(cut_image, name: str, half: bool):
     model, compiled = pair(CONFIGS[name], "aot_eager")
-    for shapes in BATCHES[:2]:
+    for shapes in (BATCHES[1], [[(3, 2, 8)], [(1, 4, 8)], [(2, 2, 8)]]):
         outputs = []
         for m in (model, compiled):
             with torch.autocast("cpu", torch.bfloat16) if half else nullcontext():
@@ -154,7 +163,7 @@ def test_numbers_and_gradients_are_those_of_the_model(cut_image, name: str, half
     for a, b in zip(model.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(b.grad, a.grad, atol=1e-5, rtol=1e-5)
     with torch.inference_mode():
-        batch = make_batch(cut_image, BATCHES[0])
+        batch = make_batch(cut_image, BATCHES[1])
         torch.testing.assert_close(compiled.eval()(batch), model.eval()(batch), atol=1e-5, rtol=1e-5)
 
 
