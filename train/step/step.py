@@ -101,7 +101,7 @@ class Engine:
             raise ValueError("train.residual=bf16 needs train.precision=bf16 or fp16")
         for built in (self.model, self.average):
             if built is not None:
-                built.backend = config.attention
+                built.backend = self.model.backend if config.attention == "auto" else config.attention
                 built.residual_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.residual]
                 self.compile(built)
         # Half precision loses small gradients: they are scaled up, and the scale is part of the checkpoint.
