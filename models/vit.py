@@ -66,6 +66,11 @@ def place_tokens(
     return x, rope_tables(position, c.head_dim, c.rope_theta)
 
 
+def pool_tokens(model: "PackedViT", x: Tensor, layout: Layout) -> Tensor:
+    """Tokens [T, D] to what enters the last norm or the head, [N, config.pooled_width]."""
+    return model.pool(x, layout)
+
+
 class PackedViT(nn.Module):
     """The model.
 
@@ -80,6 +85,7 @@ class PackedViT(nn.Module):
 
     lay_out: Callable[..., Layout] = staticmethod(Layout.build)
     place: Callable[..., tuple[Tensor, tuple[Tensor, Tensor] | None]] = staticmethod(place_tokens)
+    reduce: Callable[..., Tensor] = staticmethod(pool_tokens)
 
     def __init__(self, config: ViTConfig, backend: str = "auto") -> None:
         super().__init__()
@@ -153,12 +159,12 @@ class PackedViT(nn.Module):
         return [part.view(rows, cols, -1) for part, (rows, cols) in zip(x.split(lengths), grids, strict=True)]
 
     def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Compile all but attention, pooling and head: the layout of a batch, the embedding of each patch
-        size, positions, and what blocks do to each token alone.
+        """Compile all but attention and head: the layout of a batch, the embedding of each patch size,
+        positions, what blocks do to each token alone, and pooling.
 
         One compilation serves all blocks and all models of one configuration, whatever images a batch holds
         and however many tokens; training, evaluation and autocast have their own, and so has each patch size.
-        Attention and pooling stay as they are: their kernels have plans and sums of their own.
+        Attention stays as it is: its kernels have plans of their own.
 
         Args:
             backend: of torch.compile.
@@ -167,6 +173,7 @@ class PackedViT(nn.Module):
 
         self.lay_out = compile_copy(Layout.build, self.config, backend)
         self.place = compile_copy(place_tokens, self.config, backend)
+        self.reduce = compile_copy(pool_tokens, self.config, backend)
         self.patch_embed.find = partial(compile_patches, self.config, backend)
         for block in self.blocks:
             assert isinstance(block, Block)
@@ -182,7 +189,9 @@ class PackedViT(nn.Module):
 
     def _pool(self, x: Tensor, layout: Layout) -> Tensor:
         """Tokens [T, D] to features [N, config.feature_dim]."""
-        x = self.pool(x, layout)  # [N, D]
+        # A compiler makes one image a case of its own.
+        reduce = self.reduce if layout.num_owners > 1 else pool_tokens
+        x = reduce(self, x, layout)  # [N, D]
         if self.config.last_norm == "pooled":
             x = self.norm(x)
         return x if self.rep is None else self.rep(x).tanh()

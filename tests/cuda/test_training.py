@@ -25,9 +25,7 @@ from packvit.train.step.step import Engine, train_step
 from packvit.train.tasks.classification import Classification
 from packvit.train.tasks.start import make_module
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:::torch", "ignore:The .grad attribute", "ignore:.broadcast_buffers. is deprecated"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:::torch", "ignore:The .grad attribute")
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, NEEDS_CUDA])]
 CONFIG = Config(

@@ -174,7 +174,10 @@ def test_cuda_backends_equal_dense(backend: str, name: str):
     total = int(cu[-1])
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn((total, 2, 64), generator=generator).cuda().bfloat16() for _ in range(3))
-    choose_backend(backend, "cuda", torch.bfloat16)
+    try:
+        choose_backend(backend, "cuda", torch.bfloat16)
+    except ValueError as error:
+        pytest.skip(str(error))
     results = []
     for name_ in (backend, "dense"):
         x = [t.clone().requires_grad_() for t in (q, k, v)]

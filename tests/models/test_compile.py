@@ -92,15 +92,15 @@ def graphs() -> int:
 def test_one_compilation_serves_all_blocks_and_batches(cut_image):
     backend = Counting()
     _, model = pair(TINY, backend)
-    # Layout, places, before and after attention; and each patch size with more than one patch.
+    # Layout, places, before and after attention, pooling; and each patch size with more than one patch.
     for shapes in BATCHES:
         model(make_batch(cut_image, shapes)).sum().backward()
-        assert backend.graphs == 4 + 2
+        assert backend.graphs == 5 + 2
     model.eval()
     with torch.no_grad():
         for shapes in BATCHES:
             model(make_batch(cut_image, shapes))
-            assert backend.graphs == 2 * (4 + 2)
+            assert backend.graphs == 2 * (5 + 2)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_ten_batches_of_different_sizes_compile_each_size_once(cut_image, name: 
         out.sum().backward()
         torch.testing.assert_close(out, model(batch), atol=1e-5, rtol=1e-5)
         seen |= set(drawn)
-        assert backend.graphs == 4 + len(seen)
+        assert backend.graphs == 5 + len(seen)
     assert seen == set(sizes)
 
 
@@ -129,10 +129,10 @@ def test_a_model_compiles_whatever_others_have(cut_image):
             before = backend.graphs
             _, model = pair(replace(TINY, width=width, depth=1), backend)
             model(batch)
-            assert backend.graphs == before + 4 + 2
+            assert backend.graphs == before + 5 + 2
         _, again = pair(replace(TINY, width=8, depth=1), backend)
         again(batch)
-    assert backend.graphs == 3 * 6  # models of one configuration share what is compiled
+    assert backend.graphs == 3 * 7  # models of one configuration share what is compiled
 
 
 def test_past_the_limit_it_raises_instead_of_running_uncompiled(cut_image):
@@ -178,8 +178,8 @@ def test_dropped_paths_and_checkpointing_stay_what_they_were(cut_image):
         torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
     for a, b in zip(model.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(b.grad, a.grad, atol=1e-5, rtol=1e-5)
-    # Layout, places, before attention, after it with and without dropping, and two patch sizes.
-    assert graphs() == 3 + 2 + 2
+    # Layout, places, before attention, after it with and without dropping, pooling, and two patch sizes.
+    assert graphs() == 4 + 2 + 2
 
 
 def test_a_compiled_model_is_saved_and_copied_as_any_other(cut_image):
@@ -207,7 +207,7 @@ def test_inductor(cut_image):
         torch.testing.assert_close(b.grad, a.grad, atol=1e-5, rtol=1e-4)
     for shapes in BATCHES[1:]:
         compiled(make_batch(cut_image, shapes)).sum().backward()
-    assert graphs() == 4 + 2
+    assert graphs() == 5 + 2
 
 
 needs_compiler = pytest.mark.skipif(
@@ -235,9 +235,9 @@ def test_a_compiled_run_has_the_losses_of_any_other(run_flags, digits_set, tmp_p
         flags = run_flags(tmp_path / wish, **changes)
         assert dispatch(["train", *flags, "--eval.resolutions", "24", "--eval.patch-sizes", "8"]) == 0
         lines[wish] = read_json_lines(tmp_path / wish / "metrics.jsonl")
-    # Layout, places, before and after attention and the one patch size, at the first step alone.
-    assert compiled == [0] * 6 + [5] * 6
-    assert graphs() == 10  # and once more to evaluate the average
+    # Layout, places, before and after attention, pooling and the one patch size, at the first step alone.
+    assert compiled == [0] * 6 + [6] * 6
+    assert graphs() == 12  # and once more to evaluate the average
     assert lines["on"][-1]["loss"] != lines["on"][0]["loss"]
     for name in ("loss", "grad_norm"):
         values = {wish: [line[name] for line in lines[wish]] for wish in lines}

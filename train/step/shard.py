@@ -1,5 +1,8 @@
 """A module shared by several ranks: copied to each (DDP) or cut into parts (FSDP2)."""
 
+from inspect import signature
+from typing import Any
+
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -13,7 +16,11 @@ from packvit.train.step.interface import TrainedModule
 
 def replicate(module: nn.Module) -> DistributedDataParallel:
     """A copy on every rank. Buffers are constants, and gradients stand where they are summed, not twice."""
-    return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+    options: dict[str, Any] = {"gradient_as_bucket_view": True}
+    # torch 2.13 has renamed it, and warns of the older name.
+    known = signature(DistributedDataParallel).parameters
+    options["forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"] = False
+    return DistributedDataParallel(module, **options)
 
 
 def cut(module: TrainedModule, average: PackedViT | None, ranks: Ranks, precision: str) -> None:
