@@ -16,10 +16,11 @@ from packvit.data import DataError, DataPlan, LoadedBatch, TrainLoader, merge_st
 from packvit.models import PackedViT
 from packvit.packing import BatchStats
 from packvit.train.config import Config, save_config
-from packvit.train.step.checkpoint import Checkpointer, find_checkpoints, load_parts
+from packvit.train.step.checkpoint import Checkpointer
 from packvit.train.step.interface import StepBatches
 from packvit.train.step.kernels import choose_kernels
 from packvit.train.step.length import Counters, Length
+from packvit.train.step.resume import find_resume
 from packvit.train.step.step import Engine, lr_factor, train_step
 from packvit.train.tasks.start import make_module
 from packvit.train.tasks.task import Task
@@ -77,28 +78,30 @@ def set_up(config: Config, task: Task, ranks: Ranks, display: Display) -> Traini
     plan = DataPlan(config.data, config.views, config.packing, config.seed, targets, task.teachers)
     loader = TrainLoader(plan, ranks.rank, ranks.world_size, ranks.device)
     counters, length = Counters(), config.train.length
-    folder = config.run_dir / "checkpoints"
-    found = find_checkpoints(folder)
+    folder, asked = config.run_dir / "checkpoints", config.train.resume_from
+    resume = find_resume(folder, asked, display.say)
     same, data = SameRun(config, display), LoaderPart(loader, ranks)
-    if found:
-        load_parts(found[-1], {"config": same, "data": data, "counters": counters})
+    if resume.path is not None:
+        resume.load({"config": same, "data": data, "counters": counters})
     done = getattr(counters, length.unit)
     if done < length.total:
         # Workers are forks of this process: they come before the threads of CUDA and NCCL.
         loader.begin()
     join_ranks(ranks, config.train.timeout)
-    module = make_module(config, task, resumed=bool(found))
+    module = make_module(config, task, resumed=resume.path is not None)
     engine = Engine(module, config.train, config.optim, ranks, config.seed)
     task.prepare(engine)
     parts = {"config": same, "scaler": engine.scaler, "data": data, "counters": counters}
     checkpointer = Checkpointer(folder, config.train, ranks, engine, parts)
-    if found:
-        load_parts(found[-1], {"scaler": engine.scaler})
-        checkpointer.load(found[-1])
-        display.say(f"Resuming from {found[-1]}")
+    if resume.path is not None:
+        resume.load({"scaler": engine.scaler})
+        checkpointer.load(resume.path)
+        checkpointer.resumed_from = asked or resume.notes.get("resumed_from", "")
+        display.say(f"Resuming from {resume.path}")
         if done >= length.total:
             display.say(f"Nothing to train: {length.unit} is {done} already, of {length.total}")
     ranks.barrier()  # nobody writes before all have read
+    checkpointer.tidy(resume.aside)
     if ranks.is_main:
         save_config(config, config.run_dir / "config.yaml")
     return Training(config, ranks, task, loader, engine, counters, checkpointer, length)

@@ -1,16 +1,24 @@
 """Checkpoints restore everything, appear whole, and name what is wrong with them."""
 
+import errno
+import os
+import pickle
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from packvit.common.ranks import Ranks
 from packvit.models import ViTConfig, load_model
 from packvit.train.config import Config, TrainConfig
-from packvit.train.step.checkpoint import Checkpointer, find_checkpoints, load_parts
+from packvit.train.step.checkpoint import Checkpointer, find_checkpoints, names_of
+from packvit.train.step.integrity import tensor_names
 from packvit.train.step.optim import OptimConfig
+from packvit.train.step.resume import find_resume
 from packvit.train.step.step import Engine
 from packvit.train.tasks.make import make_task
 from packvit.train.tasks.start import make_module
@@ -74,7 +82,7 @@ def test_everything_comes_back_but_settings_stay(kind, in_background, tmp_path):
     checkpointer.wait()
     other = trained(1, replace(CONFIG, optim=OptimConfig(kind=kind, weight_decay=0.2)))
     found = find_checkpoints(tmp_path)[-1]
-    load_parts(found, {"note": note})
+    find_resume(tmp_path, "", pytest.fail).load({"note": note})
     Checkpointer(tmp_path, train, ALONE, other, {}).load(found)
     assert note.number == 1
     for one, two in zip(expected, tensors_of(other), strict=True):
@@ -113,17 +121,166 @@ def test_a_checkpoint_that_is_not_complete_does_not_count(tmp_path):
     assert len(find_checkpoints(tmp_path)) == 1
 
 
-def test_damage_is_named(tmp_path):
-    checkpointer = Checkpointer(tmp_path, CONFIG.train, ALONE, trained(0), {})
-    checkpointer.save(1)
+def saved(tmp_path: Path, steps: int = 1) -> Checkpointer:
+    """Checkpoints of steps 1 to `steps` below `tmp_path`."""
+    checkpointer = Checkpointer(tmp_path, CONFIG.train, ALONE, trained(0), {"note": Note(5)})
+    for step in range(1, steps + 1):
+        checkpointer.save(step)
+    return checkpointer
+
+
+def save_and_wait(checkpointer: Checkpointer, step: int) -> None:
+    checkpointer.save(step)
+    checkpointer.wait()
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+FILES = [
+    "config.json",
+    "hashes-00000.json",
+    "model.safetensors",
+    "progress.json",
+    "state/.metadata",
+    "state/__0_0.distcp",
+]
+
+
+@pytest.mark.parametrize("name", [*FILES, "progress.json"])
+@pytest.mark.parametrize(
+    "damage", [flip_a_bit, lambda path: path.write_bytes(path.read_bytes()[:40]), Path.unlink]
+)
+def test_a_damaged_checkpoint_is_passed_over(name, damage, tmp_path):
+    checkpointer = saved(tmp_path, 2)
+    first, second = find_checkpoints(tmp_path)
+    damage(second / name)
+    said: list[str] = []
+    resume = find_resume(tmp_path, "", said.append)
+    assert (resume.path, resume.aside) == (first, (second,))
+    assert len(said) == 1
+    assert "step-00000002 is damaged" in said[0]
+    assert "going on from the checkpoint before" in said[0]
+    note = Note(0)
+    resume.load({"note": note})
+    assert note.number == 5
+    checkpointer.load(first)
+    # The next run must not meet it again, and its step is free.
+    checkpointer.tidy(resume.aside)
+    assert find_checkpoints(tmp_path) == [first]
+    checkpointer.save(2)
+    assert find_resume(tmp_path, "", said.append).path == second
+    assert len(said) == 1
+
+
+def test_a_run_never_starts_anew_beside_damaged_checkpoints(tmp_path):
+    saved(tmp_path, 2)
+    for path in find_checkpoints(tmp_path):
+        flip_a_bit(path / "state/__0_0.distcp")
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole: remove them to start anew"):
+        find_resume(tmp_path, "", lambda line: None)
+    assert find_resume(tmp_path / "empty", "", pytest.fail).path is None
+
+
+def test_a_run_goes_back_to_a_step_once(tmp_path):
+    checkpointer = saved(tmp_path, 3)
+    with pytest.raises(ValueError, match=r"step-9: .* has step-00000001, step-00000002, step-00000003"):
+        find_resume(tmp_path, "step-9", pytest.fail)
+    resume = find_resume(tmp_path, "step-1", pytest.fail)
+    assert resume.path is not None
+    assert [path.name for path in (resume.path, *resume.aside)] == [
+        "step-00000001",
+        "step-00000002",
+        "step-00000003",
+    ]
+    checkpointer.tidy(resume.aside)
+    assert len(list(tmp_path.glob("aside-step-*"))) == 2
+    checkpointer.resumed_from = "step-1"
+    checkpointer.save(2)
+    again = find_resume(tmp_path, "step-1", pytest.fail)
+    assert again.path is not None
+    assert (again.path.name, again.aside) == ("step-00000002", ())
+
+
+def test_other_versions_are_named(tmp_path):
+    saved(tmp_path)
+    path = find_checkpoints(tmp_path)[0] / "progress.json"
+    path.write_text('{"version": 99}')
+    with pytest.raises(ValueError, match="version 99, this packvit reads 2 and 3"):
+        find_resume(tmp_path, "", pytest.fail)
+
+
+def test_settings_may_change_and_what_has_no_state_is_named(tmp_path):
+    """Other decay, layer decay or frozen parts are other groups of the optimizer."""
+    frozen = replace(CONFIG, optim=OptimConfig(freeze=("patch_embed",)))
+    engine = trained(0, frozen)
+    Checkpointer(tmp_path, CONFIG.train, ALONE, engine, {}).save(1)
     path = find_checkpoints(tmp_path)[0]
-    for file in (path / "state").glob("*.distcp"):
-        file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ValueError, match="step-00000001 is damaged"):
+    for optim in (
+        OptimConfig(weight_decay=0.0, freeze=("patch_embed",)),
+        OptimConfig(layer_decay=0.5, freeze=("patch_embed",)),
+        OptimConfig(freeze=("patch_embed", "pos_embed")),
+    ):
+        other = trained(1, replace(CONFIG, optim=optim))
+        Checkpointer(tmp_path, CONFIG.train, ALONE, other, {}).load(path)
+        for one, two in zip(engine.model.parameters(), other.model.parameters(), strict=True):
+            assert torch.equal(one, two)
+    thawed = Checkpointer(tmp_path, CONFIG.train, ALONE, trained(1), {})
+    with pytest.raises(ValueError, match=r"has no optimizer.state.*patch_embed.*: what optim.freeze froze"):
+        thawed.load(path)
+
+
+class Harm:
+    """Unpickled, it calls a function."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path):
+    checkpointer = saved(tmp_path / "checkpoints")
+    path = find_checkpoints(tmp_path / "checkpoints")[0]
+    metadata = path / "state/.metadata"
+    assert all(name in tensor_names(metadata) for name in names_of(checkpointer.engine.state_dict()))
+    metadata.write_bytes(pickle.dumps(Harm(tmp_path / "harmed")))
+    with pytest.raises(ValueError, match=r"is damaged .*mkdir, which no checkpoint needs"):
         checkpointer.load(path)
-    (path / "progress.json").write_text("{")
-    with pytest.raises(ValueError, match="step-00000001 is damaged"):
-        load_parts(path, {})
-    (path / "progress.json").write_text('{"version": 99}')
-    with pytest.raises(ValueError, match="version 99"):
-        load_parts(path, {})
+    # A name with dots would reach through an allowed module to others.
+    metadata.write_bytes(b"\x80\x04\x8c\x25torch.distributed.checkpoint.metadata\x8c\x09os.system\x93.")
+    with pytest.raises(ValueError, match=r"os\.system, which no checkpoint needs"):
+        checkpointer.load(path)
+    assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_full_disk_is_named_and_harms_nothing(in_background, tmp_path, monkeypatch):
+    checkpointer = saved(tmp_path)
+    checkpointer.config = replace(CONFIG.train, async_checkpoints=in_background)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(OSError, match=r"no space for a checkpoint .* it takes 0\.00 GB, 0\.00 GB are free"):
+        checkpointer.save(2)
+    # It fills while the checkpoint is written.
+    free = iter([usage.free])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=next(free, 0)))
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(FileSystemWriter, "write_data", fail)
+    with pytest.raises(OSError, match=r"partial-00000002 could not be written .no space left on the disk"):
+        save_and_wait(checkpointer, 2)
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["step-00000001"]
+    checkpointer.tidy(())
+    assert list(tmp_path.glob("partial-*")) == []
+    assert find_resume(tmp_path, "", pytest.fail).path == tmp_path / "step-00000001"

@@ -1,9 +1,9 @@
 """Checkpoints: everything a run needs to go on, bit for bit, in a folder that appears whole or not at all.
 
 `step-00000100/` holds `state/` (torch.distributed.checkpoint: the engine's tensors; each rank writes its
-part, and any number of ranks reads it), `progress.json` (the state of all other parts of the run) and, like a
-finished run, a loadable `model.safetensors` with its `config.json`. It is written under another name and
-renamed when complete, so a kill never harms the one before.
+part, and any number of ranks reads it), `progress.json` (the state of all other parts of the run), like a
+finished run a loadable `model.safetensors` with its `config.json`, and hashes of all these files. It is
+written under another name and renamed when all of it is on the disk, so a kill never harms the one before.
 """
 
 import json
@@ -11,22 +11,27 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
-from concurrent.futures import Future
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse, async_save, save
 
 from packvit.common.ranks import Ranks
 from packvit.models import save_model
+from packvit.train.step.integrity import seal, sync, tensor_names
 from packvit.train.step.step import Engine
 
-VERSION = 2
+VERSION = 3
+ROOM = 1.02  # bytes of a checkpoint on the disk over those of its tensors
+MARGIN = 1 << 20  # bytes; a disk with less room is full
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +43,15 @@ class CheckpointConfig:
         keep_checkpoints: number of recent checkpoints to keep.
         keep_every: also keep checkpoints of steps that it divides; 0 keeps none of them.
         async_checkpoints: write checkpoints in the background, from a copy in host memory.
+        resume_from: go on from this checkpoint, such as step-100, instead of the newest; later ones are
+            renamed. A run that has gone on from it already goes on from its newest.
     """
 
     checkpoint_every: int = field(default=500, metadata={"resume": "free"})
     keep_checkpoints: int = field(default=3, metadata={"resume": "free"})
     keep_every: int = field(default=0, metadata={"resume": "free"})
     async_checkpoints: bool = field(default=False, metadata={"resume": "free"})
+    resume_from: str = field(default="", metadata={"resume": "free"})
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "keep_checkpoints"):
@@ -96,6 +104,8 @@ class Checkpointer:
         self.engine = engine
         self.parts = parts
         self.pending: Pending | None = None
+        self.resumed_from = ""  # see find_resume
+        self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.group: dist.ProcessGroup | None = None
         if config.async_checkpoints and ranks.world_size > 1:
             # Two threads in one group would take each other's messages.
@@ -104,39 +114,89 @@ class Checkpointer:
             self.group = group
 
     def save(self, step: int) -> None:
-        """Write `folder`/step-XXXXXXXX."""
+        """Write `folder`/step-XXXXXXXX.
+
+        Raises:
+            OSError: there is no room for it, or it cannot be written; those before stay as they are.
+        """
         self.wait()
         partial = self.folder / f"partial-{step:08d}"
-        whole = self.engine.whole()
+        whole, state = self.engine.whole(), self.engine.state_dict()
+        self._check_room(sum(map(size_of, (whole.state_dict(), state))))
         states = {name: part.state_dict() for name, part in self.parts.items()}
         if self.ranks.is_main:
-            shutil.rmtree(partial, ignore_errors=True)
-            save_model(whole, partial)
-            notes = {"version": VERSION, "step": step, **states}
-            (partial / "progress.json").write_text(json.dumps(notes))
+            with unwritten(partial):
+                shutil.rmtree(partial, ignore_errors=True)
+                save_model(whole, partial)
+                notes = {"version": VERSION, "step": step, "ranks": self.ranks.world_size, **states}
+                notes |= {"resumed_from": self.resumed_from}
+                (partial / "progress.json").write_text(json.dumps(notes))
         self.ranks.barrier()
         expect_one_process()
-        state = self.engine.state_dict()
         if not self.config.async_checkpoints:
-            save(state, checkpoint_id=partial / "state")
+            with unwritten(partial):
+                save(state, checkpoint_id=partial / "state")
+            self._seal(partial)
             self._finish(step)
             return
-        written = async_save(state, checkpoint_id=partial / "state", process_group=self.group)
-        assert not isinstance(written, AsyncSaveResponse)
-        self.pending = Pending(step, written)
+        response = async_save(state, checkpoint_id=partial / "state", process_group=self.group)
+        assert not isinstance(response, AsyncSaveResponse)
+
+        def end() -> None:
+            with unwritten(partial):
+                response.result()
+            self._seal(partial)
+
+        self.pending = Pending(step, self.thread.submit(end))
+
+    def _check_room(self, size: int) -> None:
+        """Refuse to begin what cannot be ended, `size` bytes."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if free < size * ROOM:
+            raise OSError(
+                f"no space for a checkpoint in {self.folder}: it takes {size * ROOM / 1e9:.2f} GB, "
+                f"{free / 1e9:.2f} GB are free; the same command goes on from the checkpoint before"
+            )
+
+    def _seal(self, partial: Path) -> None:
+        """Bring what this rank has written to the disk, with its hashes."""
+        rank = self.ranks.rank
+        files = list((partial / "state").glob(f"__{rank}_*.distcp"))
+        if self.ranks.is_main:
+            names = ("model.safetensors", "config.json", "progress.json", "state/.metadata")
+            files += [partial / name for name in names]
+        with unwritten(partial):
+            seal(partial, files, rank)
+
+    def tidy(self, aside: Iterable[Path]) -> None:
+        """Rename the checkpoints that the run does not follow from, and remove what was never complete."""
+        if self.ranks.is_main:
+            for path in aside:
+                set_aside(path)
+            for path in self.folder.glob("partial-*"):
+                shutil.rmtree(path)
 
     def load(self, path: Path) -> None:
         """Restore the engine's tensors from a checkpoint, in place; see `load_parts` for all else.
 
         Raises:
-            ValueError: the checkpoint is damaged.
+            ValueError: the checkpoint is damaged, or lacks a tensor that is trained now.
         """
         state = self.engine.state_dict()
         expect_one_process()
         try:
-            load(state, checkpoint_id=path / "state")
-        except (CheckpointException, OSError) as error:
-            raise damaged(path, error) from error
+            there = tensor_names(path / "state/.metadata")
+            missing = sorted(name for name in names_of(state) if name not in there)
+            if not missing:
+                load(state, checkpoint_id=path / "state")
+        except (CheckpointException, OSError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({first_line(error)})") from error
+        if missing:
+            raise ValueError(
+                f"{path} has no {missing[0]}: what optim.freeze froze then has no state to go on from; "
+                f"resume with the same, or start another run with --train.init {path}"
+            )
         self.engine.load_state_dict(state)
 
     def poll(self) -> None:
@@ -160,29 +220,14 @@ class Checkpointer:
         self.ranks.barrier()
         if self.ranks.is_main:
             target = self.folder / f"step-{step:08d}"
-            shutil.rmtree(target, ignore_errors=True)
+            if target.exists():
+                set_aside(target)
             os.replace(self.folder / f"partial-{step:08d}", target)
+            sync(self.folder)
             for old in find_checkpoints(self.folder)[: -self.config.keep_checkpoints]:
                 if not self.config.keep_every or step_of(old) % self.config.keep_every:
                     shutil.rmtree(old)
         self.ranks.barrier()
-
-
-def load_parts(path: Path, parts: Mapping[str, Part]) -> None:
-    """Restore some parts of a run from a checkpoint, in their order.
-
-    Raises:
-        ValueError: the checkpoint is damaged, of another version, or does not belong to this run.
-    """
-    try:
-        notes = json.loads((path / "progress.json").read_text())
-        version = notes["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise damaged(path, error) from error
-    if version != VERSION:
-        raise ValueError(f"{path}: version {version}, this packvit reads {VERSION}")
-    for name, part in parts.items():
-        part.load_state_dict(notes[name])
 
 
 def expect_one_process() -> None:
@@ -190,10 +235,50 @@ def expect_one_process() -> None:
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
-def damaged(path: Path, error: BaseException) -> ValueError:
-    """What to raise when a checkpoint cannot be read."""
-    reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return ValueError(f"{path} is damaged ({reason}): remove it to go on from the checkpoint before")
+@contextmanager
+def unwritten(path: Path) -> Iterator[None]:
+    """Name the checkpoint that cannot be written, and why, in one sentence.
+
+    Raises:
+        OSError: in place of whatever the libraries raise, some of which is no Exception.
+    """
+    try:
+        yield
+    except (CheckpointException, SafetensorError, OSError, RuntimeError) as error:
+        full = shutil.disk_usage(path.parent).free < MARGIN
+        reason = "no space left on the disk" if full else first_line(error)
+        raise OSError(
+            f"{path} could not be written ({reason}); the same command goes on from the checkpoint before"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the tracebacks that follow."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def names_of(state: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The names that torch.distributed.checkpoint gives to the tensors of a nested state."""
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            yield from names_of(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def size_of(state: Mapping[str, Any]) -> int:
+    """Bytes of the tensors of a nested state, those of all ranks together."""
+    values = state.values()
+    return sum(size_of(v) if isinstance(v, Mapping) else v.numel() * v.element_size() for v in values)
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Rename a checkpoint that must not be taken for the newest any more; returns its new path."""
+    number = 0
+    while (target := checkpoint.with_name(f"aside-{checkpoint.name}-{number}")).exists():
+        number += 1
+    os.replace(checkpoint, target)
+    return target
 
 
 def find_checkpoints(folder: Path) -> list[Path]:

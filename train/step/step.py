@@ -206,28 +206,25 @@ class Engine:
         return whole
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, moving average and optimizer state, for torch.distributed.checkpoint."""
+        """Weights, moving average and optimizer state, for torch.distributed.checkpoint: tensors only.
+
+        The optimizers' settings are no part of it: they are as configured.
+        """
         weights, optimizer = get_state_dict(self.module, self.optimizers)
-        state: dict[str, Any] = {"model": weights, "optimizer": optimizer}
+        state: dict[str, Any] = {"model": weights, "optimizer": {"state": optimizer["state"]}}
         if self.average is not None:
             state["average"] = self.average.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace the state by one that `state_dict` gave and that was read in place.
-
-        Decay, learning rates and the like stay as they are configured now.
-        """
-        settings = [[without_params(group) for group in o.param_groups] for o in self.optimizers]
+        """Replace the state by one that `state_dict` gave and that was read in place."""
+        _, optimizer = get_state_dict(self.module, self.optimizers)
         set_state_dict(
             self.module,
             self.optimizers,
             model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"],
+            optim_state_dict=optimizer | state["optimizer"],
         )
-        for optimizer, groups in zip(self.optimizers, settings, strict=True):
-            for group, setting in zip(optimizer.param_groups, groups, strict=True):
-                group.update(setting)
         if self.average is not None:
             self.average.load_state_dict(state["average"])
 
@@ -258,11 +255,6 @@ def train_step(
     grad_norm = engine.clip()
     engine.update(grad_norm, number, lr_factor)
     return StepResult(losses, grad_norm)
-
-
-def without_params(group: dict) -> dict:
-    """The settings of an optimizer's parameter group."""
-    return {name: value for name, value in group.items() if name != "params"}
 
 
 def lr_factor(before: float, after: float, length: float, config: OptimConfig) -> float:

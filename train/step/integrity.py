@@ -1,0 +1,116 @@
+"""Whether a checkpoint is whole and harmless: a hash of every file, and no pickle that runs code.
+
+Each rank writes the hashes of its own files beside them, `hashes-00000.json` and on, when the files have
+reached the disk. A checkpoint whose files do not match is damaged: a bit that flipped in its tensors would
+otherwise go into the weights unnoticed.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+BLOCK = 1 << 22  # bytes
+
+# All that the metadata of torch.distributed.checkpoint is made of: module and names.
+ALLOWED = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
+    "pathlib": {"PosixPath", "WindowsPath"},
+}
+
+
+def seal(folder: Path, files: Iterable[Path], rank: int) -> None:
+    """Bring `files` below `folder`, all written by this rank, to the disk, and write down their hashes."""
+    hashes = {}
+    for path in sorted(files):
+        sync(path)
+        hashes[path.relative_to(folder).as_posix()] = hash_file(path)
+    target = folder / f"hashes-{rank:05d}.json"
+    target.write_text(json.dumps(hashes, indent=1) + "\n")
+    for path in (target, folder / "state", folder):
+        sync(path)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, have reached the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def check_files(folder: Path, ranks: int) -> None:
+    """Compare all files of a checkpoint with their hashes.
+
+    Args:
+        ranks: the number that wrote it.
+
+    Raises:
+        ValueError: a file is missing or differs; names it.
+    """
+    for rank in range(ranks):
+        list_name = f"hashes-{rank:05d}.json"
+        try:
+            hashes = json.loads((folder / list_name).read_text())
+            differ = [name for name, expected in hashes.items() if hash_file(folder / name) != expected]
+        except (OSError, ValueError, AttributeError) as error:
+            raise ValueError(f"{list_name}: {error}") from error
+        if differ:
+            raise ValueError(f"{', '.join(differ)} changed after it was written")
+
+
+class _MetadataReader(pickle.Unpickler):
+    """Reads nothing but metadata: a pickle could call any function."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """See pickle.Unpickler."""
+        if name not in ALLOWED.get(module, ()):
+            raise ValueError(f"it holds {module}.{name}, which no checkpoint needs")
+        return super().find_class(module, name)
+
+
+def tensor_names(path: Path) -> set[str]:
+    """The tensors that a checkpoint of torch.distributed.checkpoint has; all else in it would be unpickled.
+
+    Args:
+        path: the file `.metadata`.
+
+    Raises:
+        ValueError: the file is damaged, or would run code when it is read.
+    """
+    try:
+        with path.open("rb") as file:
+            metadata = _MetadataReader(file).load()
+        assert isinstance(metadata, Metadata)
+        found = metadata.state_dict_metadata.items()
+        return {name for name, kind in found if type(kind) is TensorStorageMetadata}
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise ValueError(f"{path.name}: {error}") from error

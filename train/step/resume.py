@@ -1,0 +1,104 @@
+"""Where a run goes on: the newest checkpoint that is whole, or the one that was asked for."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from packvit.train.step.checkpoint import VERSION, Part, find_checkpoints, first_line, step_of
+from packvit.train.step.integrity import check_files
+
+READ = (2, VERSION)  # version 2 had no hashes
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Where a run goes on.
+
+    Args:
+        path: of the checkpoint; None starts anew.
+        notes: the states of its parts, by name.
+        aside: later checkpoints, which are damaged or not wanted.
+    """
+
+    path: Path | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    aside: tuple[Path, ...] = ()
+
+    def load(self, parts: Mapping[str, Part]) -> None:
+        """Restore some parts of the run, in their order.
+
+        Raises:
+            ValueError: the checkpoint does not belong to this run.
+        """
+        for name, part in parts.items():
+            part.load_state_dict(self.notes[name])
+
+
+def find_resume(folder: Path, asked: str, say: Callable[[str], None]) -> Resume:
+    """Read and compare the checkpoints in `folder`, newest first, up to one that is whole.
+
+    Every rank does it by itself and finds the same.
+
+    Args:
+        asked: name of the checkpoint to go on from, such as step-100; empty takes the newest, as does one
+            from which the newest has come.
+        say: told of each checkpoint that is passed over.
+
+    Raises:
+        ValueError: the one that was asked for is not there or is damaged, or none is whole.
+    """
+    found = find_checkpoints(folder)
+    if asked and not _went_on_from(asked, found):
+        return _find_asked(folder, asked, found)
+    for place in reversed(range(len(found))):
+        try:
+            return Resume(found[place], read_notes(found[place]), tuple(found[place + 1 :]))
+        except DamagedError as error:
+            say(f"{error}: going on from the checkpoint before")
+    if found:
+        raise ValueError(f"no checkpoint in {folder} is whole: remove them to start anew")
+    return Resume()
+
+
+def _went_on_from(asked: str, found: list[Path]) -> bool:
+    """Whether the newest checkpoint follows from the one asked for: a run that is started again and again by
+    the same command goes back only once."""
+    try:
+        return bool(found) and read_notes(found[-1]).get("resumed_from") == asked
+    except ValueError:
+        return False
+
+
+def _find_asked(folder: Path, asked: str, found: list[Path]) -> Resume:
+    number = asked.removeprefix("step-")
+    wanted = [path for path in found if number.isdecimal() and step_of(path) == int(number)]
+    if not wanted:
+        names = ", ".join(path.name for path in found) or "none"
+        raise ValueError(f"train.resume_from={asked}: {folder} has {names}")
+    path = wanted[0]
+    return Resume(path, read_notes(path), tuple(found[found.index(path) + 1 :]))
+
+
+class DamagedError(ValueError):
+    """A checkpoint is not as it was written."""
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """The states of a checkpoint's parts, by name, after a comparison of all its files with their hashes.
+
+    Raises:
+        DamagedError: a file is damaged or missing.
+        ValueError: the checkpoint is of another version.
+    """
+    try:
+        notes = json.loads((path / "progress.json").read_text())
+        version = notes["version"]
+        if version == VERSION:
+            check_files(path, notes["ranks"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{path} is damaged ({first_line(error)})") from error
+    if version not in READ:
+        raise ValueError(f"{path}: version {version}, this packvit reads {' and '.join(map(str, READ))}")
+    return notes
