@@ -31,6 +31,7 @@ COMMANDS = {
     ),
     "info": ("info", "versions, devices and attention backends, for bug reports"),
 }
+INTERRUPTED = 130  # what shells expect of a program that Ctrl-C ended: 128 + SIGINT
 OTHERS_WAIT = 5.0  # seconds that other ranks leave the first one to say what is wrong
 
 
@@ -40,7 +41,7 @@ def main() -> None:
 
 
 def dispatch(arguments: Sequence[str]) -> int:
-    """Run one command; returns the exit status: 0, or 2 after a sentence on standard error."""
+    """Run one command; returns the exit status: 0, 2 after a sentence on standard error, 130 after Ctrl-C."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -49,7 +50,8 @@ def dispatch(arguments: Sequence[str]) -> int:
     try:
         import_module(f"packvit.cli.{arguments[0]}").main(arguments[1:])
     except KeyboardInterrupt:
-        return fail("interrupted")
+        print("packvit: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         # Set it to see where an error comes from, and whether it is a bug.
         if os.environ.get("PACKVIT_TRACEBACK"):

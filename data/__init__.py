@@ -14,7 +14,7 @@ from packvit.data.shards.fetch import FetchConfig
 from packvit.data.shards.paths import ShardSet, expand_shards
 from packvit.data.shards.shard import BadSample, BadShard, Shard
 from packvit.data.streams.eval_set import EvalSet
-from packvit.data.streams.loader import TrainLoader, merge_states
+from packvit.data.streams.loader import TrainLoader, end_workers, merge_states
 from packvit.data.streams.plan import DataPlan
 from packvit.data.streams.stream import DataError, LoadedBatch, Stream
 
@@ -42,6 +42,7 @@ __all__ = [
     "WriteConfig",
     "check_shards",
     "collate_targets",
+    "end_workers",
     "expand_shards",
     "merge_states",
     "pack_images",

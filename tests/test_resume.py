@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -20,9 +21,9 @@ EXACT = ("step", "images_seen", "tokens_seen", "gflops_seen", "loss", "grad_norm
 THREADS = {"OMP_NUM_THREADS": "1"}
 
 
-def start(flags: list[str]) -> subprocess.Popen:
+def start(flags: list[str], command: Sequence[str] = (sys.executable,)) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "packvit.train", *flags],
+        [*command, "-m", "packvit.train", *flags],
         env=os.environ | THREADS,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -135,6 +136,77 @@ def test_sigterm_saves_and_ends_well(run_flags, tmp_path):
     assert_equal_runs(tmp_path / "whole", tmp_path / "asked")
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ASKED = {
+    "Ctrl-C": ([sys.executable], signal.SIGINT, 130),
+    "Slurm's warning": ([sys.executable], signal.SIGUSR1, 0),
+    "timeout": (["timeout", "--signal", "TERM", "600", sys.executable], signal.SIGTERM, 0),
+    "torchrun": (TORCHRUN, signal.SIGTERM, None),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ASKED)
+def test_every_way_of_asking_saves(how, run_flags, tmp_path):
+    """With a teacher, and with checkpoints that are written in the background."""
+    command, number, status = ASKED[how]
+    flags = run_flags(tmp_path, train__steps=3000, train__checkpoint_every=10, train__ema=0.9)
+    flags += ["--train.async-checkpoints", "--distill.teachers", "ema"]
+    process = start(flags, command)
+    wait_for(process, tmp_path / "metrics.jsonl", 12)
+    if how == "timeout":
+        process.send_signal(number)  # which timeout hands on to its group
+    else:
+        os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=60)
+    assert status is None or process.returncode == status, output
+    steps = read_json_lines(tmp_path / "metrics.jsonl")[-1]["step"]
+    assert f"saved step {steps}" in output
+    assert newest_step(tmp_path) == steps
+    assert steps < 3000
+    assert list((tmp_path / "checkpoints").glob("partial-*")) == []
+    with pytest.raises(ProcessLookupError):  # nobody is left
+        os.killpg(process.pid, 0)
+
+
+def stop_worker(process: subprocess.Popen) -> None:
+    """Stop a run's first worker, which then neither answers nor ends."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    os.kill(int(children.split()[0]), signal.SIGSTOP)
+    time.sleep(1.0)  # what it had ready is used up
+
+
+@pytest.mark.slow
+def test_a_run_whose_worker_does_not_answer_saves_when_asked(run_flags, tmp_path):
+    """It goes on as if it had never waited."""
+    steps = {"train__steps": 40, "train__checkpoint_every": 1000}
+    finish(run_flags(tmp_path / "whole", **steps))
+    process = start(run_flags(tmp_path / "stuck", train__accumulate=1, data__workers=2, **steps))
+    wait_for(process, tmp_path / "stuck/metrics.jsonl", 3)
+    stop_worker(process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert f"saved step {newest_step(tmp_path / 'stuck')}" in output
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    finish(run_flags(tmp_path / "stuck", **steps))
+    assert_equal_runs(tmp_path / "whole", tmp_path / "stuck")
+
+
+@pytest.mark.slow
+def test_a_run_whose_worker_does_not_answer_ends_after_its_timeout(run_flags, tmp_path):
+    process = start(run_flags(tmp_path, train__steps=3000, train__timeout=0.05))
+    wait_for(process, tmp_path / "metrics.jsonl", 3)
+    stop_worker(process)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, output
+    assert "rank 0 has waited 3 s for a batch of data stream" in output
+    assert "Traceback" not in output
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_workers_and_accumulates_the_same(run_flags, tmp_path):
     finish(run_flags(tmp_path / "whole", train__steps=6, train__accumulate=2, data__workers=0))
@@ -150,10 +222,9 @@ def test_a_run_goes_on_with_other_workers_and_accumulates_the_same(run_flags, tm
 @pytest.mark.parametrize(("parallel", "tolerance"), [("ddp", 1e-5), ("fsdp", 1e-4)])
 def test_two_ranks_equal_one_rank_that_accumulates(parallel, tolerance, run_flags, tmp_path):
     """The two ranks write a checkpoint in the background at every step."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     flags = run_flags(tmp_path / "two", train__steps=3, train__checkpoint_every=1, train__parallel=parallel)
     result = subprocess.run(
-        [*command, "-m", "packvit.train", *flags, "--optim.schedule", "rsqrt", "--train.async-checkpoints"],
+        [*TORCHRUN, "-m", "packvit.train", *flags, "--optim.schedule", "rsqrt", "--train.async-checkpoints"],
         env=os.environ | THREADS,
         capture_output=True,
         text=True,

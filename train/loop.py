@@ -5,7 +5,6 @@ of images of the whole step.
 """
 
 import time
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,6 @@ from packvit.common.display import Display
 from packvit.common.ranks import Ranks, join_ranks
 from packvit.data import DataError, DataPlan, LoadedBatch, TrainLoader, merge_states
 from packvit.models import PackedViT
-from packvit.packing import BatchStats
 from packvit.train.config import Config, save_config
 from packvit.train.step.checkpoint import Checkpointer
 from packvit.train.step.interface import StepBatches
@@ -24,13 +22,14 @@ from packvit.train.step.resume import find_resume
 from packvit.train.step.step import Engine, lr_factor, train_step
 from packvit.train.tasks.start import make_module
 from packvit.train.tasks.task import Task
-from packvit.train.watch.checks import SameRun, check_bad_share, check_finite, check_weights
+from packvit.train.watch.checks import SameRun, check_weights
 from packvit.train.watch.log import RunLog
+from packvit.train.watch.patience import Interrupted, Patience
 from packvit.train.watch.peak import find_peaks
 from packvit.train.watch.preempt import Preemption
 from packvit.train.watch.profiler import Profiler
 from packvit.train.watch.trackers import Trackers
-from packvit.train.watch.window import Coming, Window
+from packvit.train.watch.window import Taken
 
 
 @dataclass
@@ -49,6 +48,17 @@ class Training:
     def done(self) -> float:
         """How far the run is, in the unit of its length."""
         return getattr(self.counters, self.length.unit)
+
+    def save(self) -> None:
+        """Write a checkpoint of the step that was taken last, unless there is one.
+
+        Raises:
+            OSError: it cannot be written.
+            ValueError: the run has diverged.
+        """
+        if self.checkpointer.saved != self.counters.step:
+            check_weights(self.engine, self.counters.step)
+            self.checkpointer.save(self.counters.step)
 
 
 class LoaderPart:
@@ -123,21 +133,26 @@ def train(
     profiler = None
     if options.profile and ranks.is_main:
         profiler = Profiler(config, ranks.device, counters.step, display)
-    peaks = find_peaks(ranks.device, options.peak_tflops)
+    log.peaks = find_peaks(ranks.device, options.peak_tflops)
+    loader.watch = Patience(loader, ranks, preemption, options.timeout)
     batches = iter(loader) if training.done() < length.total else iter(())
     display.start(length.unit.removesuffix("_seen"), training.done(), length.total)
-    window, skipped, nonfinite = Window(), [], 0  # since the last log; in a row
-    coming: deque[Coming] = deque()
-    while (before := training.done()) < length.total:
+    leave = False
+    while (before := training.done()) < length.total and not leave:
         # ---- Batches ------------------------------------------------------------------------------------
+        loader.mark()
         try:
-            taken, *counts = take_batches(batches, options.accumulate, training.task, window)
+            taken = take_batches(batches, options.accumulate, training.task)
         except DataError as error:
-            log.lose(skipped + error.skipped)
+            log.lose(error.skipped)
             raise
-        images, tokens, flops, asked = ranks.sum([*counts, preemption.asked])
-        step, leave = StepBatches(taken, images), asked > 0
-        skipped += [line for loaded in step.batches for line in loaded.skipped]
+        images, tokens, flops, asked, stuck = ranks.sum([*taken.counts(), preemption.asked, taken.stuck])
+        leave = asked > 0
+        if stuck:
+            # A rank that was asked to end has waited for a batch in vain: no rank takes this step.
+            loader.back()
+            break
+        step = StepBatches(taken.batches, images)
         if counters.step == began and ranks.device.type == "cuda":
             display.say(choose_kernels(engine, step.batches[0].batch))
         if counters.step == 0:
@@ -150,37 +165,22 @@ def train(
         # ---- Step ---------------------------------------------------------------------------------------
         factor = lr_factor(before, training.done(), length.total, config.optim)
         result = train_step(engine, training.task, step, counters.step - 1, factor)
-        coming.append(Coming(counters.step, [loaded.facts for loaded in step.batches], result))
-        last = training.done() >= length.total or leave
-        save = counters.step % options.checkpoint_every == 0 or last
-        # A window ends with a checkpoint, because what it sums up would be missing after a resume.
-        ends = counters.step % options.log_every == 0 or save
-        # A step's results are read while the device computes the next step, so that it never waits.
-        while len(coming) > (0 if ends else 1):
-            came = coming.popleft().read()
-            window.add_step(came)
-            nonfinite = nonfinite + 1 if came.grad_norm is None else 0
-            counters.nonfinite_steps += came.grad_norm is None
-            check_finite(nonfinite, came.step, config)
+        log.add_step(taken, result, config.optim.lr * factor)
 
         # ---- Log and save -------------------------------------------------------------------------------
-        if config.data.audit:
-            log.audit(step.batches)
-        if ends:
-            log.skip(skipped)
-            line = {"lr": config.optim.lr * factor, "shrunk": int(*ranks.sum([loader.shrunk()]))}
-            log.write(window.summary(ranks, peaks) | line)
-            window, skipped = Window(), []
-            check_bad_share(loader, ranks, config)
+        save = counters.step % options.checkpoint_every == 0
+        # A window ends with a checkpoint, because what it sums up would be missing after a resume.
+        if counters.step % options.log_every == 0 or save:
+            log.end_window(loader)
         if save:
-            check_weights(engine, counters.step)
-            checkpointer.save(counters.step)
+            training.save()
         if checkpointer.pending is not None:
             checkpointer.poll()
         if profiler is not None:
             profiler.step()
-        if leave and training.done() < length.total:
-            break
+    if counters.step > began:
+        log.end_window(loader)
+        training.save()
     display.stop()
     if profiler is not None:
         profiler.stop()
@@ -191,19 +191,18 @@ def train(
     return None
 
 
-def take_batches(
-    batches: Iterator[LoadedBatch], number: int, task: Task, window: Window
-) -> tuple[list[LoadedBatch], int, int, float]:
-    """The next `number` batches of this rank, counted in `window` too; their images, tokens and FLOPs."""
-    taken = []
-    stats, flops = BatchStats(), 0.0
+def take_batches(batches: Iterator[LoadedBatch], number: int, task: Task) -> Taken:
+    """The next `number` batches of this rank, or fewer if it was asked to end while it waited."""
+    taken = Taken()
     for _ in range(number):
         before = time.perf_counter()
-        loaded = next(batches)
-        wait = time.perf_counter() - before
-        counted, spent = loaded.batch.stats(), task.flops(loaded)
-        window.add_batch(counted, spent, wait)
-        taken.append(loaded)
-        stats += counted
-        flops += spent
-    return taken, stats.images, stats.tokens, flops
+        try:
+            loaded = next(batches)
+        except Interrupted:
+            taken.stuck = True
+            break
+        taken.wait += time.perf_counter() - before
+        taken.stats += loaded.batch.stats()
+        taken.flops += task.flops(loaded)
+        taken.batches.append(loaded)
+    return taken

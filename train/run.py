@@ -1,5 +1,6 @@
 """A run from start to finish: train, save the model, evaluate it, draw, and say what was made."""
 
+import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from packvit.common.device import arithmetic, make_autocast
 from packvit.common.display import Display
 from packvit.common.json_lines import read_json_lines
 from packvit.common.ranks import find_ranks, stop_ranks
-from packvit.data import EvalSet
+from packvit.data import EvalSet, end_workers
 from packvit.evaluate import Evaluation, check_budgets, write_results
 from packvit.models import PackedViT, save_model
 from packvit.train.config import Config
@@ -19,7 +20,7 @@ from packvit.train.loop import Training, set_up, train
 from packvit.train.tasks.make import make_task
 from packvit.train.tasks.task import Task
 from packvit.train.watch.curves import draw_history
-from packvit.train.watch.preempt import catch_sigterm
+from packvit.train.watch.preempt import catch_signals
 from packvit.train.watch.trackers import Trackers
 
 PICTURES = ("loss.png", "drop.png", "curves.png", "eval/*.png")
@@ -47,6 +48,7 @@ def run(config: Config) -> None:
 
     Raises:
         ValueError, ImportError: see `packvit.train.loop` and `packvit.evaluate`.
+        KeyboardInterrupt: it was asked to end by Ctrl-C, and has saved unless that came twice.
     """
     if not config.data.shards:
         raise ValueError("data.shards names no training shards: add --data.shards PATH")
@@ -64,18 +66,21 @@ def run(config: Config) -> None:
         images = open_validation(config, task)
         settings = arithmetic(config.train.precision, config.train.deterministic)
         with settings, Trackers() as trackers:
-            with catch_sigterm() as preemption:
+            with catch_signals() as preemption:
                 training = set_up(config, task, ranks, display)
                 if images is not None:
                     check_budgets(config.model, *budgets(config), ranks.device)
                 model = train(training, display, preemption, trackers)
             if model is None:
+                if preemption.by == signal.SIGINT:
+                    raise KeyboardInterrupt
                 return
             finish(training, model, images, display, trackers)
         display.table("Made by this run", ["file", "what it is"], list_files(config.run_dir))
         ranks.barrier()  # a rank that leaves early would cut off those that still read from it
     finally:
         display.stop()
+        end_workers()
         stop_ranks()
         if lock is not None:
             lock.release()

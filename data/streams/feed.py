@@ -2,11 +2,13 @@
 
 A batch comes from its worker as one buffer. A thread brings it into page-locked memory and from there to the
 device in one copy, on a stream of its own, while the device computes on the batch before; its tensors are
-views of the copy. So the device waits for a batch only when the workers are late.
+views of the copy. So the device waits for a batch only when the workers are late, and a worker that never
+answers keeps the thread waiting, not the trainer.
 """
 
-from collections.abc import Generator, Iterator
-from queue import Queue
+import time
+from collections.abc import Callable, Generator, Iterator
+from queue import Empty, Queue
 from threading import Event, Thread
 from typing import Any, TypeVar
 
@@ -16,18 +18,23 @@ from packvit.packing import Flat
 
 AHEAD = 1  # batches that wait on the device, beside one on its way
 PATIENCE = 10.0  # seconds for a thread to end, which may wait for a worker's batch
+LOOK = 0.5  # seconds between two looks at a wait
 T = TypeVar("T")
+# Called again and again while a value does not come, with the seconds waited so far; may raise to give up.
+Watch = Callable[[float], None]
 
 
-def feed(values: Iterator[Any], device: torch.device) -> Iterator[Any]:
+def feed(values: Iterator[Any], device: torch.device, watch: Watch | None = None) -> Iterator[Any]:
     """Values with their tensors on `device`, in their order.
 
     Args:
         values: `Flat` ones where the device is not the CPU; a plain value passes as it is.
+        watch: of the wait for each value; None waits as long as it takes.
     """
-    if device.type == "cpu":
-        return (value.unpack() if isinstance(value, Flat) else value for value in values)
-    return _receive(read_ahead(_send(values, device), AHEAD))
+    if device.type != "cpu":
+        return _receive(read_ahead(_send(values, device), AHEAD, watch))
+    values = read_ahead(values, AHEAD, watch) if watch is not None else values
+    return (value.unpack() if isinstance(value, Flat) else value for value in values)
 
 
 def _send(values: Iterator[Flat], device: torch.device) -> Iterator[tuple[Flat, torch.cuda.Event]]:
@@ -60,7 +67,7 @@ class _End:
         self.error = error
 
 
-def read_ahead(values: Iterator[T], ahead: int) -> Generator[T, None, None]:
+def read_ahead(values: Iterator[T], ahead: int, watch: Watch | None = None) -> Generator[T, None, None]:
     """The same values, which a thread takes before they are asked for.
 
     An error of `values` is raised where their next value would have come. The thread ends with this iterator,
@@ -68,6 +75,7 @@ def read_ahead(values: Iterator[T], ahead: int) -> Generator[T, None, None]:
 
     Args:
         ahead: values that wait, beside the one that the thread holds.
+        watch: see `feed`.
     """
     ready: Queue[T | _End] = Queue(ahead)
     stop = Event()
@@ -85,16 +93,41 @@ def read_ahead(values: Iterator[T], ahead: int) -> Generator[T, None, None]:
 
     thread = Thread(target=take, daemon=True)
     thread.start()
+    patience = PATIENCE
     try:
-        while not isinstance(value := ready.get(), _End):
+        while not isinstance(value := _await(ready, watch), _End):
             yield value
         if value.error is not None:
             raise value.error
+    except _GivenUp as given_up:
+        patience = 0.0  # the thread waits for what will not come
+        raise given_up.error from None
     finally:
         stop.set()
-        for _ in range(round(PATIENCE / 0.01)):
-            if not thread.is_alive():
-                break
+        deadline = time.monotonic() + patience
+        while thread.is_alive() and time.monotonic() < deadline:
             if not ready.empty():  # it may wait to hand over a value that nobody takes any more
                 ready.get()
             thread.join(0.01)
+
+
+class _GivenUp(Exception):
+    """The watch has raised `error`."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
+def _await(ready: Queue[T], watch: Watch | None) -> T:
+    if watch is None:
+        return ready.get()
+    began = time.monotonic()
+    while True:
+        try:
+            return ready.get(timeout=LOOK)
+        except Empty:
+            try:
+                watch(time.monotonic() - began)
+            except Exception as error:
+                raise _GivenUp(error) from error

@@ -6,6 +6,7 @@ stream belongs to one worker. Each worker has a DataLoader of its own, which let
 serve any number of streams in the one fixed order.
 """
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from packvit.data.streams.feed import feed
+from packvit.data.streams.feed import Watch, feed
 from packvit.data.streams.plan import DataPlan
 from packvit.data.streams.stream import STATE_VERSION, DataError, LoadedBatch, Stream
 from packvit.packing import Flat
@@ -47,16 +48,19 @@ def start_workers(dataset: Dataset, workers: int, device: torch.device) -> Itera
         collate_fn=Flat.pack if workers or device.type != "cpu" else _as_it_is,
         # Its own generator: the DataLoader would otherwise draw from, and shift, the global one.
         generator=torch.Generator(),
-        worker_init_fn=_outlive_sigterm,
+        worker_init_fn=_outlive_signals,
     )
     return iter(loader)
 
 
-def _outlive_sigterm(worker: int) -> None:
+def _outlive_signals(worker: int) -> None:
     """Let a worker end for the trainer's SIGTERM alone.
 
-    Schedulers send one to every process of a run; the trainer needs its workers until it has saved.
+    Schedulers and terminals send signals to every process of a run; the trainer needs its workers until it
+    has saved.
     """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":  # elsewhere a signal does not tell who sent it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads to come inherit it
         Thread(target=_end_for, args=(os.getppid(),), daemon=True).start()
@@ -66,6 +70,16 @@ def _end_for(trainer: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
         pass
     os._exit(0)
+
+
+def end_workers() -> None:
+    """Kill all workers of this process at once, also one that is stopped and would keep it from ending."""
+    workers = multiprocessing.active_children()
+    if workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the DataLoader's handler takes their end for a fault
+    for worker in workers:
+        worker.kill()
+        worker.join()
 
 
 def _as_it_is(loaded: Any) -> Any:
@@ -109,6 +123,9 @@ class TrainLoader:
         rank, world_size: this process among all of the run; world_size divides data.streams.
         device: where batches shall be when they are taken; not touched before the first one is.
 
+    Attributes:
+        watch: of the waits for workers; see `feed`.
+
     Raises:
         ValueError: streams are not a multiple of the ranks.
     """
@@ -120,10 +137,12 @@ class TrainLoader:
             raise ValueError(f"data.streams={plan.data.streams} must be a multiple of the {world_size} ranks")
         self.plan = plan
         self.rank, self.world_size, self.device = rank, world_size, device
+        self.watch: Watch | None = None
         self.started: list[Iterator[Any]] = []
         self.shards = plan.shards.fingerprint()
         self.states: dict[int, dict] = {}
         self.start = 0
+        self.marked = (0, self.states)
 
     def begin(self) -> None:
         """Start the workers now; otherwise they start when the first batch is taken.
@@ -150,12 +169,24 @@ class TrainLoader:
         streams = self.plan.data.streams // self.world_size
         # Worker w has this rank's streams w, w + workers, ...: in the order of the streams they take turns.
         read = (next(queues[i % streams % len(queues)]) for i in count())
-        for loaded in feed(read, self.device):
+        for loaded in feed(read, self.device, self.watch if self.plan.data.workers else None):
             if isinstance(loaded, Failure):
                 raise DataError(loaded.message, loaded.skipped)
             self.states[loaded.stream] = loaded.state
             self.start += self.world_size
             yield loaded
+
+    def mark(self) -> None:
+        """Remember the state for `back`."""
+        self.marked = (self.start, dict(self.states))
+
+    def back(self) -> None:
+        """The state is again that of the last `mark`: what was taken since counts as not taken."""
+        self.start, self.states = self.marked
+
+    def next_stream(self) -> int:
+        """The stream that the next batch comes from."""
+        return (self.start + self.rank) % self.plan.data.streams
 
     def counts(self) -> tuple[int, int]:
         """(samples read, samples that could not be used) by this rank's streams, resumed runs included."""

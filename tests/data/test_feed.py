@@ -53,6 +53,29 @@ def test_the_thread_ends_with_the_iterator():
     assert threading.active_count() == before
 
 
+def test_a_wait_can_be_given_up():
+    """What never comes is waited for by the thread alone, which is left behind."""
+    never = threading.Event()
+    waits: list[float] = []
+
+    def values() -> Iterator[int]:
+        yield 1
+        never.wait()
+        yield 2
+
+    def watch(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            raise TimeoutError("enough")
+
+    ahead = read_ahead(values(), 1, watch)
+    assert next(ahead) == 1
+    with pytest.raises(TimeoutError, match="enough"):
+        next(ahead)
+    assert waits == sorted(waits)
+    never.set()
+
+
 def test_on_a_cpu_flat_values_are_unpacked_and_others_pass():
     tensor = torch.arange(5)
     first, second = feed(iter([Flat.pack({"x": tensor}), "plain"]), torch.device("cpu"))

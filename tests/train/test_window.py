@@ -11,7 +11,16 @@ from packvit.common.ranks import Ranks
 from packvit.packing import BatchStats, ImageFacts, PackedBatch
 from packvit.train.step.interface import StepResult
 from packvit.train.watch.peak import Peaks
-from packvit.train.watch.window import BOUNDS, Came, Coming, Means, Window, resolution_groups, resolution_name
+from packvit.train.watch.window import (
+    BOUNDS,
+    Came,
+    Coming,
+    Means,
+    Taken,
+    Window,
+    resolution_groups,
+    resolution_name,
+)
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -28,8 +37,8 @@ def facts_of(images: list[tuple[int, int, float]]) -> list[ImageFacts]:
 
 def test_a_window_gives_means_over_images_and_slots():
     window = Window()
-    window.add_batch(batch_stats(3, 30), 1e9, 0.0)
-    window.add_batch(batch_stats(1, 38), 1e9, 0.0)
+    window.add_batches(Taken(stats=batch_stats(3, 30), flops=1e9))
+    window.add_batches(Taken(stats=batch_stats(1, 38), flops=1e9))
     window.add_step(
         Came(1, facts_of([(8, 64, 0.5), (16, 60, 0.0), (8, 128, 0.1)]), np.array([1, 0.5, 1.5]), 3.0)
     )
@@ -53,7 +62,7 @@ def test_a_window_gives_means_over_images_and_slots():
 
 def test_a_step_that_was_left_out_has_no_loss():
     window = Window()
-    window.add_batch(batch_stats(1, 30), 1e9, 0.0)
+    window.add_batches(Taken(stats=batch_stats(1, 30), flops=1e9))
     window.add_step(Came(1, facts_of([(8, 64, 0.5)]), None, None))
     summary = window.summary(ALONE, Peaks(None, None))
     assert summary["loss"] is None

@@ -105,6 +105,7 @@ class Checkpointer:
         self.parts = parts
         self.pending: Pending | None = None
         self.resumed_from = ""  # see find_resume
+        self.saved = 0  # the step of the newest checkpoint
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.group: dist.ProcessGroup | None = None
         if config.async_checkpoints and ranks.world_size > 1:
@@ -120,6 +121,7 @@ class Checkpointer:
             OSError: there is no room for it, or it cannot be written; those before stay as they are.
         """
         self.wait()
+        self.saved = step
         partial = self.folder / f"partial-{step:08d}"
         whole, state = self.engine.whole(), self.engine.state_dict()
         self._check_room(sum(map(size_of, (whole.state_dict(), state))))

@@ -9,12 +9,16 @@ from typing import Any
 from packvit.common.display import Display
 from packvit.common.json_lines import JsonLines
 from packvit.common.ranks import Ranks
-from packvit.data import LoadedBatch
+from packvit.data import LoadedBatch, TrainLoader
 from packvit.packing import PackedBatch
 from packvit.train.config import Config
+from packvit.train.step.interface import StepResult
 from packvit.train.step.length import Counters
+from packvit.train.watch.checks import check_bad_share, check_finite
+from packvit.train.watch.peak import Peaks
 from packvit.train.watch.samples import draw_samples
 from packvit.train.watch.trackers import Trackers
+from packvit.train.watch.window import Coming, Taken, Window
 
 
 class RunLog:
@@ -38,6 +42,54 @@ class RunLog:
         self._metrics = JsonLines(folder / "metrics.jsonl", step, ranks.is_main)
         self._skipped = JsonLines(folder / "skipped.jsonl", step, ranks.is_main)
         self._audit = JsonLines(folder / "audit.jsonl", step, ranks.is_main and config.data.audit)
+        self.peaks = Peaks(None, None)
+        # Since the last line of metrics.jsonl:
+        self._window, self._skipped_lines, self._lr = Window(), list[dict](), 0.0
+        self._coming: Coming | None = None
+        self._nonfinite = 0  # steps in a row
+
+    def add_step(self, taken: Taken, result: StepResult, lr: float) -> None:
+        """Count a step; what came of the one before it is read now, while the device computes this one.
+
+        Args:
+            lr: AdamW's.
+
+        Raises:
+            ValueError: too many steps in a row had a gradient that is not finite.
+        """
+        self._lr = lr
+        self._window.add_batches(taken)
+        self._skipped_lines += [line for loaded in taken.batches for line in loaded.skipped]
+        if self.config.data.audit:
+            self._write_audit(taken.batches)
+        facts = [loaded.facts for loaded in taken.batches]
+        self._read()
+        self._coming = Coming(self.counters.step, facts, result)
+
+    def _read(self) -> None:
+        """Count what came of the newest step."""
+        if self._coming is None:
+            return
+        came, self._coming = self._coming.read(), None
+        self._window.add_step(came)
+        self._nonfinite = self._nonfinite + 1 if came.grad_norm is None else 0
+        self.counters.nonfinite_steps += came.grad_norm is None
+        check_finite(self._nonfinite, came.step, self.config)
+
+    def end_window(self, loader: TrainLoader) -> None:
+        """Write a line of metrics.jsonl on the steps since the last one, if there are any.
+
+        Raises:
+            ValueError: too many samples are bad, or too many steps in a row had no finite gradient.
+        """
+        self._read()
+        if self._window.batches.sequences == 0:
+            return
+        self.skip()
+        line = {"lr": self._lr, "shrunk": int(*self.ranks.sum([loader.shrunk()]))}
+        self.write(self._window.summary(self.ranks, self.peaks) | line)
+        self._window = Window()
+        check_bad_share(loader, self.ranks, self.config)
 
     def picture(self, batch: PackedBatch) -> None:
         """Draw the run's first sequences."""
@@ -48,15 +100,16 @@ class RunLog:
 
     def lose(self, skipped: Sequence[dict]) -> None:
         """Write down samples that this rank could not use, when the run ends with them."""
-        for line in skipped:
+        for line in (*self._skipped_lines, *skipped):
             self._skipped.write({"step": self.counters.step} | line)
 
-    def skip(self, skipped: Sequence[dict]) -> None:
+    def skip(self) -> None:
         """Write down samples that any rank could not use since the last call."""
-        for line in (line for part in self.ranks.gather(list(skipped)) for line in part):
+        for line in (line for part in self.ranks.gather(self._skipped_lines) for line in part):
             self._skipped.write({"step": self.counters.step} | line)
+        self._skipped_lines = []
 
-    def audit(self, batches: Sequence[LoadedBatch]) -> None:
+    def _write_audit(self, batches: Sequence[LoadedBatch]) -> None:
         """Write down the keys of a step's images, in the order of the run's batches."""
         shares = self.ranks.gather([loaded.batch.keys for loaded in batches])
         # Rank r's a-th batch is number a * ranks + r of the step.

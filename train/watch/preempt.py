@@ -1,28 +1,52 @@
-"""SIGTERM, which clusters send before they take a machine away, asks a run to save and end."""
+"""Signals that ask a run to save and end: SIGTERM, which schedulers send before they take a machine away,
+SIGUSR1, with which Slurm warns of that, and SIGINT, which is Ctrl-C."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# Seconds in which signals count as one: a terminal sends Ctrl-C to torchrun and to the ranks, and torchrun
+# hands it on.
+ECHO = 1.0
+
 
 @dataclass
 class Preemption:
-    """Whether this process was asked to end."""
+    """Whether this process was asked to end.
+
+    Args:
+        asked: whether a signal has come.
+        by: the first that has.
+        at: when, of time.monotonic.
+    """
 
     asked: bool = False
+    by: signal.Signals | None = None
+    at: float = 0.0
+
+    def ask(self, number: int, *_: object) -> None:
+        """Handle a signal.
+
+        Raises:
+            KeyboardInterrupt: it is a second Ctrl-C, which does not wait for the run to save.
+        """
+        now = time.monotonic()
+        if self.by is None:
+            self.asked, self.by, self.at = True, signal.Signals(number), now
+        elif number == signal.SIGINT and now - self.at > ECHO:
+            raise KeyboardInterrupt
 
 
 @contextmanager
-def catch_sigterm() -> Iterator[Preemption]:
-    """Within it SIGTERM only sets `asked`; the loop looks at it after every step."""
+def catch_signals() -> Iterator[Preemption]:
+    """Within it the signals only set `asked`; the loop looks at it after every step."""
     preemption = Preemption()
-
-    def ask(*_: object) -> None:
-        preemption.asked = True
-
-    before = signal.signal(signal.SIGTERM, ask)
+    before = {number: signal.signal(number, preemption.ask) for number in ASKING}
     try:
         yield preemption
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from packvit.common.ranks import Ranks
+from packvit.data import LoadedBatch
 from packvit.packing import BatchStats, ImageFacts
 from packvit.train.step.interface import StepResult
 from packvit.train.watch.peak import Peaks
@@ -34,6 +35,29 @@ def resolution_name(group: int) -> str:
     """Of a group of resolutions, in pixels: its bounds, as "144-208"."""
     low = BOUNDS[group - 1] if group else 0
     return f"{low}-{BOUNDS[group]}" if group < len(BOUNDS) else f"{low}-"
+
+
+@dataclass
+class Taken:
+    """What a rank takes for one step.
+
+    Args:
+        batches: in the run's order.
+        stats: of all of them.
+        flops: of training on them.
+        wait: seconds spent waiting for them.
+        stuck: the run was asked to end while it waited for the next one.
+    """
+
+    batches: list[LoadedBatch] = field(default_factory=list)
+    stats: BatchStats = field(default_factory=BatchStats)
+    flops: float = 0.0
+    wait: float = 0.0
+    stuck: bool = False
+
+    def counts(self) -> tuple[int, int, float]:
+        """Images, tokens and FLOPs."""
+        return self.stats.images, self.stats.tokens, self.flops
 
 
 class Came(NamedTuple):
@@ -122,11 +146,11 @@ class Window:
     drop_rate_by_resolution: Means = field(default_factory=Means)
     start: float = field(default_factory=time.perf_counter)
 
-    def add_batch(self, stats: BatchStats, flops: float, wait: float) -> None:
-        """Count a batch: its stats, the FLOPs of training on it and the seconds spent waiting for it."""
-        self.batches += stats
-        self.flops += flops
-        self.wait += wait
+    def add_batches(self, taken: Taken) -> None:
+        """Count the batches of a step."""
+        self.batches += taken.stats
+        self.flops += taken.flops
+        self.wait += taken.wait
 
     def add_step(self, came: Came) -> None:
         """Count the images of a step."""
