@@ -129,7 +129,7 @@ def train(
     config, ranks, counters = training.config, training.ranks, training.counters
     loader, engine, checkpointer = training.loader, training.engine, training.checkpointer
     length, options, began = training.length, config.train, counters.step
-    log = RunLog(config, ranks, counters, display, trackers)
+    log = RunLog(config, ranks, counters, loader, display, trackers)
     profiler = None
     if options.profile and ranks.is_main:
         profiler = Profiler(config, ranks.device, counters.step, display)
@@ -164,14 +164,16 @@ def train(
 
         # ---- Step ---------------------------------------------------------------------------------------
         factor = lr_factor(before, training.done(), length.total, config.optim)
-        result = train_step(engine, training.task, step, counters.step - 1, factor)
+        result = None
+        if images:  # without any, momentum and decay would move the weights all the same
+            result = train_step(engine, training.task, step, counters.step - 1, factor)
         log.add_step(taken, result, config.optim.lr * factor)
 
         # ---- Log and save -------------------------------------------------------------------------------
         save = counters.step % options.checkpoint_every == 0
         # A window ends with a checkpoint, because what it sums up would be missing after a resume.
         if counters.step % options.log_every == 0 or save:
-            log.end_window(loader)
+            log.end_window()
         if save:
             training.save()
         if checkpointer.pending is not None:
@@ -179,7 +181,7 @@ def train(
         if profiler is not None:
             profiler.step()
     if counters.step > began:
-        log.end_window(loader)
+        log.end_window()
         training.save()
     display.stop()
     if profiler is not None:

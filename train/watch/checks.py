@@ -1,6 +1,7 @@
 """Checks that stop a run in one sentence, before it does harm or wastes more time."""
 
 import math
+from collections import deque
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from packvit.common.ranks import Ranks
 from packvit.data import TrainLoader
 from packvit.train.config import Config, changed_fields, must_stay, plain_config, resume_rules
 from packvit.train.step.step import Engine
+
+RECENT = 10_000  # samples
 
 
 class SameRun:
@@ -56,20 +59,37 @@ def check_finite(nonfinite: int, step: int, config: Config) -> None:
         )
 
 
-def check_bad_share(loader: TrainLoader, ranks: Ranks, config: Config) -> None:
-    """Stop a run that loses data.
+class BadShare:
+    """Stops a run that loses data: the share of bad samples among the newest, whatever came before them."""
 
-    Raises:
-        ValueError: more samples are bad than `data.max_bad_fraction` allows.
-    """
-    seen, bad = ranks.sum(loader.counts())
-    share = config.data.max_bad_fraction
-    # A few bad samples at the start say little about the share: what counts is beyond three deviations.
-    if bad > share * seen + 3 * math.sqrt(share * (1 - share) * seen):
-        raise ValueError(
-            f"{bad:.0f} of {seen:.0f} samples could not be used, more than data.max_bad_fraction="
-            f"{config.data.max_bad_fraction} allows: {config.run_dir / 'skipped.jsonl'} names them"
-        )
+    def __init__(self, config: Config, ranks: Ranks, loader: TrainLoader) -> None:
+        self.config, self.ranks, self.loader = config, ranks, loader
+        self.past = deque([self._counts()])  # at the start and at earlier checks
+
+    def _counts(self) -> tuple[float, float]:
+        """Samples that all ranks have read so far, and bad ones."""
+        seen, bad = self.ranks.sum(self.loader.counts())
+        return seen, bad
+
+    def check(self) -> None:
+        """Look at the last RECENT samples of all ranks, or those since the run started or was resumed.
+
+        Raises:
+            ValueError: more of them are bad than `data.max_bad_fraction` allows.
+        """
+        counts = self._counts()
+        while len(self.past) > 1 and counts[0] - self.past[1][0] >= RECENT:
+            self.past.popleft()
+        seen, bad = (now - then for now, then in zip(counts, self.past[0], strict=True))
+        self.past.append(counts)
+        share = self.config.data.max_bad_fraction
+        # A few bad samples say little about the share: what counts is beyond three deviations.
+        if bad > share * seen + 3 * math.sqrt(share * (1 - share) * seen):
+            raise ValueError(
+                f"{bad:.0f} of the last {seen:.0f} samples could not be used, more than "
+                f"data.max_bad_fraction={share} allows: {self.config.run_dir / 'skipped.jsonl'} names them; "
+                "the last checkpoint is good"
+            )
 
 
 def check_weights(engine: Engine, step: int) -> None:

@@ -14,7 +14,7 @@ from packvit.packing import PackedBatch
 from packvit.train.config import Config
 from packvit.train.step.interface import StepResult
 from packvit.train.step.length import Counters
-from packvit.train.watch.checks import check_bad_share, check_finite
+from packvit.train.watch.checks import BadShare, check_finite
 from packvit.train.watch.peak import Peaks
 from packvit.train.watch.samples import draw_samples
 from packvit.train.watch.trackers import Trackers
@@ -25,6 +25,7 @@ class RunLog:
     """The log of a run from the step of `counters` on; every rank calls every method alike.
 
     Args:
+        loader: of the run, in the state that it starts with.
         trackers: started here, by the main rank.
 
     Raises:
@@ -32,9 +33,15 @@ class RunLog:
     """
 
     def __init__(
-        self, config: Config, ranks: Ranks, counters: Counters, display: Display, trackers: Trackers
+        self,
+        config: Config,
+        ranks: Ranks,
+        counters: Counters,
+        loader: TrainLoader,
+        display: Display,
+        trackers: Trackers,
     ) -> None:
-        self.config, self.ranks, self.counters = config, ranks, counters
+        self.config, self.ranks, self.counters, self.loader = config, ranks, counters, loader
         self.display, self.trackers = display, trackers
         if ranks.is_main:
             trackers.start(config, counters.step)
@@ -47,11 +54,13 @@ class RunLog:
         self._window, self._skipped_lines, self._lr = Window(), list[dict](), 0.0
         self._coming: Coming | None = None
         self._nonfinite = 0  # steps in a row
+        self._bad_share = BadShare(config, ranks, loader)
 
-    def add_step(self, taken: Taken, result: StepResult, lr: float) -> None:
+    def add_step(self, taken: Taken, result: StepResult | None, lr: float) -> None:
         """Count a step; what came of the one before it is read now, while the device computes this one.
 
         Args:
+            result: None where no rank had an image.
             lr: AdamW's.
 
         Raises:
@@ -64,7 +73,8 @@ class RunLog:
             self._write_audit(taken.batches)
         facts = [loaded.facts for loaded in taken.batches]
         self._read()
-        self._coming = Coming(self.counters.step, facts, result)
+        if result is not None:
+            self._coming = Coming(self.counters.step, facts, result)
 
     def _read(self) -> None:
         """Count what came of the newest step."""
@@ -76,7 +86,7 @@ class RunLog:
         self.counters.nonfinite_steps += came.grad_norm is None
         check_finite(self._nonfinite, came.step, self.config)
 
-    def end_window(self, loader: TrainLoader) -> None:
+    def end_window(self) -> None:
         """Write a line of metrics.jsonl on the steps since the last one, if there are any.
 
         Raises:
@@ -86,10 +96,10 @@ class RunLog:
         if self._window.batches.sequences == 0:
             return
         self.skip()
-        line = {"lr": self._lr, "shrunk": int(*self.ranks.sum([loader.shrunk()]))}
+        line = {"lr": self._lr, "shrunk": int(*self.ranks.sum([self.loader.shrunk()]))}
         self.write(self._window.summary(self.ranks, self.peaks) | line)
         self._window = Window()
-        check_bad_share(loader, self.ranks, self.config)
+        self._bad_share.check()
 
     def picture(self, batch: PackedBatch) -> None:
         """Draw the run's first sequences."""
