@@ -34,7 +34,7 @@ def test_bad_samples_count_against_the_newest_ones():
     bad = [(479_000 + n, n) for n in range(500, 5000, 500)]
     # Of the last 10,000 or so, 5 % may be bad, and a little more by chance.
     assert checked(good + bad) == len(good)
-    assert "1000 of the last 11000 samples could not be used" in said[-1]
+    assert "1000 of the last 10000 samples could not be used" in said[-1]
     assert "max_bad_fraction=0.05" in said[-1]
     assert checked(good + [(479_000 + n, n // 25) for n in range(0, 100_000, 1000)]) == len(good) + 99
 
