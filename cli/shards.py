@@ -11,7 +11,7 @@ from rich.console import Console
 from packvit.common.display import Bar
 from packvit.data import ClassTarget, FetchConfig, check_shards, write_digits, write_images
 from packvit.data.make.digits import CLUTTER
-from packvit.data.make.write import WriteConfig
+from packvit.data.make.images import WriteConfig
 
 Folder = Annotated[Path, tyro.conf.Positional]
 

@@ -4,8 +4,9 @@ from packvit.data.config import DataConfig
 from packvit.data.images import pack_images
 from packvit.data.make.check import check_shards
 from packvit.data.make.digits import write_digits
+from packvit.data.make.images import WriteConfig, write_images
 from packvit.data.make.teach import write_with_logits
-from packvit.data.make.write import WriteConfig, write_images, write_shards
+from packvit.data.make.write import write_shards
 from packvit.data.samples.augment import AugmentConfig
 from packvit.data.samples.mix import MixConfig, pixel_box
 from packvit.data.samples.sample import Mix, Mixing

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path, PurePath
 from random import Random
+from stat import S_ISREG
 from typing import Any
 
 from packvit.common.optional import need
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+LARGEST_FILE = 2**30  # bytes; more than any image has that would be decoded
+MOST_CLASSES = 10_000_000  # each has a name in classes.json and an output of the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +25,13 @@ class FoundImage:
         name: where it comes from; the sample's key is made of it.
         label: class index.
         load: gives the encoded file; may raise OSError or ValueError.
+        stamp: size and time of the file it is read from, by which a change is noticed; empty if it is gone.
     """
 
     name: PurePath
     label: int
     load: Callable[[], bytes]
+    stamp: tuple[int, ...]
 
 
 @dataclass
@@ -87,7 +92,9 @@ def find_in_folders(folder: Path) -> FoundImages:
         images = [path for path in files if path.suffix.lower() in SUFFIXES]
         found.left_out += [str(path) for path in files if path.suffix.lower() not in SUFFIXES]
         found.empty += [] if images else [class_folder.name]
-        found.images += [FoundImage(path.relative_to(folder), label, path.read_bytes) for path in images]
+        for path in images:
+            name = path.relative_to(folder)
+            found.images.append(FoundImage(name, label, partial(read_image, path), stamp_of(path)))
     if not found.images:
         raise ValueError(f"{folder} has no images ({', '.join(sorted(SUFFIXES))}) in its class folders")
     return found
@@ -115,7 +122,8 @@ def find_in_csv(file: Path, label_column: str = "label") -> FoundImages:
     found.left_out = [f"{file}, line {line}: no path or no {label_column}" for line in missing]
     for path, label in good:
         name = path.relative_to(path.anchor)
-        found.images.append(FoundImage(name, index[label], (file.parent / path).read_bytes))
+        place = file.parent / path
+        found.images.append(FoundImage(name, index[label], partial(read_image, place), stamp_of(place)))
     return found
 
 
@@ -155,13 +163,14 @@ def find_in_parquet(files: Sequence[Path], seed: int, image_column: str, label_c
     else:
         classes, index = number_classes((item[3] for item in good), files[0])
     found = FoundImages(classes, random_access=False)
+    stamps = {file: stamp_of(file) for file in files}
     for file, group, row, label in labels:
         name = PurePath(file.stem) / f"{group:04d}-{row:06d}"
         if label not in index:
             found.left_out.append(f"{file}, row {row} of group {group}: its label is {label}")
             continue
         load = partial(_read_row, file, group, row, image_column)
-        found.images.append(FoundImage(name, index[label], load))
+        found.images.append(FoundImage(name, index[label], load, stamps[file]))
     if not found.images:
         raise ValueError(f"{files[0]} has no row with a {label_column}")
     return found
@@ -192,19 +201,48 @@ def number_classes(labels: Iterable[Any], file: Path) -> tuple[list[str], dict[A
     """Names by index, and {label: index}: whole numbers stay what they are, names are sorted.
 
     Raises:
-        ValueError: a number is negative; names the `file` that the labels are from.
+        ValueError: a number is negative or too large; names the `file` that the labels are from.
     """
     distinct = set(labels)
     try:
         numbers = {label: int(label) for label in distinct}
         if any(isinstance(label, float) and label != number for label, number in numbers.items()):
             raise ValueError("a fraction is a name")
-    except ValueError:
+    except (ValueError, OverflowError):
         ordered = sorted(distinct, key=str)
         return [str(label) for label in ordered], {label: i for i, label in enumerate(ordered)}
     if min(numbers.values()) < 0:
         raise ValueError(f"{file}: label {min(numbers.values())} is negative")
+    if max(numbers.values()) >= MOST_CLASSES:
+        raise ValueError(
+            f"{file}: label {max(numbers.values())} would be one of as many classes, more than "
+            f"{MOST_CLASSES}: number the classes from 0, or give them names"
+        )
     return [str(i) for i in range(max(numbers.values()) + 1)], numbers
+
+
+def stamp_of(path: Path) -> tuple[int, ...]:
+    """Size and time of change of a file; empty if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_size, status.st_mtime_ns
+
+
+def read_image(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        OSError: it is gone, or cannot be read.
+        ValueError: it is no regular file, such as a device, which has no end, or too large for an image.
+    """
+    status = path.stat()
+    if not S_ISREG(status.st_mode):
+        raise ValueError("it is no regular file")
+    if status.st_size > LARGEST_FILE:
+        raise ValueError(f"its {status.st_size} bytes are more than {LARGEST_FILE}")
+    return path.read_bytes()
 
 
 @lru_cache(maxsize=2)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 from PIL import Image
 
 from packvit.data import Shard, check_shards, expand_shards, write_images, write_shards
-from packvit.data.make import write as write_module
+from packvit.data.make import images as images_module
+from packvit.data.make.images import KeyMaker, WriteConfig
+from packvit.data.make.manifest import list_shards, read_manifest
 from packvit.data.make.sources import number_classes
-from packvit.data.make.write import KeyMaker, Sample, WriteConfig
+from packvit.data.make.write import Sample
 from packvit.data.samples import decode as decode_module
 from packvit.data.samples.decode import read_native_size
 
@@ -45,7 +48,8 @@ def test_shards_hold_the_samples_in_order(tmp_path):
     written = samples(7)
     paths = write_shards(iter(written), tmp_path / "new" / "set", shard_size=3)
     assert [path.name for path in paths] == [f"shard-{i:06d}.tar" for i in range(3)]
-    assert sorted(paths) == sorted((tmp_path / "new" / "set").iterdir())
+    written_files = {path.name for path in (tmp_path / "new" / "set").iterdir()}
+    assert written_files == {*(path.name for path in paths), "manifest.json"}
     assert [len(Shard.open(path)) for path in paths] == [3, 3, 1]
     found = read_all(tmp_path / "new" / "set")
     assert list(found) == [sample.key for sample in written]
@@ -245,9 +249,28 @@ def test_a_csv_of_paths_and_labels_becomes_shards(photos, tmp_path):
     (photos / "bad.csv").write_text("path,label\na.jpg,-1\n")
     with pytest.raises(ValueError, match=r"bad\.csv: label -1 is negative"):
         write_images(photos / "bad.csv", tmp_path / "bad")
+    (photos / "bad.csv").write_text("path,label\na.jpg,1000000000\n")
+    with pytest.raises(ValueError, match=r"bad\.csv: label 1000000000 would be one of as many classes"):
+        write_images(photos / "bad.csv", tmp_path / "bad")
     (photos / "bad.parquet").write_text("path")
     with pytest.raises(ValueError, match=r"bad\.parquet is no Parquet file"):
         write_images(photos / "bad.parquet", tmp_path / "bad")
+
+
+def test_what_is_no_file_is_not_read(photos, tmp_path, monkeypatch):
+    """A device has no end, and a pipe no writer."""
+    os.mkfifo(photos / "pipe.jpg")
+    (photos / "sparse.jpg").touch()
+    os.truncate(photos / "sparse.jpg", 2**30 + 1)
+    rows = ["path,label", "cats/deep/0.jpg,0", "/dev/zero,0", "pipe.jpg,0", "sparse.jpg,0"]
+    (photos / "list.csv").write_text("\n".join(rows))
+    report = write_images(photos / "list.csv", tmp_path / "out")
+    assert report.images == {tmp_path / "out": 1}
+    assert sorted(report.broken) == [
+        "dev/zero: it is no regular file",
+        "pipe.jpg: it is no regular file",
+        "sparse.jpg: its 1073741825 bytes are more than 1073741824",
+    ]
 
 
 def test_labels_that_are_no_whole_numbers_are_names():
@@ -292,9 +315,6 @@ def test_writing_goes_on_after_a_kill(moment, photos, tmp_path, monkeypatch):
     write_images(photos, tmp_path / "whole", WriteConfig(shard_size=5))
     decoded = []
 
-    class Killed(BaseException):
-        pass
-
     def counted(data: bytes) -> str:
         decoded.append(data)
         if moment == "while a shard is written" and len(decoded) == 8:
@@ -306,9 +326,9 @@ def test_writing_goes_on_after_a_kill(moment, photos, tmp_path, monkeypatch):
             raise Killed
         return rename(self, target)
 
-    real, rename = write_module.extension_of, Path.rename
+    real, rename = images_module.extension_of, Path.rename
     with monkeypatch.context() as patch:
-        patch.setattr(write_module, "extension_of", counted)
+        patch.setattr(images_module, "extension_of", counted)
         if moment == "while shards get their names":
             patch.setattr(Path, "rename", killed_rename)
         with pytest.raises(Killed):
@@ -321,7 +341,112 @@ def test_writing_goes_on_after_a_kill(moment, photos, tmp_path, monkeypatch):
     assert report.images == {tmp_path / "out": 12}
     whole = sorted((tmp_path / "whole").iterdir())
     assert [path.name for path in whole] == sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert len(whole) == 3 + 3  # shards, manifest, classes and the lock
     assert all(path.read_bytes() == (tmp_path / "out" / path.name).read_bytes() for path in whole)
+
+
+class Killed(BaseException):
+    """Ends a command where it is, as a kill does."""
+
+
+def kill_after(images: int, photos: Path, out: Path, monkeypatch) -> None:
+    """Pack `photos`, five to a shard, and end after so many of them."""
+    decoded, real = [], images_module.extension_of
+
+    def counted(data: bytes) -> str:
+        if len(decoded) == images:
+            raise Killed
+        decoded.append(data)
+        return real(data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(images_module, "extension_of", counted)
+        with pytest.raises(Killed):
+            write_images(photos, out, WriteConfig(shard_size=5))
+
+
+def move(photos: Path) -> None:
+    (photos / "ants/deep/0.jpg").rename(photos / "cats/deep/zz.jpg")
+
+
+def change(photos: Path) -> None:
+    (photos / "ants/deep/0.jpg").write_bytes(image("jpeg", 99))
+
+
+def replace_one_by_another(photos: Path) -> None:
+    (photos / "ants/deep/0.jpg").unlink()
+    (photos / "ants/deep/1.jpg").write_bytes(image("jpeg", 99))
+
+
+@pytest.mark.parametrize("happens", [move, change, replace_one_by_another])
+def test_nothing_is_lost_or_twice_if_images_change_between_a_kill_and_going_on(
+    happens, photos, tmp_path, monkeypatch
+):
+    kill_after(8, photos, tmp_path / "out", monkeypatch)
+    happens(photos)
+    report = write_images(photos, tmp_path / "out", WriteConfig(shard_size=5))
+    assert report.images == {tmp_path / "out": 12}
+    stored = sorted(data for data, _ in read_all(tmp_path / "out").values())
+    assert stored == sorted(path.read_bytes() for path in photos.glob("[!.]*/deep/*"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_shard_that_a_killed_command_left_is_checked(damage, photos, tmp_path, monkeypatch):
+    """As one is that had not reached the disk when the machine lost its power."""
+    kill_after(8, photos, tmp_path / "out", monkeypatch)
+    left = tmp_path / "out/.shard-000000.tar.whole"
+    data = left.read_bytes()
+    left.write_bytes(data[:-1024] if damage == "cut" else data[:600] + bytes([data[600] ^ 1]) + data[601:])
+    write_images(photos, tmp_path / "out", WriteConfig(shard_size=5))
+    write_images(photos, tmp_path / "whole", WriteConfig(shard_size=5))
+    assert read_all(tmp_path / "out") == read_all(tmp_path / "whole")
+
+
+def test_what_a_killed_command_left_of_other_images_goes(photos, tmp_path, monkeypatch):
+    kill_after(8, photos, tmp_path / "out", monkeypatch)
+    for number in range(3):
+        (photos / f"cats/deep/{number}.jpg").unlink(missing_ok=True)
+    write_images(photos, tmp_path / "out", WriteConfig(shard_size=100))
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {".lock", "classes.json", "manifest.json", "shard-000000.tar"}
+
+
+def test_two_commands_never_write_to_one_folder(photos, tmp_path):
+    def second(done: int, total: int) -> None:
+        with pytest.raises(ValueError, match="another command is writing to"):
+            write_images(photos, tmp_path / "out")
+
+    assert write_images(photos, tmp_path / "out", progress=second).images == {tmp_path / "out": 12}
+
+
+# ---- manifest.json ----
+
+
+def test_the_manifest_says_what_every_shard_holds(photos, tmp_path):
+    (photos / "ants" / "broken.jpg").write_bytes(b"")
+    write_images(photos, tmp_path / "a", WriteConfig(shard_size=5, val_fraction=0.3))
+    write_shards(samples(7), tmp_path / "b", shard_size=3)
+    write_shards(samples(2), tmp_path / "b", prefix="other")
+    for folder in (tmp_path / "a/train", tmp_path / "a/val", tmp_path / "b"):
+        shards = [Path(path) for path in expand_shards(str(folder))]
+        assert json.loads((folder / "manifest.json").read_text()) == {
+            "shards": {
+                path.name: {"samples": len(Shard.open(path)), "bytes": path.stat().st_size} for path in shards
+            }
+        }
+
+
+def test_a_manifest_forgets_shards_that_are_gone_and_names_its_damage(tmp_path):
+    for number, path in enumerate(write_shards(samples(2), tmp_path, shard_size=1)):
+        if number == 0:
+            path.unlink()
+    list_shards(tmp_path, {"new.tar": (3, 4)})
+    assert read_manifest(tmp_path).keys() == {"shard-000001.tar", "new.tar"}
+    assert read_manifest(tmp_path / "none") == {}
+    for text in ("{", "[]", '{"shards": {"a.tar": 1}}'):
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+            read_manifest(tmp_path)
 
 
 def test_keys_are_readable_unique_and_short():

@@ -1,0 +1,60 @@
+"""Files that appear whole or not at all, and folders that can be written to."""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+BLOCK = 1 << 22  # bytes
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file under another name, bring it to the disk and rename it."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, have reached the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_writable(folder: Path, flag: str = "--out") -> None:
+    """Refuse a folder that nothing can be written to, before hours of work; makes nothing.
+
+    Args:
+        folder: it, or the folders above it that exist.
+        flag: that named it.
+
+    Raises:
+        ValueError: names the folder and the reason.
+    """
+    try:
+        # The first one above it that is there: it would be made in there.
+        place = folder.absolute()
+        while not os.path.lexists(place):
+            place = place.parent
+        if not place.is_dir():
+            raise ValueError(f"{flag} {folder} cannot be written to: {place} is not a folder")
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise ValueError(f"{flag} {folder} cannot be written to ({error.strerror})") from error
