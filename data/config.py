@@ -7,7 +7,7 @@ from packvit.data.samples.mix import MixConfig
 from packvit.data.samples.targets import ClassTarget, Target, TextTarget
 from packvit.data.shards.fetch import FetchConfig
 
-FREE = {"resume": "free"}  # see packvit.train.config
+FREE, FIXED = {"resume": "free"}, {"resume": "fixed"}  # see packvit.train.config
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class DataConfig:
         weights: share of the samples for each entry of `shards`, in any unit; empty takes all shards as one
             source. Every source has epochs of its own.
         workers: processes of each rank that read and decode; 0 does it in the trainer.
-        streams: logical streams; a multiple of the number of ranks. Part of the run's identity.
+        streams: logical streams; a multiple of the number of ranks.
         shuffle_shards: units (see reader) whose samples are shuffled together.
         audit: the run writes the keys of every step's images to audit.jsonl.
         fetch: how remote and gzipped shards are fetched, for training and validation.
@@ -34,10 +34,10 @@ class DataConfig:
 
     shards: tuple[str, ...] = ()
     val_shards: tuple[str, ...] = field(default=(), metadata=FREE)
-    weights: tuple[float, ...] = ()
+    weights: tuple[float, ...] = field(default=(), metadata={"resume": "count"})
     workers: int = field(default=2, metadata=FREE)
-    streams: int = 64
-    shuffle_shards: int = 4
+    streams: int = field(default=64, metadata=FIXED)
+    shuffle_shards: int = field(default=4, metadata=FIXED)
     audit: bool = field(default=False, metadata=FREE)
     fetch: FetchConfig = field(default_factory=FetchConfig, metadata=FREE)
     max_bad_fraction: float = 0.05

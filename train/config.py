@@ -1,12 +1,19 @@
 """The configuration of a run: composes what each room owns, reads and writes it as YAML.
 
-What may change when a run resumes is metadata of the fields, where they are defined, of a whole section or of
-one field: `free` changes nothing of what a run computes, `fixed` must stay, a `switch` must stay 0 or other
-than 0, a `count` must keep its number of values, because the checkpoint has tensors for them. Any other field
-may change; the change is reported.
+What may change when a run resumes is metadata of the fields, where they are defined, of a whole section, or
+of a section for some of its fields by name:
+
+- `free`: changes nothing of what a run computes;
+- from here on, where there is no metadata: the change counts from the checkpoint, and is reported;
+- `fixed`: refused. What stands in the checkpoint would mean something else, such as its tensors, or the
+  samples that wait in it to be packed;
+- refused in part: a `switch` must stay 0 or other than 0 and a `count` must keep its number of values,
+  because the checkpoint has tensors or places of reading for them; a `scaled` precision may not become fp16,
+  whose loss scale the checkpoint lacks.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -84,11 +91,16 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=FREE)
     threads: int = 0
     data: DataConfig = field(default_factory=DataConfig)
-    views: ViewsConfig = field(default_factory=ViewsConfig)
-    packing: PackingConfig = field(default_factory=PackingConfig)
+    # Samples that wait to be packed get their views again when a run resumes: the same ones, or they would
+    # not fit where they were.
+    views: ViewsConfig = field(default_factory=ViewsConfig, metadata=FIXED)
+    packing: PackingConfig = field(
+        default_factory=PackingConfig,
+        metadata={"resume": dict.fromkeys(("seq_len", "algorithm", "oversize"), "fixed")},
+    )
     model: ViTConfig = field(default_factory=ViTConfig, metadata=FIXED)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: TrainConfig = field(default_factory=TrainConfig, metadata={"resume": {"precision": "scaled"}})
     distill: DistillConfig = field(default_factory=DistillConfig)
     eval: EvalConfig = field(default_factory=EvalConfig, metadata=FREE)
 
@@ -130,11 +142,12 @@ def changed_fields(saved: dict, config: Config) -> dict[str, tuple]:
     return {name: pair for name, pair in changed.items() if rules.get(name) != "free"}
 
 
-def resume_rules(config: Any, prefix: str = "", rule: str = "") -> dict[str, str]:
+def resume_rules(config: Any, prefix: str = "", rule: str | Mapping[str, str] = "") -> dict[str, str]:
     """{"section.field": rule} of all fields; see the head of this file."""
     rules = {}
     for f in fields(config):
-        value, own = getattr(config, f.name), f.metadata.get("resume", rule)
+        above = rule if isinstance(rule, str) else rule.get(f.name, "")
+        value, own = getattr(config, f.name), f.metadata.get("resume", above)
         inner = resume_rules(value, f"{prefix}{f.name}.", own) if is_dataclass(value) else {}
         rules |= inner or {f"{prefix}{f.name}": own}
     return rules
@@ -144,6 +157,8 @@ def must_stay(rule: str, old: Any, new: Any) -> bool:
     """Whether a resumed run may not change a field of this rule from `old` to `new`."""
     if rule == "switch":
         return (old == 0) != (new == 0)
+    if rule == "scaled":
+        return new == "fp16"
     return len(old) != len(new) if rule == "count" else rule == "fixed"
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from packvit.common.display import Display
-from packvit.common.ranks import Ranks
+from packvit.common.ranks import Ranks, find_ranks
 from packvit.data import TrainLoader
 from packvit.train.config import Config, changed_fields, must_stay, plain_config, resume_rules
 from packvit.train.step.step import Engine
@@ -17,15 +17,16 @@ RECENT = 10_000  # samples
 
 
 class SameRun:
-    """The part of a checkpoint that tells its run from others: its configuration."""
+    """The part of a checkpoint that tells its run from others: its configuration, and the number of ranks."""
 
     def __init__(self, config: Config, display: Display) -> None:
         self.config = config
         self.display = display
+        self.ranks = find_ranks(config.device).world_size
 
     def state_dict(self) -> dict[str, Any]:
-        """The configuration as plain values."""
-        return plain_config(self.config)
+        """The configuration as plain values, and the number of ranks."""
+        return plain_config(self.config) | {"ranks": self.ranks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Refuse to resume what would be another run; say what else has changed.
@@ -33,14 +34,34 @@ class SameRun:
         Raises:
             ValueError: a field that must stay has changed, such as the seed, the model or the optimizer.
         """
-        rules = resume_rules(self.config)
-        for name, (old, new) in changed_fields(state, self.config).items():
+        rules, changed = resume_rules(self.config), changed_fields(state, self.config)
+        for name, (old, new) in changed.items():
             if must_stay(rules[name], old, new):
                 raise ValueError(
                     f"the run in {self.config.run_dir} was saved with {name}={old}, not {new}: resume with "
-                    "the same, or take another run_dir"
+                    "the same, or take another run_dir, with --train.init for the weights of a checkpoint"
                 )
+        for name, (old, new) in changed.items():
             self.display.say(f"Changed since the checkpoint: {name} was {old}, is {new}")
+        if "ranks" in state:
+            self._compare_steps(state)
+
+    def _compare_steps(self, state: dict[str, Any]) -> None:
+        """Say how large a step is now, if not as large as before: the learning rate was chosen for that."""
+        packing, accumulate = self.config.packing, self.config.train.accumulate
+        old_ranks, old_accumulate = state["ranks"], state["train"]["accumulate"]
+        before = old_ranks * old_accumulate * state["packing"]["sequences"]
+        now = self.ranks * accumulate * packing.sequences
+        if before == now:
+            return
+        sequences = self.ranks * packing.sequences
+        keeps = max(1, round(before / sequences))
+        advice = "keeps it" if keeps * sequences == before else "comes nearest to it"
+        self.display.say(
+            f"A step was {before} sequences ({old_accumulate} batches of {old_ranks} ranks), now it is {now} "
+            f"({accumulate} of {self.ranks}), with {now / before:.0%} of the images: "
+            f"--train.accumulate {keeps} {advice}"
+        )
 
 
 def check_finite(nonfinite: int, step: int, config: Config) -> None:
