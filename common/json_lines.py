@@ -2,16 +2,19 @@
 
 import json
 import math
-import os
+import sys
 from pathlib import Path
 from typing import Any
+
+from packvit.common.files import write_whole
 
 
 class JsonLines:
     """A file of one JSON object a line, each with its `step`.
 
     Args:
-        path: made if missing.
+        path: made if missing; lines at its end that are damaged, as after a loss of power, are removed, and
+            it is said.
         step: lines of later steps are removed, because the run repeats those steps.
         write: False writes nothing; for all ranks but one.
     """
@@ -21,10 +24,11 @@ class JsonLines:
         self.enabled = write
         if not write:
             return
-        kept = [line for line in read_json_lines(path) if line["step"] <= step] if path.exists() else []
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(partial, path)
+        found, damaged = _read(path) if path.exists() else ([], 0)
+        if damaged:
+            print(f"{path}: its last {damaged} lines are damaged and were removed", file=sys.stderr)
+        kept = [line for line in found if line["step"] <= step]
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, line: dict) -> None:
         """Append one line."""
@@ -43,15 +47,31 @@ def finite(value: Any) -> Any:
 
 
 def read_json_lines(path: Path) -> list[dict]:
-    """All complete lines; a last line that a kill cut short is left out.
+    """All complete lines; a last line that a kill cut short, and damaged ones at the end, are left out.
 
     Raises:
-        ValueError: a line is not JSON; names the file and the line.
+        ValueError: a line that others follow is no JSON object; names the file and the line.
     """
-    found = []
-    for number, line in enumerate(path.read_text().split("\n")[:-1], 1):
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[list[dict], int]:
+    """See `read_json_lines`; also the number of damaged lines at the end.
+
+    A machine that loses its power leaves zeros where lines did not reach the disk, and what is written next
+    comes right behind them.
+    """
+    found: list[dict] = []
+    damaged: list[str] = []
+    for number, text in enumerate(path.read_text(errors="replace").split("\n")[:-1], 1):
         try:
-            found.append(json.loads(line))
+            line = json.loads(text.lstrip("\0"))
+            if not isinstance(line, dict):
+                raise ValueError("no JSON object")
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}, is damaged ({error})") from error
-    return found
+            damaged.append(f"{path}, line {number}, is damaged ({error})")
+            continue
+        if damaged:
+            raise ValueError(damaged[0])
+        found.append(line)
+    return found, len(damaged)

@@ -25,6 +25,28 @@ def test_a_damaged_line_is_named(tmp_path):
         JsonLines(path, 3)
 
 
+ZEROS = {
+    "a whole block": '{"step": 1}\n{"step": 2}\n' + "\0" * 4096,
+    "lines of zeros": '{"step": 1}\n{"step": 2}\n\0\0\0\n\0\0\n',
+    "half a line": '{"step": 1}\n{"step": 2}\n{"st\0\0\0\0\n',
+    "other rubbish": '{"step": 1}\n{"step": 2}\n5\n\udcff\udcfe\n',
+    "a line behind them": '{"step": 1}\n' + "\0" * 50 + '{"step": 2}\n',
+}
+
+
+@pytest.mark.parametrize("kind", ZEROS)
+def test_what_a_loss_of_power_leaves_at_the_end_does_not_stop_a_resume(kind, tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(ZEROS[kind], errors="surrogateescape")
+    assert read_json_lines(path) == [{"step": 1}, {"step": 2}]
+    JsonLines(path, 2).write({"step": 3})
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+    said = capsys.readouterr().err
+    removed = {"lines of zeros": 2, "half a line": 1, "other rubbish": 2}.get(kind)
+    expected = f"{path}: its last {removed} lines are damaged and were removed\n" if removed else ""
+    assert said == expected
+
+
 def test_other_ranks_write_nothing(tmp_path):
     JsonLines(tmp_path / "metrics.jsonl", 0, write=False).write({"step": 1})
     assert not (tmp_path / "metrics.jsonl").exists()
