@@ -20,6 +20,7 @@ from packvit.analyze.cost import CostConfig
 from packvit.analyze.page import describe, write_page
 from packvit.analyze.report import make_report, print_sizes, print_table, write_files
 from packvit.analyze.sizes import Sizes, read_sizes_file, shard_sizes
+from packvit.common.files import check_writable
 from packvit.common.jobs import Jobs
 from packvit.data import FetchConfig, expand_shards
 from packvit.packing import ViewsConfig
@@ -27,6 +28,7 @@ from packvit.packing.packers.config import PACKERS
 from packvit.train.recipes.find import find_recipe
 
 ENOUGH_VIEWS = 50_000
+MOST_WORKERS = 1024
 WIDTH = 120  # characters of the table where no terminal says its own
 
 
@@ -123,8 +125,9 @@ def check_values(options: Analyze) -> None:
         raise ValueError(f"limit={options.limit} must be at least 1")
     if options.workers < 0 or options.epochs < 0:
         raise ValueError(f"workers={options.workers} and epochs={options.epochs} must not be negative")
-    if options.out.exists() and not options.out.is_dir():
-        raise ValueError(f"--out {options.out} is a file, not a folder")
+    if options.workers > MOST_WORKERS:
+        raise ValueError(f"workers={options.workers} must be at most {MOST_WORKERS}")
+    check_writable(options.out)
     if not options.resolution:
         raise ValueError("resolution needs at least one value")
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from packvit.common.files import check_writable
 from packvit.models import export_model, load_model, save_model
 from packvit.models.position.embedding import PosResize
 from packvit.models.resample import Operator
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str]) -> None:
     written = target if is_file else target / "model.safetensors"
     if written.exists():
         raise ValueError(f"{written} exists already: remove it or choose another target")
+    check_writable(target.parent if is_file else target, "TARGET")
     values = {f.name: getattr(options.model, f.name) for f in fields(ModelFields)}
     model = load_model(options.source, **{name: v for name, v in values.items() if v is not None})
     if not is_file:

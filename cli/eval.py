@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import tyro
 
 from packvit.common.device import make_autocast
 from packvit.common.display import Display
+from packvit.common.files import check_writable
 from packvit.common.ranks import start_ranks, stop_ranks
 from packvit.data import ClassTarget, EvalSet, FetchConfig
-from packvit.evaluate import Accuracy, Evaluation, check_budgets, keep_old, write_results
+from packvit.evaluate import Accuracy, Evaluation, check_budgets, check_memory, write_results
 from packvit.models import load_model
 from packvit.packing import PackingConfig
 
@@ -54,6 +56,9 @@ def main(arguments: Sequence[str]) -> None:
     """Evaluate."""
     options = tyro.cli(Eval, prog="packvit eval", args=arguments)
     check_values(options)
+    checkpoint = options.checkpoint
+    folder = options.out or (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "eval"
+    check_writable(folder)
     packing = PackingConfig(seq_len=options.seq_len, sequences=options.sequences)
     model = load_model(options.checkpoint)
     classes = model.config.num_classes
@@ -67,14 +72,13 @@ def main(arguments: Sequence[str]) -> None:
         targets = {"label": ClassTarget(options.label_field, classes=classes)}
         images = EvalSet(options.shards, targets, options.fetch)
         check_budgets(model.config, options.resolutions, options.patch_sizes, ranks.device)
-        checkpoint = options.checkpoint
-        folder = options.out or (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "eval"
-        if ranks.is_main and (kept := keep_old(folder)):
-            display.say(f"Kept the results of before as {kept}")
+        for patch_size in options.patch_sizes:
+            check_memory(packing, [patch_size], torch.device("cpu"))
         autocast = make_autocast(options.precision, ranks.device)
         evaluation = Evaluation(images, (Accuracy,), packing, ranks, options.workers, autocast)
         model = model.to(ranks.device)
-        write_results(evaluation, model, options.resolutions, options.patch_sizes, folder, display)
+        sizes = options.resolutions, options.patch_sizes
+        write_results(evaluation, model, *sizes, folder, display, keep=True)
         display.say(f"Wrote {folder / 'results.json'}")
     finally:
         stop_ranks()

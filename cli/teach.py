@@ -6,7 +6,9 @@ what a crop shows may not be what the teacher has seen.
 """
 
 import dataclasses
+import hashlib
 import json
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,8 +20,12 @@ import torch
 import tyro
 
 from packvit.common.device import make_autocast
+from packvit.common.files import check_writable, write_whole
 from packvit.common.ranks import Ranks, start_ranks
 from packvit.data import EvalSet, FetchConfig, ShardSet, write_with_logits
+from packvit.data.make.manifest import read_manifest
+from packvit.data.make.write import check_no_shards
+from packvit.evaluate import check_budgets, check_memory
 from packvit.models import PackedViT, load_model
 from packvit.packing import PackedBatch, PackingConfig
 from packvit.train.tasks.config import check_field
@@ -68,6 +74,7 @@ def main(arguments: Sequence[str]) -> None:
             f"--patch-size {options.patch_size} and --resolution {options.resolution} must be at least 1"
         )
     check_field("--field", options.field)
+    check_writable(options.out)
     packing = PackingConfig(seq_len=options.seq_len, sequences=options.sequences)
     shards = ShardSet.find(options.shards, options.fetch)
     if options.out.resolve() in [Path(path).resolve().parent for path in shards.paths]:
@@ -76,13 +83,19 @@ def main(arguments: Sequence[str]) -> None:
     if model.config.num_classes == 0:
         raise ValueError(f"{options.teacher} has no classification head, so it has no logits to write")
     device = start_ranks(options.device).device
+    check_budgets(model.config, [options.resolution], [options.patch_size], device)
+    check_memory(packing, [options.patch_size], torch.device("cpu"))
+    claim(options, shards, model)
+    listed = read_manifest(options.out)
     model, autocast = model.to(device), make_autocast(options.precision, device)
-    claim(options, shards)
     for number, path in enumerate(shards.paths):
         target = options.out / f"shard-{number:06d}.tar"
-        if target.exists():
+        known = listed.get(target.name)
+        if known and target.exists() and target.stat().st_size == known["bytes"]:
             continue
-        images = EvalSet([path], fetch=options.fetch)
+        # A name that was found is no pattern any more.
+        literal = re.sub(r"([\\{}])", r"\\\1", path)
+        images = EvalSet([literal], fetch=options.fetch)
         logits, skipped = answer_all(model, images, options, packing, autocast)
         write_with_logits(shards.open(number), target, logits, options.field)
         print(f"{target}: {len(logits)} images, {number + 1} of {len(shards)} shards")
@@ -115,20 +128,28 @@ def answer(model: PackedViT, batch: PackedBatch, autocast: AbstractContextManage
     return dict(zip(batch.keys, logits.half().cpu().numpy(), strict=True))
 
 
-def claim(options: Teach, shards: ShardSet) -> None:
+def claim(options: Teach, shards: ShardSet, model: PackedViT) -> None:
     """Write down in the output folder what its shards are made of.
 
     Raises:
         ValueError: they are made of something else.
     """
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     note = {
         "teacher": str(options.teacher),
+        "weights": digest.hexdigest(),
         "budget": [options.patch_size, options.resolution],
         "field": options.field,
         "shards": list(shards.paths),
+        "contents": shards.fingerprint()["digest"],
     }
     path = options.out / "teacher.json"
-    if path.exists() and json.loads(path.read_text()) != note:
+    if not path.exists():
+        check_no_shards(options.out)
+    elif json.loads(path.read_text()) != note:
         raise ValueError(f"{path} names another teacher, budget, field or other shards: take another --out")
     options.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(note, indent=1) + "\n")
+    write_whole(path, json.dumps(note, indent=1) + "\n")

@@ -18,6 +18,7 @@ from packvit.packing import PackingConfig
 # Lower bounds: a pixel in three channels is held as uint8 and as float32; a block holds several values for
 # each channel of a token.
 BYTES_OF_A_PIXEL, BYTES_OF_A_CHANNEL = 15, 32
+LARGEST_PATCH = 1024  # pixels; patches of photographs have 8 to 48
 
 # What a row of results.json says besides the evaluators' values.
 SETTING_AND_COST = ("resolution", "patch_size", "tokens_per_image", "gflops_per_image", "images")
@@ -39,6 +40,10 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if any(value < 1 for value in (*self.resolutions, *self.patch_sizes, self.sequences)):
             raise ValueError("eval.resolutions, eval.patch_sizes and eval.sequences must be positive")
+        if max(self.patch_sizes, default=1) > LARGEST_PATCH:
+            raise ValueError(
+                f"eval.patch_sizes={self.patch_sizes}: a side has at most {LARGEST_PATCH} pixels"
+            )
 
 
 def check_budgets(
@@ -47,17 +52,41 @@ def check_budgets(
     """Refuse what cannot be evaluated, before any work is done.
 
     Raises:
-        ValueError: a single view takes more memory than there is.
+        ValueError: a patch size is out of reach, or a single view takes more memory than there is.
     """
     memory = total_memory(device)
     for resolution, p in product(resolutions, patch_sizes):
-        tokens = round((resolution / p) ** 2)
+        if p > LARGEST_PATCH:
+            raise ValueError(f"patch size {p}: a side has at most {LARGEST_PATCH} pixels")
+        tokens = max(1, round((resolution / p) ** 2))
         if tokens * (BYTES_OF_A_PIXEL * p * p + BYTES_OF_A_CHANNEL * model.width) > memory:
             raise ValueError(
                 f"a view of resolution {resolution} at patch size {p} has {tokens} tokens, too many for the "
                 f"{memory / 1e9:.0f} GB of memory of this {device.type}: evaluate at lower resolutions or "
                 "larger patch sizes"
             )
+
+
+def check_memory(packing: PackingConfig, patch_sizes: Sequence[int], device: torch.device) -> None:
+    """Refuse batches that no memory holds, before a process takes all of it.
+
+    Args:
+        patch_sizes: drawn about equally often.
+        device: whose memory it is; "cpu" is this machine.
+
+    Raises:
+        ValueError: the patches of one full batch, 3 bytes a pixel, are more than that.
+    """
+    memory = total_memory(device)
+    mean = sum(p * p for p in patch_sizes) / len(patch_sizes)
+    size = 3 * packing.sequences * packing.seq_len * mean
+    if size > memory:
+        raise ValueError(
+            f"a batch of {packing.sequences} sequences of {packing.seq_len} patches of "
+            f"{', '.join(map(str, patch_sizes))} pixels a side takes {size / 1e9:.0f} GB, more than the "
+            f"{memory / 1e9:.0f} GB of memory of this {device.type}: take a lower seq_len, fewer "
+            "sequences or smaller patches"
+        )
 
 
 @dataclass

@@ -5,6 +5,8 @@ such as accuracy.png.
 """
 
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from itertools import count
@@ -12,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from packvit.common.display import Display
+from packvit.common.files import write_whole
 from packvit.common.json_lines import finite
 from packvit.common.plots import COLOURS, MARKERS, new_figure, save_figure
 from packvit.evaluate.grid import SETTING_AND_COST, Evaluation
 from packvit.models import PackedViT
+
+UNFINISHED = ".unfinished"  # folder of results until all are there
 
 
 def write_results(
@@ -25,8 +30,15 @@ def write_results(
     patch_sizes: Sequence[int],
     out: Path,
     display: Display,
+    *,
+    keep: bool = False,
 ) -> None:
-    """Evaluate a model at every pair, write what came out to `out` and show it; every rank calls it."""
+    """Evaluate a model at every pair, write what came out to `out` and show it; every rank calls it.
+
+    Args:
+        keep: rename a folder `out` that has results to the first free of `out`-1, -2, ..., when the new ones
+            are complete, instead of replacing its files.
+    """
     pairs = len(resolutions) * len(patch_sizes)
     results = []
     for result in evaluation.grid(model, resolutions, patch_sizes):
@@ -37,16 +49,21 @@ def write_results(
         )
     if not evaluation.ranks.is_main:
         return
-    out.mkdir(parents=True, exist_ok=True)
+    unfinished = out / UNFINISHED
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
     if any(result != finite(result) for result in results):
         display.say("The model's outputs are not finite at some budgets: results.json has null there")
     text = json.dumps({"rows": finite(results)}, indent=1, allow_nan=False)
-    (out / "results.json").write_text(text + "\n")
-    (out / "skipped.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evaluation.skipped))
+    write_whole(unfinished / "results.json", text + "\n")
+    skipped = "".join(json.dumps(line) + "\n" for line in evaluation.skipped)
+    write_whole(unfinished / "skipped.jsonl", skipped)
     if evaluation.skipped:
         number = len(evaluation.skipped)
         display.say(f"{number} images could not be used: {out / 'skipped.jsonl'} names them")
-    display.draw(partial(draw_results, results, out / f"{measured(results[0])[0]}.png"))
+    display.draw(partial(draw_results, results, unfinished / f"{measured(results[0])[0]}.png"))
+    if kept := replace_results(out, keep):
+        display.say(f"Kept the results of before as {kept}")
     show_results(results, display)
 
 
@@ -84,13 +101,23 @@ def title(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
-def keep_old(folder: Path) -> Path | None:
-    """Rename a `folder` that holds results to the first free of `folder`-1, -2, ...; returns the new name."""
-    if not (folder / "results.json").exists():
-        return None
-    kept = next(path for n in count(1) if not (path := folder.with_name(f"{folder.name}-{n}")).exists())
-    folder.rename(kept)
-    return kept
+def replace_results(folder: Path, keep: bool) -> Path | None:
+    """Move finished results to their places in `folder`; returns the new name of the folder if it was kept.
+
+    Args:
+        keep: see `write_results`.
+    """
+    place = folder.absolute()  # a path such as `.` has no name
+    kept = None
+    if keep and (place / "results.json").exists():
+        kept = next(path for n in count(1) if not (path := place.with_name(f"{place.name}-{n}")).exists())
+        place.rename(kept)
+        place.mkdir()
+    unfinished = (kept or place) / UNFINISHED
+    for path in sorted(unfinished.iterdir()):
+        os.replace(path, place / path.name)
+    unfinished.rmdir()
+    return kept and folder.with_name(kept.name) if folder.name else kept
 
 
 def draw_results(results: Sequence[dict[str, Any]], path: Path) -> None:

@@ -23,7 +23,7 @@ import tyro
 import yaml
 
 from packvit.data import DataConfig
-from packvit.evaluate import EvalConfig
+from packvit.evaluate import LARGEST_PATCH, EvalConfig
 from packvit.models import ViTConfig
 from packvit.packing import PackingConfig, ViewsConfig
 from packvit.train.step.checkpoint import CheckpointConfig
@@ -33,6 +33,7 @@ from packvit.train.step.step import EngineConfig
 from packvit.train.tasks.config import EMA, DistillConfig, LossConfig
 
 FREE, FIXED = {"resume": "free"}, {"resume": "fixed"}
+MOST_THREADS = 1024  # many more end in a fault of memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +110,12 @@ class Config:
             for number in value if isinstance(value, list) else [value]:
                 if isinstance(number, float) and not math.isfinite(number):
                     raise ValueError(f"{name}={number} must be a finite number")
-        if self.threads < 0:
-            raise ValueError(f"threads={self.threads} must not be negative")
+        if not 0 <= self.threads <= MOST_THREADS:
+            raise ValueError(f"threads={self.threads} must lie in 0..{MOST_THREADS}")
+        if max(self.views.patch_sizes) > LARGEST_PATCH:
+            raise ValueError(
+                f"views.patch_sizes={self.views.patch_sizes}: a side has at most {LARGEST_PATCH} pixels"
+            )
         if EMA in self.distill.teachers and not self.train.ema:
             raise ValueError("distill.teachers names ema, the moving average: set train.ema above 0")
         if self.distill.logits_field and self.data.mix.active:

@@ -13,7 +13,7 @@ from packvit.common.display import Display
 from packvit.common.json_lines import read_json_lines
 from packvit.common.ranks import find_ranks, stop_ranks
 from packvit.data import EvalSet, end_workers
-from packvit.evaluate import Evaluation, check_budgets, write_results
+from packvit.evaluate import Evaluation, check_budgets, check_memory, write_results
 from packvit.models import PackedViT, save_model
 from packvit.train.config import Config
 from packvit.train.loop import Training, set_up, train
@@ -52,6 +52,7 @@ def run(config: Config) -> None:
     """
     if not config.data.shards:
         raise ValueError("data.shards names no training shards: add --data.shards PATH")
+    check_memory(config.packing, config.views.patch_sizes, torch.device("cpu"))
     ranks = find_ranks(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)

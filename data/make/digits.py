@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from packvit.common.files import check_writable
 from packvit.common.optional import need
 from packvit.data.make.write import Sample, check_no_shards, write_classes, write_shards
 from packvit.packing import derive_seed
@@ -53,6 +54,7 @@ def write_digits(
         raise ValueError(f"clutter={clutter} must be in [0, 1]")
     if train_images < 1 or test_images < 1:
         raise ValueError(f"train_images={train_images} and test_images={test_images} must be at least 1")
+    check_writable(out, "the folder")
     splits = {"train": train_images, "val": test_images}
     for split in splits:
         check_no_shards(out / split)

@@ -5,18 +5,21 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from webdataset.writer import TarWriter
 
+from packvit.data.make.manifest import list_shards
+from packvit.data.make.write import open_tar
 from packvit.data.shards.shard import Shard
 
 
 def write_with_logits(shard: Shard, target: Path, logits: Mapping[str, np.ndarray], field: str) -> None:
     """Write the samples of `shard` that have `logits`, by key, to `target` with the logits in `field`.
 
-    All other fields are copied as they are; `target` appears whole or not at all.
+    All other fields are copied as they are; `target` appears whole or not at all, and is listed in the
+    manifest of its folder.
     """
     partial = target.with_name(f".{target.name}.partial")
-    with TarWriter(str(partial), mtime=0, user="packvit", group="packvit", encoder=False) as writer:
+    samples = 0
+    with open_tar(partial) as writer:
         for member in range(len(shard)):
             key = shard.key(member)
             if key in logits:
@@ -24,4 +27,6 @@ def write_with_logits(shard: Shard, target: Path, logits: Mapping[str, np.ndarra
                 np.save(buffer, logits[key])
                 fields = {name: shard.read(member, name) for name in shard.fields(member)}
                 writer.write({"__key__": key, **fields, field: buffer.getvalue()})
+                samples += 1
+    list_shards(target.parent, {target.name: (samples, partial.stat().st_size)})
     partial.rename(target)

@@ -203,7 +203,7 @@ def test_without_matplotlib_the_page_has_no_plots_and_says_so(tmp_path, sizes_fi
         (["--sizes-file", "FILE", "--seq-lens"], "seq_lens needs at least one value"),
         (["--sizes-file", "FILE", "--limit", "0"], "limit=0"),
         (["--sizes-file", "FILE", "--recipes", "none"], "'none' is neither a recipe"),
-        (["--sizes-file", "FILE", "--out", "FILE"], "is a file, not a folder"),
+        (["--sizes-file", "FILE", "--out", "FILE"], "cannot be written to: "),
         (["--sizes-file", "FILE", "--limit", "1"], "none of 1 sizes can be used"),
     ],
 )

@@ -1,9 +1,12 @@
 """Configurations: what is written can be read, and what is wrong is named."""
 
 import pytest
+import torch
 import tyro
 import yaml
 
+from packvit.evaluate import EvalConfig, check_memory
+from packvit.packing import PackingConfig, ViewsConfig
 from packvit.train.config import (
     Config,
     TrainConfig,
@@ -101,6 +104,19 @@ def test_only_changes_that_matter_to_a_run_are_named():
     assert changed_fields(saved, config) == {"seed": (0, 3), "train.steps": (1000, 7)}
     del saved["seed"]  # as a version of packvit without this field would have saved it
     assert changed_fields(saved, config) == {"train.steps": (1000, 7)}
+
+
+def test_what_no_machine_has_room_for_is_refused():
+    with pytest.raises(ValueError, match=r"threads=100000 must lie in 0\.\.1024"):
+        Config(threads=100_000)
+    with pytest.raises(ValueError, match=r"views\.patch_sizes=\(16, 4096\): a side has at most 1024"):
+        Config(views=ViewsConfig(patch_sizes=(16, 4096)))
+    with pytest.raises(ValueError, match=r"eval\.patch_sizes=\(4096,\): a side has at most 1024"):
+        EvalConfig(patch_sizes=(4096,))
+    few, cpu = PackingConfig(seq_len=1024, sequences=8), torch.device("cpu")
+    check_memory(few, (8, 16, 48), cpu)
+    with pytest.raises(ValueError, match=r"of 64, 1024 pixels a side takes 13246 GB, more than the \d+ GB"):
+        check_memory(PackingConfig(seq_len=2**20), (64, 1024), cpu)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
