@@ -24,9 +24,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse, async_save, save
 
+from packvit.common.files import sync
 from packvit.common.ranks import Ranks
 from packvit.models import save_model
-from packvit.train.step.integrity import seal, sync, tensor_names
+from packvit.train.step.integrity import seal, tensor_names
 from packvit.train.step.step import Engine
 
 VERSION = 3

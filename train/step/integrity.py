@@ -5,9 +5,7 @@ reached the disk. A checkpoint whose files do not match is damaged: a bit that f
 otherwise go into the weights unnoticed.
 """
 
-import hashlib
 import json
-import os
 import pickle
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-BLOCK = 1 << 22  # bytes
+from packvit.common.files import hash_file, sync
 
 # All that the metadata of torch.distributed.checkpoint is made of: module and names.
 ALLOWED = {
@@ -47,24 +45,6 @@ def seal(folder: Path, files: Iterable[Path], rank: int) -> None:
     target.write_text(json.dumps(hashes, indent=1) + "\n")
     for path in (target, folder / "state", folder):
         sync(path)
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, have reached the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def check_files(folder: Path, ranks: int) -> None:
