@@ -19,7 +19,7 @@ from webdataset.tariterators import base_plus_ext
 from packvit.data.shards.fetch import cache_folder
 from packvit.packing import derive_seed
 
-INDEX_VERSION = 3
+INDEX_VERSION = 4
 
 Samples = list[tuple[str, dict[str, tuple[int, int]]]]  # (key, {field: (offset, length)})
 
@@ -36,6 +36,7 @@ class Index:
         firsts: int64 [n], place of each sample's first field in `spans`.
         spans: int64 [m, 2], offset and length of each field in the file.
         problems: sentences about members that are lost.
+        whole_bytes: up to where the tar is whole, if it breaks off; else None.
     """
 
     keys: bytes
@@ -45,6 +46,7 @@ class Index:
     firsts: np.ndarray
     spans: np.ndarray
     problems: tuple[str, ...] = field(default=())
+    whole_bytes: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -52,7 +54,7 @@ class Index:
         return len(self.keys) + sum(a.nbytes for a in (self.key_ends, self.kind, self.firsts, self.spans))
 
     @staticmethod
-    def of(samples: Samples, problems: Sequence[str] = ()) -> "Index":
+    def of(samples: Samples, problems: Sequence[str] = (), whole_bytes: int | None = None) -> "Index":
         """Put samples into columns."""
         encoded = [key.encode() for key, _ in samples]
         kinds: dict[tuple[str, ...], int] = {}
@@ -67,6 +69,7 @@ class Index:
             firsts=np.cumsum(counts) - counts,
             spans=np.array(spans, np.int64).reshape(-1, 2),
             problems=tuple(problems),
+            whole_bytes=whole_bytes,
         )
 
     def save(self, path: Path) -> None:
@@ -82,7 +85,7 @@ class Index:
                     kind=self.kind,
                     firsts=self.firsts,
                     spans=self.spans,
-                    text=np.array(json.dumps([self.kinds, self.problems])),
+                    text=np.array(json.dumps([self.kinds, self.problems, self.whole_bytes])),
                 )
             os.replace(partial, path)
         except OSError:
@@ -95,12 +98,13 @@ class Index:
         """What `save` wrote; None if it is not there or damaged."""
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                kinds, problems = json.loads(str(stored["text"]))
+                kinds, problems, whole_bytes = json.loads(str(stored["text"]))
                 columns = {name: stored[name] for name in ("key_ends", "kind", "firsts", "spans")}
                 keys = stored["keys"].tobytes()
         except Exception:  # a damaged file can raise nearly anything, and is made again
             return None
-        return Index(keys=keys, kinds=tuple(map(tuple, kinds)), problems=tuple(problems), **columns)
+        kinds = tuple(map(tuple, kinds))
+        return Index(keys=keys, kinds=kinds, problems=tuple(problems), whole_bytes=whole_bytes, **columns)
 
 
 def open_index(path: str, size: int, mtime_ns: int) -> Index:
@@ -128,6 +132,8 @@ def build_index(path: str) -> Index:
     samples: Samples = []
     problems: list[str] = []
     name: str | None = None
+    offset = length = 0
+    whole_bytes: int | None = None
     try:
         with open(path, "rb") as file:
             members = plain_members(file.fileno())
@@ -148,7 +154,9 @@ def build_index(path: str) -> Index:
             raise ValueError(f"it is no readable tar file ({error})") from error
         problems.append(f"it breaks off in or after {name!r} ({error}): what follows is lost")
         samples = samples[:-1]  # the last sample may lack members, or the end of one
-    return Index.of(samples, problems)
+        end = offset + tarfile.BLOCKSIZE * -(-length // tarfile.BLOCKSIZE)
+        whole_bytes = end if end <= os.path.getsize(path) else offset
+    return Index.of(samples, problems, whole_bytes)
 
 
 def all_members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:

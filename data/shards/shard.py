@@ -65,11 +65,14 @@ class Shard:
     Attributes:
         path: as it was given.
         problems: sentences about members that are lost, e.g. behind the place where a file is cut off.
+        bytes: of the tar file.
+        whole_bytes: up to where the tar is whole, if it breaks off; else None.
     """
 
     def __init__(self, path: str, file: OpenFile) -> None:
         self.path = path
         self.problems = list(file.index.problems)
+        self.bytes, self.whole_bytes = file.size, file.index.whole_bytes
         self._file = file.path
         self._index = file.index
 

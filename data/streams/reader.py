@@ -6,20 +6,24 @@ state of a source is the epoch, the group of units and the place in it: three in
 """
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 from typing import NamedTuple
 
 from packvit.data.samples.decode import read_header
 from packvit.data.samples.sample import Header, Reference, describe_skipped
+from packvit.data.shards.losses import expected_samples, lost_samples
 from packvit.data.shards.shard import BadSample, BadShard, Shard
 from packvit.data.streams.plan import DataPlan
 from packvit.packing import derive_seed
 
 # A source is given up after this many samples, or epochs without any, in a row of which none could be used.
 BARREN_SAMPLES, BARREN_EPOCHS = 1000, 64
+PROBED = 16  # shards that are tried for the size of one
 # With so many shards to a stream, whole shards spread evenly enough over the streams.
 SHARDS_STAY_WHOLE = 16
 
@@ -42,6 +46,16 @@ class Lost(NamedTuple):
 
     line: dict
     samples: int
+
+
+@cache
+def _say_once(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def announce(line: dict) -> None:
+    """Say on standard error what is lost of a shard, once in a process; it also stands in skipped.jsonl."""
+    _say_once(f"warning: {line['shard']}: {line['reason']}")
 
 
 def parts_of_shard(num_shards: int, streams: int) -> int:
@@ -192,22 +206,43 @@ class Source:
             try:
                 shard = self.reader.shard(self.shards[unit.shard])
             except BadShard as error:
-                lost.append(Lost(describe_skipped(error), self._samples_of_a_unit()))
+                line, samples = describe_skipped(error), self._samples_of_a_unit(unit.shard)
+                announce(line)
+                lost.append(Lost(line | {"samples": samples}, samples))
                 continue
             if unit.part == 0:
-                lost += [Lost({"shard": shard.path, "key": None, "reason": p}, 1) for p in shard.problems]
+                lost += self._losses(shard)
             members += [(unit.shard, member) for member in range(unit.part, len(shard), unit.parts)]
         first = units[0]
         Random(derive_seed(self.seed, "members", self._epoch, first.shard, first.part)).shuffle(members)
         return lost
 
-    def _samples_of_a_unit(self) -> int:
-        """Samples that a shard which cannot be read counts for: as many as a unit of one that can."""
+    def _losses(self, shard: Shard) -> list[Lost]:
+        """What is missing from a shard that can be opened."""
+        lost = [Lost({"shard": shard.path, "key": None, "reason": p}, 1) for p in shard.problems]
+        paths = self.reader.plan.shards.paths
+        missing = lost_samples(shard, paths[self.shards[0] : self.shards[-1] + 1])
+        if missing is None:
+            return lost
+        number, why = missing
+        reason = f"{number} samples are missing ({why})"
+        if shard.whole_bytes is not None:  # the last problem is where it breaks off
+            reason = f"{lost.pop().line['reason']}: {reason}"
+        line = {"shard": shard.path, "key": None, "reason": reason, "samples": number}
+        announce(line)
+        return [*lost, Lost(line, number)]
+
+    def _samples_of_a_unit(self, shard: int) -> int:
+        """Samples that a unit of a shard which cannot be read counts for: those that its manifest names, or
+        as many as a unit of a shard that can be read."""
+        expected = expected_samples(self.reader.plan.shards.paths[self.shards[shard]])
+        if expected is not None:
+            return -(-expected // parts_of_shard(len(self.shards), self.streams))
         if self._unit_size is None:
             self._unit_size = 1
             parts = parts_of_shard(len(self.shards), self.streams)
-            for shard in self.shards:
+            for number in self.shards[:PROBED]:
                 with suppress(BadShard):
-                    self._unit_size = max(1, len(self.reader.shard(shard)) // parts)
+                    self._unit_size = max(1, len(self.reader.shard(number)) // parts)
                     break
         return self._unit_size

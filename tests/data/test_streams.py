@@ -24,7 +24,7 @@ from packvit.data import (
     write_shards,
 )
 from packvit.data.make.write import Sample
-from packvit.data.streams.reader import epoch_units, parts_of_shard
+from packvit.data.streams.reader import Lost, SampleReader, epoch_units, parts_of_shard
 from packvit.packing import (
     CurriculumConfig,
     DropConfig,
@@ -440,3 +440,66 @@ def rows_of(batch: PackedBatch, p: int) -> list[tuple[int, torch.Tensor]]:
 def place(batch: PackedBatch, slot: int) -> tuple[int, ...]:
     """Image, row and column of a slot."""
     return int(batch.image_index[slot]), *batch.coords[slot].tolist()
+
+
+# ---- samples that a damaged shard has lost ----
+
+
+def cut_shards(tmp_path: Path, cut: list[int], manifest: bool) -> Path:
+    """Ten shards of 30 samples, with or without a manifest; those in `cut` keep a tenth of their bytes."""
+    image = jpeg(np.random.default_rng(0))
+    paths = write_shards((Sample(f"s{i:03d}", image, "jpg", 0) for i in range(300)), tmp_path, 30)
+    (tmp_path / "manifest.json").unlink(missing_ok=True)
+    if manifest:
+        shards = {path.name: {"samples": 30, "bytes": path.stat().st_size} for path in paths}
+        (tmp_path / "manifest.json").write_text(json.dumps({"shards": shards}))
+    for number in cut:
+        os.truncate(paths[number], paths[number].stat().st_size // 10)
+    return tmp_path
+
+
+def read_an_epoch(folder: Path, **changes) -> tuple[int, int, list[dict]]:
+    """Samples seen and bad of the first epoch of one stream, and what was named."""
+    reader = SampleReader(make_plan(config(folder, streams=1, **changes)), 0)
+    found = [reader.next()]
+    while reader.state_dict()["readers"][0][0] == 0:
+        found.append(reader.next())
+    lost = [event for event in found[:-1] if isinstance(event, Lost)]
+    good, bad = len(found) - 1 - len(lost), sum(event.samples for event in lost)
+    return good + bad, bad, [event.line for event in lost]
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_a_cut_shard_counts_all_samples_that_it_lost(manifest, tmp_path, capsys):
+    seen, bad, skipped = read_an_epoch(cut_shards(tmp_path, [2, 5], manifest), shuffle_shards=10)
+    # tars are filled up to multiples of 10 kB, which is much for shards as small as these
+    assert seen - 300 in (range(1) if manifest else range(25))
+    assert bad >= 50
+    lines = [line for line in skipped if line["key"] is None]
+    assert {line["shard"][-6:] for line in lines} == {"02.tar", "05.tar"}
+    source = "its manifest names 30" if manifest else "an estimate: 8 whole shards"
+    said = capsys.readouterr().err
+    for line in lines:
+        assert f"{line['samples']} samples are missing ({source}" in line["reason"]
+        assert line["reason"] in said
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_where_all_shards_are_cut_most_samples_are_bad(manifest, tmp_path):
+    seen, bad, _ = read_an_epoch(cut_shards(tmp_path, list(range(10)), manifest))
+    assert bad / seen >= (0.9 if manifest else 0.5)
+
+
+def test_a_shard_with_fewer_samples_than_its_manifest_names_is_damaged(tmp_path):
+    folder = cut_shards(tmp_path, [], True)
+    image = jpeg(np.random.default_rng(0))
+    [other] = write_shards([Sample("t", image, "jpg", 0)], tmp_path / "other", 30)
+    os.replace(other, folder / "shard-000003.tar")
+    assert read_an_epoch(folder)[:2] == (300, 29)
+
+
+def test_a_shard_that_cannot_be_read_counts_for_what_its_manifest_names(tmp_path):
+    folder = cut_shards(tmp_path, [], True)
+    (folder / "shard-000003.tar").write_bytes(b"broken" * 500)
+    seen, bad, [line] = read_an_epoch(folder)
+    assert (seen, bad, line["samples"]) == (300, 30, 30)

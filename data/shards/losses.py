@@ -1,0 +1,87 @@
+"""How many samples a damaged shard has lost: from its manifest, or else estimated from its bytes.
+
+A folder of shards may hold `manifest.json`: {"shards": {"shard-000000.tar": {"samples": 1000, ...}}}.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from random import Random
+from statistics import median
+from typing import Any
+
+from packvit.data.shards.fetch import is_remote
+from packvit.data.shards.shard import Shard
+
+MANIFEST = "manifest.json"
+END_OF_TAR = bytes(1024)
+ASKED = 32  # other shards whose sizes are looked at
+
+
+def expected_samples(path: str) -> int | None:
+    """Samples that the manifest beside a local shard names for it; None where none does."""
+    if is_remote(path):
+        return None
+    folder, name = os.path.split(os.path.abspath(path))
+    manifest = os.path.join(folder, MANIFEST)
+    try:
+        modified = os.stat(manifest).st_mtime_ns
+    except OSError:
+        return None
+    samples = _read_manifest(manifest, modified).get(name)
+    return samples if isinstance(samples, int) and samples >= 0 else None
+
+
+@lru_cache(maxsize=64)
+def _read_manifest(manifest: str, modified: int) -> dict[str, Any]:
+    try:
+        with open(manifest, "rb") as file:
+            shards = json.load(file)["shards"]
+        return {name: entry.get("samples") for name, entry in shards.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}  # as if there were none
+
+
+def lost_samples(shard: Shard, others: Sequence[str]) -> tuple[int, str] | None:
+    """How many samples are missing from a shard that can be opened, and how that is known.
+
+    Args:
+        others: paths of the shards of its set; some of them are looked at where there is no manifest.
+
+    Returns:
+        None where the shard is whole, as far as can be told.
+    """
+    expected = expected_samples(shard.path)
+    if expected is not None:
+        lost = expected - len(shard)
+        return (lost, f"its manifest names {expected} samples") if lost > 0 else None
+    if shard.whole_bytes is None:
+        return None
+    begun = len(shard) + 1  # the sample in which it breaks off is lost, too
+    sizes = [size for path in _some(others, shard.path) if (size := whole_size(path))]
+    if sizes:
+        whole = begun * median(sizes) / max(1, shard.whole_bytes)
+        why = f"an estimate: {len(sizes)} whole shards have {median(sizes):.0f} bytes (median)"
+        return max(1, round(whole) - len(shard)), why
+    return begun, "a guess: no other shard is whole, so as many again as are left"
+
+
+def whole_size(path: str) -> int | None:
+    """Bytes of a local shard that ends as a tar does; None for others."""
+    if is_remote(path):
+        return None
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size <= len(END_OF_TAR):
+                return None
+            file.seek(size - len(END_OF_TAR))
+            return size if file.read() == END_OF_TAR else None
+    except OSError:
+        return None
+
+
+def _some(others: Sequence[str], own: str) -> list[str]:
+    chosen = Random(0).sample(others, min(ASKED + 1, len(others)))
+    return [path for path in chosen if path != own][:ASKED]
