@@ -46,6 +46,24 @@ class Planned:
     view: View
 
 
+class Recalled(NamedTuple):
+    """What a state remembers of a planned sample; it is read and its view drawn when it is decoded.
+
+    epoch, shard, member, drawn: its reference. It is flat, as a resumed run may make a million of them.
+    """
+
+    epoch: int
+    shard: int
+    member: int
+    drawn: int
+    num_tokens: int
+
+    @property
+    def reference(self) -> Reference:
+        """Where it is."""
+        return Reference(*self[:4])
+
+
 @dataclass(frozen=True, slots=True)
 class Mix:
     """What is done to one image.

@@ -2,7 +2,7 @@
 
 A source is a list of shards. Its epochs are cut into units, a shard or a fixed part of one; a stream owns
 every `streams`-th unit of the epoch's permutation. The samples of a few units are shuffled together. The
-state of a source is the epoch, the group of units and the place in it: three integers.
+state of a source is the epoch, the group of units, the place in it and its shards' sizes: some integers.
 """
 
 import math
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from random import Random
 from typing import NamedTuple
 
@@ -70,9 +70,16 @@ def parts_of_shard(num_shards: int, streams: int) -> int:
 def epoch_units(num_shards: int, streams: int, stream: int, epoch: int, seed: int) -> list[Unit]:
     """The units of one stream in one epoch, in order; over all streams they cover every sample once."""
     parts = parts_of_shard(num_shards, streams)
-    units = [Unit(shard, part, parts) for shard in range(num_shards) for part in range(parts)]
-    Random(derive_seed(seed, "units", epoch)).shuffle(units)
-    return units[stream::streams]
+    order = _permutation(num_shards * parts, derive_seed(seed, "units", epoch))
+    return [Unit(*divmod(number, parts), parts) for number in order[stream::streams]]
+
+
+@lru_cache(maxsize=8)
+def _permutation(length: int, seed: int) -> list[int]:
+    """Kept, because all streams of a process cut their units out of the same one."""
+    order = list(range(length))
+    Random(seed).shuffle(order)
+    return order
 
 
 class SampleReader:
@@ -102,7 +109,10 @@ class SampleReader:
             return found
         try:
             header = self.header(found._replace(drawn=drawn))
-        except (BadSample, BadShard) as error:
+        except BadShard as error:
+            self._sources[number].found_bad_shard()
+            return Lost(describe_skipped(error), 1)
+        except BadSample as error:
             return Lost(describe_skipped(error), 1)
         self._sources[number].found_good()
         self._taken[number] += 1
@@ -162,12 +172,12 @@ class Source:
         self.restore([0, 0, 0])
 
     def state(self) -> list[int]:
-        """Epoch, groups of it that are done, samples of the next group that are done."""
-        return [self._epoch, self._groups, self._offset]
+        """Epoch, groups of it that are done, samples of the next that are done, its shards' sizes."""
+        return [self._epoch, self._groups, self._offset, *self._sizes]
 
     def restore(self, state: Sequence[int]) -> None:
         """Go on where `state` was taken."""
-        self._epoch, self._groups, self._offset = state
+        self._epoch, self._groups, self._offset, *self._sizes = state
         self._failed, self._epochs = 0, 0  # since the last good sample
         self._unit_size: int | None = None
         self.events = self._read()
@@ -176,32 +186,36 @@ class Source:
         """The last reference was of a sample that can be used."""
         self._failed, self._epochs = 0, 0
 
+    def found_bad_shard(self) -> None:
+        """The last reference was into a shard that went bad: this says nothing about the source."""
+        self._failed -= 1
+
     def _read(self) -> Iterator[Reference | Lost]:
         # An epoch may hold no sample: small or broken shards leave units empty; the next epoch has others.
         while self._failed < BARREN_SAMPLES and self._epochs < BARREN_EPOCHS:
             units = epoch_units(len(self.shards), self.streams, self.reader.stream, self._epoch, self.seed)
             for start in range(self._groups * self.group, len(units), self.group):
-                members: list[tuple[int, int]] = []
-                for lost in self._shuffle(units[start : start + self.group], members):
-                    # Not again when a resumed stream comes back to the middle of a group.
-                    if self._offset == 0:
-                        yield lost
-                for shard, member in members[self._offset :]:
+                group = units[start : start + self.group]
+                # A stream that comes back to the middle of a group goes on in its order, whatever has become
+                # of the shards.
+                if len(self._sizes) != len(group):
+                    yield from self._open(group)
+                for shard, member in self._shuffle(group)[self._offset :]:
                     self._offset += 1
                     self._failed += 1
                     yield Reference(self._epoch, self.shards[shard], member, 0)
                     if self._failed >= BARREN_SAMPLES:
                         return
                 self._groups += 1
-                self._offset = 0
+                self._offset, self._sizes = 0, []
             self._epoch += 1
             self._groups = 0
             self._epochs += 1
 
-    def _shuffle(self, units: list[Unit], members: list[tuple[int, int]]) -> list[Lost]:
-        """Put (shard of the source, member) of every sample of these units into `members`, in the epoch's
-        order; returns what cannot be read."""
-        lost = []
+    def _open(self, units: list[Unit]) -> list[Lost]:
+        """Count the samples of these units; returns what is lost of them."""
+        lost: list[Lost] = []
+        self._sizes = []
         for unit in units:
             try:
                 shard = self.reader.shard(self.shards[unit.shard])
@@ -209,13 +223,20 @@ class Source:
                 line, samples = describe_skipped(error), self._samples_of_a_unit(unit.shard)
                 announce(line)
                 lost.append(Lost(line | {"samples": samples}, samples))
+                self._sizes.append(0)
                 continue
             if unit.part == 0:
                 lost += self._losses(shard)
-            members += [(unit.shard, member) for member in range(unit.part, len(shard), unit.parts)]
+            self._sizes.append(len(shard))
+        return lost
+
+    def _shuffle(self, units: list[Unit]) -> list[tuple[int, int]]:
+        """(shard of the source, member) of every sample of these units, in the epoch's order."""
+        sizes = zip(units, self._sizes, strict=True)
+        members = [(unit.shard, m) for unit, size in sizes for m in range(unit.part, size, unit.parts)]
         first = units[0]
         Random(derive_seed(self.seed, "members", self._epoch, first.shard, first.part)).shuffle(members)
-        return lost
+        return members
 
     def _losses(self, shard: Shard) -> list[Lost]:
         """What is missing from a shard that can be opened."""

@@ -7,6 +7,7 @@ whole state of a stream is where it reads and which samples wait.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
@@ -18,7 +19,7 @@ from packvit.data.samples.augment import augment
 from packvit.data.samples.cut import cut_views
 from packvit.data.samples.decode import decode_sample
 from packvit.data.samples.mix import mix_samples
-from packvit.data.samples.sample import Decoded, Header, Planned, Reference, describe_skipped
+from packvit.data.samples.sample import Decoded, Header, Planned, Recalled, describe_skipped
 from packvit.data.samples.targets import collate_targets
 from packvit.data.shards.shard import BadSample, BadShard
 from packvit.data.streams.plan import DataPlan
@@ -36,7 +37,7 @@ from packvit.packing import (
     views_at,
 )
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 
 
 class DataError(ValueError):
@@ -150,6 +151,18 @@ class Stream:
             )
         return Planned(header, view)
 
+    def _recall(self, recalled: Recalled) -> Planned:
+        """The sample as it was planned before the run was resumed.
+
+        Raises:
+            BadSample, BadShard: it cannot be read any more, or is another one now.
+        """
+        planned = self._plan(self.reader.header(recalled.reference))
+        if planned.view.num_tokens != recalled.num_tokens:
+            path = self.plan.shards.paths[recalled.reference.shard]
+            raise BadSample(path, planned.header.key, "its size changed since it was packed")
+        return planned
+
     def _pack(self, planned: Planned) -> None:
         """Hand the sample to the packer."""
         view = planned.view
@@ -157,8 +170,13 @@ class Stream:
         mixed = self.plan.views.patch_size_per == "image"
         self.batches.add(planned, view.num_tokens, 0 if mixed else view.patch_size)
 
-    def _decode(self, planned: Planned, kept: int, skipped: list[dict]) -> Decoded | None:
+    def _decode(self, planned: Planned | Recalled, kept: int, skipped: list[dict]) -> Decoded | None:
         """The sample with as many tokens as the packer left it, then as teachers see it; None if bad."""
+        try:
+            planned = planned if isinstance(planned, Planned) else self._recall(planned)
+        except (BadSample, BadShard) as error:
+            self._lose(Lost(describe_skipped(error), 1), skipped)
+            return None
         header, view = planned.header, planned.view
         views = [view if kept == view.num_tokens else replace(view, num_tokens=kept)]
         views += [same_crop(view, *teacher) for teacher in self.plan.teachers]
@@ -199,28 +217,51 @@ class Stream:
             "seen": self.seen,
             "bad": self.bad,
             "shrunk": self.shrunk,
-            **self.batches.state_dict(lambda planned: list(planned.header.reference)),
+            "views": self._views_drawn(),
+            **self.batches.state_dict(_name),
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue after the batch that `state` followed; views are drawn again from their references.
+        """Continue after the batch that `state` followed.
+
+        No sample is read: those that wait are known by reference and length, and what cannot be read any more
+        is bad when its turn comes, as any other sample is. Only where views are drawn otherwise than before,
+        those of the waiting samples are drawn again now.
 
         Raises:
-            ValueError: the state is of another version, or a waiting sample cannot be read any more.
+            ValueError: the state is of another version.
         """
         if state["version"] != STATE_VERSION:
             raise ValueError(f"data state has version {state['version']}, this packvit reads {STATE_VERSION}")
         self.reader.load_state_dict(state)
         self.seen, self.bad, self.shrunk = state["seen"], state["bad"], state.get("shrunk", 0)
+        drawn_alike = state["views"] == self._views_drawn()
 
-        def find(reference: list[int]) -> tuple[Planned, int]:
-            planned = self._plan(self.reader.header(Reference(*reference)))
-            return planned, planned.view.num_tokens
+        def find(name: list[int]) -> tuple[Planned | Recalled, int]:
+            recalled = Recalled(*name)
+            if not drawn_alike:
+                with suppress(BadSample, BadShard):
+                    planned = self._plan(self.reader.header(recalled.reference))
+                    return planned, planned.view.num_tokens
+            return recalled, min(recalled.num_tokens, self.plan.packing.seq_len)
 
         self.batches = self._new_batches()
         self.batches.load_state_dict(state, find)
 
-    def _new_batches(self) -> Batches[Planned]:
+    def _views_drawn(self) -> str:
+        """Tells whether the same samples get the same views."""
+        packing = self.plan.packing
+        room = (packing.seq_len, packing.oversize, packing.sequences)
+        return f"{derive_seed(self.plan.seed, self.plan.data.streams, repr(self.plan.views), *room):032x}"
+
+    def _new_batches(self) -> Batches[Planned | Recalled]:
         views = self.plan.views
         groups = (0,) if views.patch_size_per == "image" else views.patch_sizes
         return Batches(self.plan.packing, groups, apart=views.patch_size_per == "batch")
+
+
+def _name(item: Planned | Recalled) -> list[int]:
+    """A waiting sample as integers."""
+    if isinstance(item, Recalled):
+        return list(item)
+    return [*item.header.reference, item.view.num_tokens]

@@ -18,6 +18,7 @@ from packvit.data import (
     DataConfig,
     DataPlan,
     EvalSet,
+    Shard,
     Stream,
     TrainLoader,
     merge_states,
@@ -503,3 +504,54 @@ def test_a_shard_that_cannot_be_read_counts_for_what_its_manifest_names(tmp_path
     (folder / "shard-000003.tar").write_bytes(b"broken" * 500)
     seen, bad, [line] = read_an_epoch(folder)
     assert (seen, bad, line["samples"]) == (300, 30, 30)
+
+
+# ---- damage between a stop and the resumption ----
+
+
+@pytest.mark.parametrize("damage", ["header", "shard", "gone"])
+def test_what_is_damaged_between_stop_and_resume_is_bad_and_the_rest_stays_in_order(damage, tmp_path):
+    rng = np.random.default_rng(0)
+    write_shards((Sample(f"s{i:03d}", jpeg(rng), "jpg", i % 10) for i in range(120)), tmp_path, 30)
+    packing = replace(PACKING, balance=3)
+
+    def make() -> Stream:
+        return Stream(make_plan(config(tmp_path, streams=1, shuffle_shards=4), packing=packing), 0)
+
+    calm = make()
+    for _ in range(2):
+        calm.next_batch()
+    state = json.loads(json.dumps(calm.state_dict()))
+    order = [calm._read([]).key for _ in range(120 - state["seen"])]  # to the end of the epoch
+    again = make()
+    path, lost = tmp_path / "shard-000001.tar", {f"s{i:03d}" for i in range(30, 60)}
+    if damage == "header":
+        shard = Shard.open(path)
+        data = bytearray(path.read_bytes())
+        lost = {shard.key(member) for member in range(5, 19)}
+        for member in range(5, 19):
+            start = data.index(shard.image(member))
+            data[start : start + 64] = bytes(64)
+        path.write_bytes(data)
+    elif damage == "shard":
+        path.write_bytes(b"broken" * 500)
+    else:
+        path.unlink()
+    again.load_state_dict(state)
+    named, shown = 0, Counter()
+    while again.seen < 120:
+        loaded = again.next_batch()
+        named += sum(line.get("samples", 1) for line in loaded.skipped)
+        shown.update(loaded.batch.keys)
+    assert again.bad == named > 0
+    assert not lost & set(shown)
+    again.load_state_dict(state)
+    found = [again.reader.next() for _ in order]
+    for event, key in zip(found, order, strict=True):
+        if isinstance(event, Lost):
+            assert key in lost
+            assert event.samples == 1
+            assert "shard-000001" in event.line["shard"]
+        else:
+            assert event is not None
+            assert event.key == key
