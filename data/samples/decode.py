@@ -25,6 +25,8 @@ except ImportError:
 
 HEAD_BYTES = 16 * 1024  # enough for the header of nearly every image
 MAX_PIXELS = 2**27  # 134 megapixels; a larger image is taken for a decompression bomb
+# Pillow looks at what a file holds, not at its name, and would hand others to programs such as Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "GIF")  # as JPEG also MPO, PPM is all of PNM
 ORIENTATION = 0x0112  # EXIF tag; 5..8 swap height and width
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -186,7 +188,7 @@ def _open(data: bytes) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             # Pillow warns of large images and of odd metadata; the limit here is our own.
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ValueError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
                 yield image

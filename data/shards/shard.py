@@ -6,12 +6,14 @@ one read at a known place.
 """
 
 import io
+import math
 import os
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.lib import format as npy
 
 from packvit.data.shards.fetch import FETCH, FetchConfig, local_file
 from packvit.data.shards.index import Index, open_index
@@ -144,9 +146,9 @@ class Shard:
         """
         data = self.read(index, field)
         try:
-            return np.load(io.BytesIO(data), allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise BadSample(self.path, self.key(index), f"its .{field} is no .npy file") from error
+            return read_array(data)
+        except ValueError as error:
+            raise BadSample(self.path, self.key(index), f"its .{field} is no .npy file ({error})") from error
 
     def label(self, index: int, field: str = "cls") -> int | None:
         """Class index from a text field, None without one.
@@ -168,6 +170,27 @@ class Shard:
             if field in IMAGE_FIELDS:
                 return field
         raise BadSample(self.path, self.key(index), f"it has no image, only {', '.join(fields)}")
+
+
+def read_array(data: bytes) -> np.ndarray:
+    """The array of a .npy file; what its header says is believed only as far as there are bytes for it.
+
+    Raises:
+        ValueError: it is no such file, is cut off or longer than its array, or would have to be unpickled.
+    """
+    file = io.BytesIO(data)
+    try:
+        version = npy.read_magic(file)
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read_header(file)
+    except Exception as error:  # a damaged header, a Python literal, raises nearly anything
+        raise ValueError("its header is damaged") from error
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    found = len(data) - file.tell()
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > found:
+        raise ValueError(f"it has {found} bytes, too few for {dtype} {list(shape)}")
+    return np.ndarray(shape, dtype, data, file.tell(), order="F" if fortran else "C").copy()
 
 
 _memory: OrderedDict[str, OpenFile] = OrderedDict()  # by the path as it was given; used longest ago first

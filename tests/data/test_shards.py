@@ -3,6 +3,7 @@
 import io
 import os
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +265,79 @@ def test_the_native_size_of_a_large_image_needs_its_head_only(tmp_path, monkeypa
     monkeypatch.setattr(Shard, "read", spy)
     assert read_native_size(shard, 0) == (200, 300)
     assert sizes == [decode_module.HEAD_BYTES]
+
+
+def npy(array: np.ndarray, pickled: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=pickled)
+    return buffer.getvalue()
+
+
+def declaring(shape: str, descr: str = "<f4") -> bytes:
+    """A .npy file that says its array is of this shape, and holds 16 bytes."""
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}"
+    header += " " * (117 - len(header)) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(16)
+
+
+def zipped() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, a=np.zeros(3))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("array", [np.arange(6.0).reshape(2, 3), np.float16(3), np.zeros((0, 4), np.uint8)])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_are_read_as_numpy_reads_them(array, order, tmp_path):
+    array = np.asarray(array, order=order)
+    path = tar_of(tmp_path / "x.tar", [("a.png", image()), ("a.npy", npy(array))])
+    found = Shard.open(path).array(0, "npy")
+    assert (found.dtype, found.shape) == (array.dtype, array.shape)
+    assert np.array_equal(found, array)
+    assert found.flags.writeable
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        declaring("(2000000000, 1000)"),
+        declaring("(-1, -4)"),
+        declaring("(" * 300 + ")" * 300),
+        declaring("(4,)", "|O"),
+        declaring("(5,)"),
+        declaring("(2,)", "nonsense"),
+        npy(np.array([{}, 1], object), pickled=True),
+        zipped(),
+        b"",
+        b"\x93NUMPY",
+        b"\x80\x04]\x94.",
+    ],
+    ids=["huge", "negative", "deep", "objects", "short", "dtype", "pickled", "npz", "empty", "cut", "pickle"],
+)
+def test_an_array_that_is_none_is_a_bad_sample_and_takes_no_memory(data, tmp_path):
+    path = tar_of(tmp_path / "x.tar", [("a.png", image()), ("a.npy", data)])
+    tracemalloc.start()
+    with pytest.raises(BadSample, match=r"sample 'a': its \.npy is no \.npy file"):
+        Shard.open(path).array(0, "npy")
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+def test_what_other_programs_would_have_to_decode_is_a_bad_sample(tmp_path, monkeypatch):
+    eps = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(eps, "eps")
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
+    path = tar_of(tmp_path / "x.tar", [("a.jpg", eps.getvalue())])
+    with pytest.raises(BadSample, match="sample 'a': it cannot be decoded"):
+        read_native_size(Shard.open(path), 0)
+
+
+def test_pictures_of_two_frames_are_jpegs(tmp_path):
+    buffer = io.BytesIO()
+    frame = Image.open(io.BytesIO(image("jpeg", 10, 12)))
+    frame.save(buffer, "mpo", save_all=True, append_images=[frame])
+    shard = Shard.open(tar_of(tmp_path / "x.tar", [("a.jpg", buffer.getvalue())]))
+    assert read_native_size(shard, 0) == (10, 12)
 
 
 # ---- damage ----
