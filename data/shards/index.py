@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from webdataset.tariterators import base_plus_ext
@@ -20,6 +20,7 @@ from packvit.data.shards.fetch import cache_folder
 from packvit.packing import derive_seed
 
 INDEX_VERSION = 4
+CHUNK = 2**20  # bytes
 
 Samples = list[tuple[str, dict[str, tuple[int, int]]]]  # (key, {field: (offset, length)})
 
@@ -107,24 +108,28 @@ class Index:
         return Index(keys=keys, kinds=kinds, problems=tuple(problems), whole_bytes=whole_bytes, **columns)
 
 
-def open_index(path: str, size: int, mtime_ns: int) -> Index:
-    """The index of a tar file of this size and modification time, from disk or from the file.
+def open_index(file: BinaryIO, path: str) -> Index:
+    """The index of an open tar file, from disk or from the file.
+
+    Args:
+        path: of the file.
 
     Raises:
         ValueError: it is no tar file.
     """
+    status = os.fstat(file.fileno())
     # The modification time is part of the name, so a file that was replaced is indexed anew.
-    digest = derive_seed(INDEX_VERSION, os.path.abspath(path), size, mtime_ns)
+    digest = derive_seed(INDEX_VERSION, os.path.abspath(path), status.st_size, status.st_mtime_ns)
     cache = cache_folder("index") / f"{digest:032x}.npz"
     index = Index.load(cache)
     if index is None:
-        index = build_index(path)
+        index = build_index(file)
         index.save(cache)
     return index
 
 
-def build_index(path: str) -> Index:
-    """Walk the headers of a tar file.
+def build_index(file: BinaryIO) -> Index:
+    """Walk the headers of an open tar file.
 
     Raises:
         ValueError: it is no tar file.
@@ -135,45 +140,84 @@ def build_index(path: str) -> Index:
     offset = length = 0
     whole_bytes: int | None = None
     try:
-        with open(path, "rb") as file:
-            members = plain_members(file.fileno())
-            for name, offset, length in all_members(file) if members is None else members:
-                base, extension = base_plus_ext(name)
-                # A base that ends in a slash belongs to a hidden file, such as macOS's `._01.jpg`.
-                if not base or base.endswith("/") or not extension:
-                    continue
-                extension = extension.lower()
-                if not samples or samples[-1][0] != base:
-                    samples.append((base, {}))
-                if extension in samples[-1][1]:
-                    problems.append(f"member {name!r} is there twice: the first one is used")
-                else:
-                    samples[-1][1][extension] = (offset, length)
-    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+        members = plain_members(file.fileno())
+        for name, offset, length in all_members(file) if members is None else members:
+            base, extension = base_plus_ext(name)
+            # A base that ends in a slash belongs to a hidden file, such as macOS's `._01.jpg`.
+            if not base or base.endswith("/") or not extension:
+                continue
+            extension = extension.lower()
+            if not samples or samples[-1][0] != base:
+                samples.append((base, {}))
+            if extension in samples[-1][1]:
+                problems.append(f"member {name!r} is there twice: the first one is used")
+            else:
+                samples[-1][1][extension] = (offset, length)
+    except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
         if name is None:
             raise ValueError(f"it is no readable tar file ({error})") from error
         problems.append(f"it breaks off in or after {name!r} ({error}): what follows is lost")
         samples = samples[:-1]  # the last sample may lack members, or the end of one
         end = offset + tarfile.BLOCKSIZE * -(-length // tarfile.BLOCKSIZE)
-        whole_bytes = end if end <= os.path.getsize(path) else offset
+        whole_bytes = end if end <= os.fstat(file.fileno()).st_size else offset
     return Index.of(samples, problems, whole_bytes)
+
+
+class Bounded:
+    """A file for tarfile, which would make room for as many bytes as a damaged header names."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.end = file, os.fstat(file.fileno()).st_size
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        """At most what is left of the file.
+
+        Raises:
+            tarfile.ReadError: `size` is below zero.
+        """
+        if size < 0:
+            raise tarfile.ReadError("a size below zero")
+        return self.file.read(min(size, self.end - self.file.tell()))
 
 
 def all_members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
     """(name, offset, length) of the regular files of any tar, by tarfile; some 30 us each.
 
+    Behind the end of an archive another one may follow, as `cat a.tar b.tar` makes it, and is walked, too.
+    Sparse files are left out.
+
     Raises:
-        tarfile.TarError, OSError, ValueError, OverflowError: it is damaged from here on.
+        tarfile.TarError, OSError, ValueError, OverflowError, RecursionError: it is damaged from here on.
     """
-    # Names in another encoding become escapes, because keys must be printable and hashable as UTF-8.
-    with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace") as tar:
-        for member in tar:
-            if member.isfile():
-                yield member.name, member.offset_data, member.size
-    # tarfile takes a broken header, or none, for the end of the archive; the end is a block of zeros.
-    file.seek(tar.offset)
-    if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-        raise tarfile.ReadError("no end of archive")
+    bounded: Any = Bounded(file)
+    start: int | None = 0
+    while start is not None:
+        file.seek(start)
+        # Names in another encoding become escapes, because keys must be printable and hashable as UTF-8.
+        with tarfile.open(fileobj=bounded, mode="r:", encoding="utf-8", errors="backslashreplace") as tar:
+            for member in tar:
+                # Older versions of tarfile follow a size below zero back, and so for ever.
+                if member.size < 0 or tar.offset <= start:
+                    raise tarfile.ReadError("a size below zero")
+                start = tar.offset
+                if member.isfile() and not member.issparse():
+                    yield member.name, member.offset_data, member.size
+        # tarfile takes a broken header, or none, for the end of the archive; the end is a block of zeros.
+        file.seek(tar.offset)
+        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("no end of archive")
+        start = next_archive(file.fileno(), tar.offset)
+
+
+def next_archive(descriptor: int, offset: int) -> int | None:
+    """Where the first block behind `offset` lies that is not of zeros; None without one."""
+    while chunk := os.pread(descriptor, CHUNK, offset):
+        zeros = len(chunk) - len(chunk.lstrip(tarfile.NUL))
+        if zeros < len(chunk):
+            return offset + zeros // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        offset += len(chunk)
+    return None
 
 
 def plain_members(descriptor: int) -> list[tuple[str, int, int]] | None:
@@ -185,7 +229,11 @@ def plain_members(descriptor: int) -> list[tuple[str, int, int]] | None:
     offset, end = 0, os.fstat(descriptor).st_size
     while len(header := os.pread(descriptor, tarfile.BLOCKSIZE, offset)) == tarfile.BLOCKSIZE:
         if not header.strip(tarfile.NUL):
-            return members
+            following = next_archive(descriptor, offset)
+            if following is None:
+                return members
+            offset = following
+            continue
         try:
             name = header[:100].split(b"\0", 1)[0].decode()
             prefix = header[345:500].split(b"\0", 1)[0].decode()

@@ -38,27 +38,35 @@ class BadShard(ValueError):
         self.shard, self.reason = shard, reason
 
 
-@dataclass(frozen=True)
 class OpenFile:
-    """A tar file as it was when it was indexed.
+    """A descriptor, closed when nothing uses it any more: a file that is removed can be read to its end.
 
-    Args:
-        path: of the local file.
-        size, mtime_ns: by which a file that was replaced is told.
+    Attributes:
+        identity: by which a file that was replaced, or written to, is told.
     """
 
-    path: str
-    size: int
-    mtime_ns: int
-    index: Index
+    def __init__(self, path: str) -> None:
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.identity = self.identify()
 
-    def is_current(self) -> bool:
-        """Whether the file is still the same."""
-        try:
-            status = os.stat(self.path)
-        except OSError:
-            return False
-        return (status.st_size, status.st_mtime_ns) == (self.size, self.mtime_ns)
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+    def identify(self) -> tuple[int, int, int]:
+        """What the file is now: inode, size, time of modification in ns."""
+        status = os.fstat(self.descriptor)
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a process keeps of a tar file: where it lies, what it was when it was indexed, and the index."""
+
+    path: str
+    identity: tuple[int, int, int]
+    index: Index
 
 
 class Shard:
@@ -67,16 +75,15 @@ class Shard:
     Attributes:
         path: as it was given.
         problems: sentences about members that are lost, e.g. behind the place where a file is cut off.
-        bytes: of the tar file.
         whole_bytes: up to where the tar is whole, if it breaks off; else None.
     """
 
-    def __init__(self, path: str, file: OpenFile) -> None:
+    def __init__(self, path: str, file: OpenFile, index: Index) -> None:
         self.path = path
-        self.problems = list(file.index.problems)
-        self.bytes, self.whole_bytes = file.size, file.index.whole_bytes
-        self._file = file.path
-        self._index = file.index
+        self.problems = list(index.problems)
+        self.whole_bytes = index.whole_bytes
+        self._file = file
+        self._index = index
 
     @staticmethod
     def open(path: str | Path, fetch: FetchConfig = FETCH) -> "Shard":
@@ -86,11 +93,13 @@ class Shard:
             BadShard: it is missing, or no tar file.
         """
         path = str(path)
-        known = _memory.get(path)
-        if known is None or known.path != path or not known.is_current():
-            known = _remember(path, fetch)
-        _memory.move_to_end(path)
-        return Shard(path, known)
+        try:
+            file, index = _open(path, fetch)
+        except OSError as error:
+            raise BadShard(path, f"it cannot be read ({error.strerror or error})") from error
+        except ValueError as error:
+            raise BadShard(path, str(error)) from error
+        return Shard(path, file, index)
 
     def __len__(self) -> int:
         return len(self._index.key_ends)
@@ -123,15 +132,14 @@ class Shard:
         offset, length = self._index.spans[self._index.firsts[index] + names.index(field)].tolist()
         wanted = length if size is None else min(size, length)
         try:
-            handle = os.open(self._file, os.O_RDONLY)
-            try:
-                data = os.pread(handle, wanted, offset)
-            finally:
-                os.close(handle)
+            data = os.pread(self._file.descriptor, wanted, offset)
+            changed = self._file.identify() != self._file.identity
         except OSError as error:
             raise BadShard(self.path, f"it cannot be read any more ({error.strerror})") from error
         if len(data) < wanted:
             raise BadShard(self.path, "it became shorter while it was read")
+        if changed:
+            raise BadShard(self.path, "it was written to while it was read")
         return data
 
     def image(self, index: int, size: int | None = None) -> bytes:
@@ -193,26 +201,26 @@ def read_array(data: bytes) -> np.ndarray:
     return np.ndarray(shape, dtype, data, file.tell(), order="F" if fortran else "C").copy()
 
 
-_memory: OrderedDict[str, OpenFile] = OrderedDict()  # by the path as it was given; used longest ago first
+_memory: OrderedDict[str, Known] = OrderedDict()  # by the path as it was given; used longest ago first
 
 
-def _remember(path: str, fetch: FetchConfig) -> OpenFile:
+def _open(path: str, fetch: FetchConfig) -> tuple[OpenFile, Index]:
+    # Fetched shards are asked for each time, which notes their use: the least used make way for others.
+    local = local_file(path, fetch)
     try:
-        # Fetched shards are asked for each time, which notes their use: the least used make way for others.
-        file = local_file(path, fetch)
-        status = os.stat(file)
-        known = _memory.get(path)
-        if known is None or known.path != file or not known.is_current():
-            index = open_index(file, status.st_size, status.st_mtime_ns)
-            known = OpenFile(file, status.st_size, status.st_mtime_ns, index)
-    except OSError as error:
-        raise BadShard(path, f"it cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
-        raise BadShard(path, str(error)) from error
-    _memory[path] = known
-    while len(_memory) > 1 and sum(kept.index.nbytes for kept in _memory.values()) > MEMORY_BYTES:
-        _memory.popitem(last=False)
-    return known
+        file = OpenFile(local)
+    except FileNotFoundError:
+        local = local_file(path, fetch)  # it made way for others in this moment
+        file = OpenFile(local)
+    known = _memory.get(path)
+    if known is None or (known.path, known.identity) != (local, file.identity):
+        with open(file.descriptor, "rb", closefd=False) as opened:
+            known = Known(local, file.identity, open_index(opened, local))
+        _memory[path] = known
+        while len(_memory) > 1 and sum(kept.index.nbytes for kept in _memory.values()) > MEMORY_BYTES:
+            _memory.popitem(last=False)
+    _memory.move_to_end(path)
+    return file, known.index
 
 
 def forget() -> None:

@@ -23,6 +23,7 @@ from packvit.packing import derive_seed
 
 # A source is given up after this many samples, or epochs without any, in a row of which none could be used.
 BARREN_SAMPLES, BARREN_EPOCHS = 1000, 64
+MOST_OPEN = 128  # shards; each holds a descriptor, of which a process often has no more than 1024
 PROBED = 16  # shards that are tried for the size of one
 # With so many shards to a stream, whole shards spread evenly enough over the streams.
 SHARDS_STAY_WHOLE = 16
@@ -127,8 +128,11 @@ class SampleReader:
         return read_header(self.shard(reference.shard), reference)
 
     def shard(self, number: int) -> Shard:
-        """A shard of the run, opened once until `close`; raises as `Shard.open` does."""
+        """A shard of the run, opened once until `close`, if it is not one of too many; raises as `Shard.open`
+        does."""
         if number not in self._opened:
+            if len(self._opened) >= MOST_OPEN:
+                del self._opened[next(iter(self._opened))]
             shards = self.plan.shards
             self._opened[number] = Shard.open(shards.paths[number], shards.fetch)
         return self._opened[number]

@@ -100,7 +100,6 @@ class Stream:
             DataError: a view is longer than `packing.seq_len` and `packing.oversize` is `error`; or no
                 sample can be used any more.
         """
-        self.reader.close()  # a shard that was replaced is noticed by the next batch
         skipped: list[dict] = []
         while (sequences := self.batches.next()) is None:
             header = self._read(skipped)
@@ -111,6 +110,7 @@ class Stream:
         samples = mix_samples(samples, self.plan.data.mix) if self.mixed else samples
         cut = [cut_views(sample, self.plan.targets, self.plan.views.drop.pattern) for sample in samples]
         batch, teachers = self._collate(cut, [len(some) for some in decoded])
+        self.reader.close()  # a shard that was replaced is noticed by the next batch
         return LoadedBatch(batch, batch.facts(), teachers, skipped, self.index, self.state_dict())
 
     def _read(self, skipped: list[dict]) -> Header:
