@@ -1,30 +1,28 @@
 """Shards that are not local tar files: fetched once, whole, into a cache folder, and read there.
 
 Packing decides about a sample long before it is decoded, and a resumed run comes back to samples in the
-middle of a shard. Both want random access, which a remote stream lacks and a local copy has. URLs are opened
-by webdataset's gopen (http, https, s3, gs, hf, `pipe:COMMAND`, ...); gzipped tars, remote or local, are
-unpacked into the cache.
+middle of a shard. Both want random access, which a remote stream lacks and a local copy has. Gzipped tars,
+remote or local, are unpacked into the cache. Beside the copy of a web server's shard lies what the server
+said of its contents; each process asks once whether they are still the same.
 """
 
-import gzip
+import json
 import os
-import shutil
-import threading
 import time
-import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 from platformdirs import user_cache_path
-from webdataset.gopen import gopen  # pyright: ignore[reportAttributeAccessIssue]
 
+from packvit.data.shards.download import check_tar, download, try_again, unzip
+from packvit.data.shards.source import Hopeless, current_facts, is_remote, is_web
 from packvit.packing import derive_seed
 
-GZIP_MAGIC = b"\x1f\x8b"
 GZIP_SUFFIXES = (".tar.gz", ".tgz")
-CHUNK = 64 * 1024  # bytes
+ROOM_STEP = 2**24  # bytes that a file may grow before room is looked for again
+ASK_TIMEOUT = 10.0  # seconds to wait for an answer whether a shard has changed
 
 
 @dataclass(frozen=True)
@@ -32,26 +30,33 @@ class FetchConfig:
     """How shards that are not local tar files are fetched.
 
     Args:
-        timeout: seconds without a byte after which a source counts as stalled.
+        timeout: seconds with too few bytes (see `min_kb_per_s`) after which a source counts as stalled. One
+            that failed is not asked again for as long.
+        min_kb_per_s: 1000 bytes a second that have to come, as the mean of `timeout` seconds.
+        retries: attempts after the first one for shards at a URL; `pipe:` commands are run once.
         cache_gb: room for fetched shards, in 10**9 bytes; those not used for longest make way for others.
             It should hold the shards that are being read: `data.streams` times `data.shuffle_shards`.
     """
 
     timeout: float = 60.0
     cache_gb: float = 100.0
+    min_kb_per_s: float = 10.0
+    retries: int = 4
 
     def __post_init__(self) -> None:
         for name in ("timeout", "cache_gb"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"fetch.{name}={getattr(self, name)} must be positive")
+        for name in ("min_kb_per_s", "retries"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"fetch.{name}={getattr(self, name)} must not be negative")
 
 
 FETCH = FetchConfig()
-
-
-def is_remote(path: str) -> bool:
-    """Whether gopen has to open it."""
-    return path.startswith("pipe:") or "://" in path
+_failed: dict[str, tuple[float, type[Exception], str]] = {}  # by path: when, and how
+_asked: set[str] = (
+    set()
+)  # paths of which is known that the copy is that of the source, as it was in this process
 
 
 def local_file(path: str, config: FetchConfig) -> str:
@@ -59,32 +64,88 @@ def local_file(path: str, config: FetchConfig) -> str:
 
     Raises:
         OSError: it cannot be fetched, or the source stalls.
-        ValueError: it is no whole gzip file.
+        ValueError: it is no whole gzip file, or no tar.
     """
     remote = is_remote(path)
     if not remote and not path.endswith(GZIP_SUFFIXES):
         return path
+    when, kind, reason = _failed.get(path, (float("-inf"), OSError, ""))
+    if time.monotonic() < when + config.timeout:
+        raise kind(reason)
     folder = cache_folder("shards")
     status = None if remote else os.stat(path)
     parts = (path,) if status is None else (os.path.abspath(path), status.st_size, status.st_mtime_ns)
     target = folder / f"{derive_seed(*parts):032x}.tar"
-    if target.exists():
+    try:
+        if not _is_current(path, target, config):
+            folder.mkdir(parents=True, exist_ok=True)
+            # Several workers may want it: the first fetches it, the others wait.
+            with FileLock(target.with_suffix(".lock")):
+                if not _is_current(path, target, config):
+                    try_again(lambda: _fetch(path, target, config), config.retries if _is_url(path) else 0)
+        _asked.add(path)
+    except (OSError, ValueError) as error:
+        kind = ValueError if isinstance(error, ValueError) else OSError
+        _failed[path] = (time.monotonic(), kind, getattr(error, "strerror", None) or str(error))
+        raise
+    return str(target)
+
+
+def forget() -> None:
+    """Empty the memory of this process; what is on disk stays."""
+    _failed.clear()
+    _asked.clear()
+
+
+def _is_url(path: str) -> bool:
+    return "://" in path and not path.startswith("pipe:")
+
+
+def _is_current(path: str, target: Path, config: FetchConfig) -> bool:
+    """Whether there is a copy of what the source has now; marks it as used."""
+    try:
         # The time of access says what was not used for longest; that of modification belongs to the index.
         os.utime(target, ns=(time.time_ns(), target.stat().st_mtime_ns))
-        return str(target)
-    folder.mkdir(parents=True, exist_ok=True)
-    # Several workers may want it: the first fetches it, the others wait.
-    with FileLock(target.with_suffix(".lock")):
-        if not target.exists():
-            partial = target.with_suffix(".partial")
-            try:
-                _download(path, partial, config.timeout)
-                _unzip(partial)
-                os.replace(partial, target)
-            finally:
-                partial.unlink(missing_ok=True)
-            _make_room(folder, target, config.cache_gb * 1e9)
-    return str(target)
+    except FileNotFoundError:
+        return False
+    if path in _asked or not _is_url(path):
+        return True
+    then = _read_facts(target)
+    now = current_facts(path, min(ASK_TIMEOUT, config.timeout)) if then else {}
+    # A server that cannot be asked, or says nothing, leaves us with what we have.
+    return all(then[name] == now[name] for name in then.keys() & now.keys())
+
+
+def _read_facts(target: Path) -> dict[str, str]:
+    with suppress(OSError, ValueError):
+        return dict(json.loads(target.with_suffix(".json").read_bytes()))
+    return {}
+
+
+def _fetch(path: str, target: Path, config: FetchConfig) -> None:
+    """Make a copy, whole or not at all."""
+    partial = target.with_suffix(".partial")
+    limit = config.cache_gb * 1e9
+    asked = 0
+
+    def grown(size: int) -> None:
+        nonlocal asked
+        if size > limit:
+            raise Hopeless(f"it has more than fetch.cache_gb={config.cache_gb:g} GB")
+        if size >= asked:
+            _make_room(target, limit)
+            asked = size + ROOM_STEP
+
+    try:
+        facts = download(path, partial, config.timeout, config.min_kb_per_s * 1e3, grown)
+        asked = 0
+        unzip(partial, grown)
+        check_tar(partial, to_its_end=is_web(path) and "Content-Length" not in facts)
+        target.with_suffix(".json").write_text(json.dumps(facts))
+        os.replace(partial, target)
+        _make_room(target, limit)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def cache_folder(kind: str) -> Path:
@@ -93,63 +154,18 @@ def cache_folder(kind: str) -> Path:
     return (Path(folder) if folder else user_cache_path("packvit", appauthor=False)) / kind
 
 
-def _download(path: str, target: Path, timeout: float) -> None:
-    """Copy a source to `target`; the copying thread is given up when it stalls."""
-    progress = threading.Condition()
-    state: dict[str, Any] = {"bytes": 0, "done": False, "error": None, "source": None}
-
-    def copy() -> None:
-        try:
-            with gopen(path) if is_remote(path) else open(path, "rb") as source, target.open("wb") as file:
-                state["source"] = source
-                while chunk := source.read(CHUNK):
-                    file.write(chunk)
-                    with progress:
-                        state["bytes"] += len(chunk)
-                        progress.notify()
-        except Exception as error:
-            state["error"] = error
-        with progress:
-            state["done"] = True
-            progress.notify()
-
-    threading.Thread(target=copy, daemon=True).start()
-    with progress:
-        while not state["done"]:
-            if not progress.wait(timeout):
-                process = getattr(state["source"], "proc", None)
-                if process is not None:
-                    process.kill()
-                raise TimeoutError(f"no byte came in {timeout:g} s, after {state['bytes']}")
-    if state["error"] is not None:
-        raise OSError(str(state["error"])) from state["error"]
-    if not state["bytes"]:
-        raise OSError("its source is empty")
-
-
-def _unzip(file: Path) -> None:
-    """Replace a gzipped file by what is in it; others stay."""
-    with file.open("rb") as start:
-        if start.read(len(GZIP_MAGIC)) != GZIP_MAGIC:
-            return
-    unpacked = file.with_suffix(".unpacked")
-    try:
-        with gzip.open(file) as source, unpacked.open("wb") as out:
-            shutil.copyfileobj(source, out)
-        os.replace(unpacked, file)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"it is a broken gzip file ({error})") from error
-    finally:
-        unpacked.unlink(missing_ok=True)
-
-
-def _make_room(folder: Path, keep: Path, limit: float) -> None:
-    """Remove the shards that were not read for longest until the rest fits."""
-    files = sorted(folder.glob("*.tar"), key=lambda file: file.stat().st_atime)
-    total = sum(file.stat().st_size for file in files)
-    for file in files:
+def _make_room(keep: Path, limit: float) -> None:
+    """Remove the shards that were not read for longest until all files of the folder fit, or none is left."""
+    found = []
+    for file in keep.parent.iterdir():
+        with suppress(FileNotFoundError):  # another process may make room, too
+            status = file.stat()
+            found.append((status.st_atime, status.st_size, file))
+    total = sum(size for _, size, _ in found)
+    for _, size, file in sorted(found):
         if total <= limit:
             return
-        if file != keep:
-            total -= file.stat().st_size
+        if file.suffix == ".tar" and file != keep:
+            total -= size
             file.unlink(missing_ok=True)
+            file.with_suffix(".json").unlink(missing_ok=True)

@@ -11,11 +11,11 @@ from random import Random
 from statistics import median
 from typing import Any
 
-from packvit.data.shards.fetch import is_remote
+from packvit.data.shards.download import whole_size
 from packvit.data.shards.shard import Shard
+from packvit.data.shards.source import is_remote
 
 MANIFEST = "manifest.json"
-END_OF_TAR = bytes(1024)
 ASKED = 32  # other shards whose sizes are looked at
 
 
@@ -59,27 +59,12 @@ def lost_samples(shard: Shard, others: Sequence[str]) -> tuple[int, str] | None:
     if shard.whole_bytes is None:
         return None
     begun = len(shard) + 1  # the sample in which it breaks off is lost, too
-    sizes = [size for path in _some(others, shard.path) if (size := whole_size(path))]
+    sizes = [size for path in _some(others, shard.path) if not is_remote(path) and (size := whole_size(path))]
     if sizes:
         whole = begun * median(sizes) / max(1, shard.whole_bytes)
         why = f"an estimate: {len(sizes)} whole shards have {median(sizes):.0f} bytes (median)"
         return max(1, round(whole) - len(shard)), why
     return begun, "a guess: no other shard is whole, so as many again as are left"
-
-
-def whole_size(path: str) -> int | None:
-    """Bytes of a local shard that ends as a tar does; None for others."""
-    if is_remote(path):
-        return None
-    try:
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            if size <= len(END_OF_TAR):
-                return None
-            file.seek(size - len(END_OF_TAR))
-            return size if file.read() == END_OF_TAR else None
-    except OSError:
-        return None
 
 
 def _some(others: Sequence[str], own: str) -> list[str]:

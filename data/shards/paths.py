@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from braceexpand import braceexpand
 
-from packvit.data.shards.fetch import FETCH, GZIP_SUFFIXES, FetchConfig, is_remote
+from packvit.data.shards.fetch import FETCH, GZIP_SUFFIXES, FetchConfig
+from packvit.data.shards.redact import redact
 from packvit.data.shards.shard import Shard
+from packvit.data.shards.source import is_remote
 from packvit.packing import derive_seed
 
 SHARD_SUFFIXES = (".tar", *GZIP_SUFFIXES)
@@ -77,7 +79,7 @@ def refuse_twice(paths: Iterable[str]) -> list[str]:
     for path in paths:
         place = path if is_remote(path) else os.path.abspath(path)
         if place in by_place:
-            raise ValueError(f"{path} is named twice")
+            raise ValueError(f"{redact(path)} is named twice")
         by_place[place] = path
     if not by_place:
         raise ValueError("no shards are named")

@@ -15,25 +15,29 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy
 
+from packvit.data.shards import fetch as fetch_module
 from packvit.data.shards.fetch import FETCH, FetchConfig, local_file
 from packvit.data.shards.index import Index, open_index
+from packvit.data.shards.redact import redact
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "ppm", "pgm", "bmp")
 MEMORY_BYTES = 256 * 2**20  # of indices that a process keeps
 
 
 class BadSample(ValueError):
-    """One sample cannot be used; the message names shard, key and reason."""
+    """One sample cannot be used; the message names shard, key and reason, without secrets."""
 
     def __init__(self, shard: str, key: str, reason: str) -> None:
+        shard, reason = redact(shard), redact(reason)
         super().__init__(f"{shard}: sample {key!r}: {reason}")
         self.shard, self.key, self.reason = shard, key, reason
 
 
 class BadShard(ValueError):
-    """A whole shard cannot be used; the message names it and the reason."""
+    """A whole shard cannot be used; the message names it and the reason, without secrets."""
 
     def __init__(self, shard: str, reason: str) -> None:
+        shard, reason = redact(shard), redact(reason)
         super().__init__(f"{shard}: {reason}")
         self.shard, self.reason = shard, reason
 
@@ -226,3 +230,4 @@ def _open(path: str, fetch: FetchConfig) -> tuple[OpenFile, Index]:
 def forget() -> None:
     """Empty the memory of files; what is on disk stays."""
     _memory.clear()
+    fetch_module.forget()

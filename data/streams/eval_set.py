@@ -16,6 +16,7 @@ from packvit.data.samples.sample import Header, Planned, Reference, describe_ski
 from packvit.data.samples.targets import Target, collate_targets
 from packvit.data.shards.fetch import FETCH, FetchConfig
 from packvit.data.shards.paths import ShardSet
+from packvit.data.shards.redact import redact
 from packvit.data.shards.shard import BadSample, BadShard, Shard
 from packvit.data.streams.loader import load_in_order
 from packvit.data.streams.stream import LoadedBatch
@@ -58,11 +59,11 @@ class EvalSet:
         if not self.headers:
             why = f": {self.skipped[0]['reason']}" if self.skipped else ", which are empty"
             raise ValueError(
-                f"no usable image in {len(self.shards)} shards ({self.shards.paths[0]}, ...){why}"
+                f"no usable image in {len(self.shards)} shards ({redact(self.shards.paths[0])}, ...){why}"
             )
 
     def _read_headers(self, number: int, shard: Shard) -> None:
-        self.skipped += [{"shard": shard.path, "key": None, "reason": p} for p in shard.problems]
+        self.skipped += [{"shard": redact(shard.path), "key": None, "reason": p} for p in shard.problems]
         for member in range(len(shard)):
             try:
                 for kind in self.targets.values():

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from packvit.data.samples.decode import read_header
 from packvit.data.samples.sample import Header, Reference, describe_skipped
 from packvit.data.shards.losses import expected_samples, lost_samples
+from packvit.data.shards.redact import redact
 from packvit.data.shards.shard import BadSample, BadShard, Shard
 from packvit.data.streams.plan import DataPlan
 from packvit.packing import derive_seed
@@ -143,7 +144,7 @@ class SampleReader:
 
     def first_path(self) -> str:
         """A shard of the source that would be read next, for messages."""
-        return self.plan.shards.paths[self.plan.sources[0][0]]
+        return redact(self.plan.shards.paths[self.plan.sources[0][0]])
 
     def state_dict(self) -> dict:
         """Where each source is, and how many good samples it gave."""
@@ -244,7 +245,7 @@ class Source:
 
     def _losses(self, shard: Shard) -> list[Lost]:
         """What is missing from a shard that can be opened."""
-        lost = [Lost({"shard": shard.path, "key": None, "reason": p}, 1) for p in shard.problems]
+        lost = [Lost({"shard": redact(shard.path), "key": None, "reason": p}, 1) for p in shard.problems]
         paths = self.reader.plan.shards.paths
         missing = lost_samples(shard, paths[self.shards[0] : self.shards[-1] + 1])
         if missing is None:
@@ -253,7 +254,7 @@ class Source:
         reason = f"{number} samples are missing ({why})"
         if shard.whole_bytes is not None:  # the last problem is where it breaks off
             reason = f"{lost.pop().line['reason']}: {reason}"
-        line = {"shard": shard.path, "key": None, "reason": reason, "samples": number}
+        line = {"shard": redact(shard.path), "key": None, "reason": reason, "samples": number}
         announce(line)
         return [*lost, Lost(line, number)]
 

@@ -85,15 +85,15 @@ def test_a_shard_is_fetched_once(digits_set, tmp_path, cache):
     [
         ("pipe:exit 3", "exit 3|its source is empty"),
         ("pipe:true", "its source is empty"),
-        ("pipe:head -c 700 /dev/zero; sleep 30", "no byte came in 0.3 s, after 0|after 700"),
+        ("pipe:head -c 700 /dev/zero; sleep 30", r"only 700 bytes came in 0\.3 s"),
         ("pipe:echo no tar at all", "no readable tar"),
         ("pipe:printf '\\037\\213cut'", "broken gzip"),
-        ("http://127.0.0.1:9/none.tar", "exit|Couldn|curl"),
+        ("http://127.0.0.1:9/none.tar", "no connection"),
     ],
 )
 def test_what_cannot_be_fetched_is_a_bad_shard(path, reason, cache):
     with pytest.raises(BadShard, match=reason) as caught:
-        Shard.open(path, FetchConfig(timeout=0.3 if "sleep" in path else 20))
+        Shard.open(path, FetchConfig(timeout=0.3 if "sleep" in path else 20, retries=0))
     assert caught.value.shard == path
     assert not list(cache.glob("*.partial")) + list(cache.glob("*.unpacked"))
 
@@ -106,7 +106,7 @@ def test_old_copies_make_room(digits_set, cache, monkeypatch):
     for path in (paths[0], paths[1], paths[0], paths[2]):
         Shard.open(path, config)
     assert len(list(cache.glob("*.tar"))) == 2
-    monkeypatch.setattr(fetch, "_download", lambda path, *_: pytest.fail(f"{path} was fetched again"))
+    monkeypatch.setattr(fetch, "download", lambda path, *_: pytest.fail(f"{path} was fetched again"))
     Shard.open(paths[0], config)
     Shard.open(paths[2], config)
 

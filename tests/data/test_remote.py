@@ -1,0 +1,326 @@
+"""What a web server or a command can do wrong, and what never leaves the process."""
+
+import gzip
+import http.server
+import json
+import multiprocessing
+import shutil
+import subprocess
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from packvit.data import BadShard, DataConfig, DataPlan, FetchConfig, Shard, Stream
+from packvit.data.shards import download
+from packvit.data.shards import shard as shard_module
+from packvit.data.shards.redact import redact
+from packvit.packing import PackingConfig, ResolutionConfig, ViewsConfig
+
+PAGE = b"<!DOCTYPE html><html><body>Please log in.</body></html>" * 20
+QUICK = FetchConfig(timeout=2, retries=2)
+
+
+@dataclass
+class Faults:
+    """What the server does next.
+
+    Args:
+        answers: of each GET in turn: "cut", "page", "drop", "drip", "unsized cut" or a status; then no fault.
+        body: instead of the file.
+        tag: the ETag of its answers.
+        closed: whether it hangs up on everybody.
+    """
+
+    answers: list = field(default_factory=list)
+    body: bytes | None = None
+    tag: str = "one"
+    closed: bool = False
+    seen: list = field(default_factory=list)  # (method, path, Authorization) of every request
+    address: str = ""
+
+
+@pytest.fixture
+def web(digits_set):
+    faults = Faults()
+    folder = digits_set / "train"
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+        def do_HEAD(self) -> None:
+            self.answer(head=True)
+
+        def do_GET(self) -> None:
+            self.answer(head=False)
+
+        def answer(self, head: bool) -> None:
+            faults.seen.append((self.command, self.path, self.headers.get("Authorization")))
+            name = Path(self.path.partition("?")[0]).name
+            body = (folder / name).read_bytes() if faults.body is None else faults.body
+            what = faults.answers.pop(0) if faults.answers and not head else None
+            if isinstance(what, int):
+                self.send_error(what)
+                return
+            if what == "drop" or faults.closed:
+                return
+            body = PAGE if what == "page" else body
+            self.send_response(200)
+            self.send_header("ETag", faults.tag)
+            if what != "unsized cut":
+                self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if what == "drip":
+                for byte in body[:200]:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.05)
+            elif not head:
+                self.wfile.write(body[: len(body) // 2 + 100] if what in ("cut", "unsized cut") else body)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    faults.address = f"127.0.0.1:{server.server_address[1]}"
+    yield faults
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("PACKVIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(download, "BACKOFF", 0.01)
+    shard_module.forget()
+    return tmp_path / "cache" / "shards"
+
+
+def contents(shard: Shard) -> list[tuple[str, bytes, int | None]]:
+    return [(shard.key(i), shard.image(i), shard.label(i)) for i in range(len(shard))]
+
+
+def left_over(cache: Path) -> list[Path]:
+    return [file for file in cache.iterdir() if file.suffix not in (".tar", ".json", ".lock")]
+
+
+# ---- a server ----
+
+
+@pytest.mark.parametrize("fault", ["cut", "unsized cut", "page", "drop", 503, 429])
+def test_what_breaks_once_is_fetched_again(fault, web, digits_set, cache):
+    web.answers = [fault, fault]
+    shard = Shard.open(f"http://{web.address}/shard-000000.tar", QUICK)
+    assert contents(shard) == contents(Shard.open(digits_set / "train/shard-000000.tar"))
+    assert [method for method, *_ in web.seen] == ["GET"] * 3
+    assert not left_over(cache)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "attempts"),
+    [
+        ("cut", "the connection broke, .* bytes before the end", 3),
+        ("unsized cut", "it breaks off", 3),
+        ("page", "no readable tar file .a page of HTML", 3),
+        ("drop", "no connection|no answer|closed connection", 3),
+        (500, "the server answers 500", 3),
+        (404, "the server answers 404 Not Found", 1),
+    ],
+)
+def test_what_stays_broken_is_a_bad_shard_and_never_kept(fault, reason, attempts, web, cache):
+    path = f"http://{web.address}/shard-000000.tar"
+    web.answers = [fault] * 3
+    for _ in range(2):  # a source that failed is left alone for a while
+        with pytest.raises(BadShard, match=reason):
+            Shard.open(path, QUICK)
+    assert len(web.seen) == attempts
+    assert not list(cache.glob("*.tar")) + left_over(cache)
+    web.answers = []
+    shard_module.forget()
+    assert len(Shard.open(path, QUICK)) == 40
+
+
+def test_a_drip_is_a_stall(web, cache):
+    web.answers = ["drip"]
+    config = FetchConfig(timeout=0.4, retries=0, min_kb_per_s=1)
+    with pytest.raises(BadShard, match=r"only \d+ bytes came in 0\.4 s"):
+        Shard.open(f"http://{web.address}/shard-000000.tar", config)
+    assert not left_over(cache)
+
+
+def test_changed_contents_are_fetched_again_by_the_next_process(web, digits_set):
+    path = f"http://{web.address}/shard-000000.tar"
+    first = contents(Shard.open(path))
+    other = (digits_set / "train/shard-000001.tar").read_bytes()
+    web.body = other
+    assert contents(Shard.open(path)) == first  # within a process a shard stays what it is
+    web.tag = "two"
+    shard_module.forget()
+    assert contents(Shard.open(path)) == contents(Shard.open(digits_set / "train/shard-000001.tar")) != first
+    assert [method for method, *_ in web.seen] == ["GET", "HEAD", "HEAD", "GET"]  # again under the lock
+
+
+def test_a_server_that_cannot_be_asked_leaves_the_copy(web):
+    path = f"http://{web.address}/shard-000000.tar"
+    first = contents(Shard.open(path))
+    web.body, web.tag = b"", "two"
+    shard_module.forget()
+    web.closed = True
+    assert contents(Shard.open(path, QUICK)) == first
+    assert [method for method, *_ in web.seen] == ["GET", "HEAD"]
+
+
+def test_a_gzip_bomb_fills_nothing(web, digits_set, cache):
+    web.body = gzip.compress(bytes(30_000_000))
+    path = f"http://{web.address}/bomb.tar.gz"
+    (digits_set / "train").joinpath("bomb.tar.gz").unlink(missing_ok=True)
+    largest = 0
+
+    def watch() -> None:
+        nonlocal largest
+        while not done.wait(0.002):
+            sizes = (
+                [file.stat().st_size for file in cache.glob("*") if file.exists()] if cache.exists() else []
+            )
+            largest = max(largest, sum(sizes))
+
+    done = threading.Event()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with pytest.raises(BadShard, match=r"more than fetch\.cache_gb=0\.001 GB"):
+        Shard.open(path, FetchConfig(cache_gb=0.001, retries=3))
+    done.set()
+    watcher.join()
+    assert largest < 1_300_000
+    assert len(web.seen) == 1
+    assert not list(cache.glob("*.tar")) + left_over(cache)
+
+
+def test_a_cache_that_is_too_small_loses_no_sample(web, digits_set):
+    config = FetchConfig(cache_gb=1.2 * (digits_set / "train/shard-000000.tar").stat().st_size / 1e9)
+    urls = tuple(f"http://{web.address}/shard-00000{i}.tar" for i in range(3))
+    views = ViewsConfig(patch_sizes=(8,), resolution=ResolutionConfig(16, 16, "uniform"))
+    packing = PackingConfig(seq_len=32, sequences=1, lookahead=8, balance=1)
+    data = DataConfig(urls, workers=0, streams=2, shuffle_shards=3, fetch=config)
+    streams = [Stream(DataPlan(data, views, packing), index) for index in range(2)]
+    for _ in range(12):
+        assert all(not stream.next_batch().skipped for stream in streams)
+
+
+def test_an_open_shard_outlives_its_copy(web, cache):
+    shard = Shard.open(f"http://{web.address}/shard-000000.tar")
+    before = contents(shard)
+    shutil.rmtree(cache)
+    assert contents(shard) == before
+
+
+# ---- commands ----
+
+
+def alive(marker: str) -> bool:
+    return subprocess.run(["pgrep", "-f", marker], capture_output=True).returncode == 0
+
+
+def wait_for(condition) -> bool:
+    for _ in range(100):
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_stalled_command_ends_with_all_that_it_started():
+    with pytest.raises(BadShard, match=r"no byte came in 0\.3 s"):
+        Shard.open("pipe:(sleep 7654321 & sleep 7654322 | cat)", FetchConfig(timeout=0.3))
+    assert wait_for(lambda: not alive("sleep 765432"))
+
+
+def test_a_command_ends_when_the_process_that_reads_it_is_killed():
+    reader = multiprocessing.get_context("fork").Process(
+        target=Shard.open, args=("pipe:sleep 8765431 | cat",)
+    )
+    reader.start()
+    assert wait_for(lambda: alive("^sleep 8765431"))
+    reader.kill()
+    reader.join()
+    assert wait_for(lambda: not alive("^sleep 8765431"))
+
+
+def test_a_command_that_fails_is_no_shard_however_much_it_wrote(digits_set, cache):
+    path = f"pipe:cat {digits_set / 'train/shard-000000.tar'}; exit 3"
+    with pytest.raises(BadShard, match="its command ended with exit status 3"):
+        Shard.open(path)
+    assert not list(cache.glob("*.tar"))
+
+
+# ---- secrets ----
+
+TOKEN = "hf_" + "S3cret" * 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://me:S3cretWord@host/a.tar: no connection",
+        "https://host/a.tar?X-Amz-Signature=S3cretWord&X-Amz-Date=S3cretWord",
+        "https://host/a.tar?sig=S3cretWord%2F",
+        "pipe:curl -H 'Authorization: Bearer S3cretWord' https://host/a.tar",
+        "(['curl', '-H', 'Authorization:Bearer S3cretWord', 'https://host'],) exit 22",
+        "pipe:curl -u me:S3cretWord https://host/a.tar",
+        "pipe:AWS_SECRET_ACCESS_KEY=S3cretWord aws s3 cp s3://b/a.tar -",
+        "pipe:fetch --token S3cretWord a.tar",
+        "{'token': 'S3cretWord'}",
+        f"pipe:fetch {TOKEN} a.tar",
+        "pipe:curl -H 'X-Auth-Token: S3cretWord' https://host/a.tar",
+    ],
+)
+def test_secrets_are_left_out_of_texts(text):
+    assert "S3cret" not in redact(text)
+    assert "***" in redact(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/data/set a:b=c/shard-000001.tar",
+        "https://host/folder/shard-000001.tar",
+        "it breaks off in or after 'a.cls' (unexpected end of data): what follows is lost",
+        "pipe:cat '/data/shard 1.tar'",
+        "its label b'cat' is no number",
+    ],
+)
+def test_what_is_no_secret_stays(text):
+    assert redact(text) == text
+
+
+def test_a_password_in_an_url_reaches_the_server_and_nobody_else(web, capfd):
+    path = f"http://me:S3cretWord@{web.address}/shard-000000.tar?sig=S3cretWord"
+    Shard.open(path)
+    assert web.seen == [("GET", "/shard-000000.tar?sig=S3cretWord", "Basic bWU6UzNjcmV0V29yZA==")]
+    web.answers = [500] * 9
+    data = DataConfig((path.replace("000000", "000001"), path), workers=0, streams=1, shuffle_shards=1)
+    plan = DataPlan(data, ViewsConfig(), PackingConfig(seq_len=64, sequences=1, lookahead=1, balance=1))
+    stream, lines = Stream(plan, 0), []
+    while not lines:
+        lines = stream.next_batch().skipped
+    assert "500" in lines[0]["reason"]
+    assert "S3cret" not in json.dumps(lines) + "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("token", [TOKEN, None])
+def test_a_token_goes_to_the_hub_alone_and_none_is_sent_without_login(token, web, capfd, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+
+    class Place:
+        repo_id, path_in_repo, repo_type, revision = "me/set", "shard-000000.tar", "dataset", "main"
+
+    monkeypatch.setattr(hub.HfFileSystem, "resolve_path", lambda self, path: Place)
+    monkeypatch.setattr(hub, "hf_hub_url", lambda **_: f"http://{web.address}/shard-000000.tar")
+    monkeypatch.setattr(hub, "get_token", lambda: token)
+    path = "hf://datasets/me/set/shard-000000.tar"
+    web.answers = [401]
+    with pytest.raises(BadShard, match="the server answers 401") as caught:
+        Shard.open(path, QUICK)
+    assert [request[2] for request in web.seen] == [token and f"Bearer {token}"]
+    assert "S3cret" not in str(caught.value) + "".join(capfd.readouterr())
