@@ -7,8 +7,10 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
 import tyro
+from braceexpand import braceexpand
 
 from packvit.cli.commands import OTHERS_WAIT, is_other_rank
+from packvit.data.shards.redact import redact
 from packvit.train.config import Config
 from packvit.train.recipes.find import RECIPES, find_recipe, start_with
 from packvit.train.run import run
@@ -20,9 +22,11 @@ class Start:
 
     Args:
         model: whatever load_model reads; gives the run its architecture and first weights.
+        allow_pipe: run commands that a configuration file names as shards, `pipe:COMMAND`.
     """
 
     model: str | None = None
+    allow_pipe: bool = False
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -32,16 +36,37 @@ def main(arguments: Sequence[str]) -> None:
         return
     recipe = arguments[0]
     default = find_recipe(recipe)
-    model, rest = read_model(arguments[1:])
-    if model is not None:
-        default = start_with(default, model)
+    start, rest = read_start(arguments[1:])
+    if start.model is not None:
+        default = start_with(default, start.model)
     with said_once():
         config = tyro.cli(Config, default=default, prog=f"packvit train {recipe}", args=rest)
+    if not start.allow_pipe:
+        refuse_foreign_commands(config, rest)
     run(config)
 
 
-def read_model(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The model to start with, and the arguments that belong to the run's configuration.
+def refuse_foreign_commands(config: Config, arguments: Sequence[str]) -> None:
+    """Refuse to run commands that whoever wrote the configuration chose, not whoever starts the run.
+
+    Args:
+        arguments: of the command line; what they name was chosen by whoever starts the run.
+
+    Raises:
+        ValueError: shards are commands, and the command line does not name them.
+    """
+    given = {*arguments, *(argument.partition("=")[2] for argument in arguments)}
+    for shard in (*config.data.shards, *config.data.val_shards):
+        for path in braceexpand(shard):
+            if path.lower().startswith("pipe:") and shard not in given:
+                raise ValueError(
+                    f"the configuration names a command as shards, {redact(shard)!r}: give it on the command "
+                    "line, or --allow-pipe to run whatever the configuration names"
+                )
+
+
+def read_start(arguments: Sequence[str]) -> tuple[Start, list[str]]:
+    """What the run starts with, and the arguments that belong to its configuration.
 
     Raises:
         ValueError: the model's name is empty.
@@ -52,7 +77,7 @@ def read_model(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
         )
     if start.model == "":
         raise ValueError("--model needs the path of a model to start with")
-    return start.model, rest
+    return start, rest
 
 
 @contextmanager
@@ -81,6 +106,7 @@ def overview() -> str:
             usage,
             *recipes,
             "\n--model MODEL, whatever load_model reads, gives a run its architecture and first weights.",
+            "--allow-pipe runs the commands that a CONFIG.yaml names as shards; otherwise they are refused.",
             "`packvit train RECIPE --help` lists every field with the recipe's value.",
         ]
     )

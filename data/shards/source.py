@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from webdataset.gopen import gopen, rewrite_url  # pyright: ignore[reportAttributeAccessIssue]
+from webdataset.gopen import gopen, gopen_schemes, rewrite_url  # pyright: ignore[reportAttributeAccessIssue]
 
 COMMANDS = {
     "gs": ("gsutil", "cat"),
@@ -167,12 +167,14 @@ def open_source(path: str, timeout: float) -> Source:
         return FileSource(open(path, "rb"))
     path = rewrite_url(path)
     scheme = path.partition(":")[0].lower()
-    if scheme == "pipe":
-        return CommandSource(["/bin/sh", "-c", path.partition(":")[2]])
+    if path.startswith("pipe:"):
+        return CommandSource(["/bin/sh", "-c", path.removeprefix("pipe:")])
     if is_web(path):
         return WebSource(path, timeout)
     if scheme in COMMANDS:
         return CommandSource([*COMMANDS[scheme], path, *AFTER.get(scheme, ())])
+    if scheme not in gopen_schemes or scheme == "pipe":
+        raise Hopeless(f"no program is known for {scheme}://")
     return FileSource(gopen(path))
 
 

@@ -254,6 +254,12 @@ def test_a_command_that_fails_is_no_shard_however_much_it_wrote(digits_set, cach
     assert not list(cache.glob("*.tar"))
 
 
+@pytest.mark.parametrize("path", ["PIPE:cat x://", " pipe:cat x://", "nobody://knows/a.tar"])
+def test_what_only_looks_like_a_command_is_none(path):
+    with pytest.raises(BadShard, match="no program is known"):
+        Shard.open(path)
+
+
 # ---- secrets ----
 
 TOKEN = "hf_" + "S3cret" * 5

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from packvit.cli import dispatch
-from packvit.cli.train import read_model
+from packvit.cli.train import Start, read_start
 from packvit.models import PackedViT, load_model, save_model
 from packvit.models.presets import preset
 from packvit.train.config import load_config
@@ -108,11 +108,11 @@ def test_an_architecture_comes_with_the_weights(tiny_model):
 
 
 def test_model_is_taken_out_of_the_flags(capsys):
-    assert read_model(["--model", "a/b", "--train.steps", "3"]) == ("a/b", ["--train.steps", "3"])
-    assert read_model(["--model=a/b", "--model.width=3"]) == ("a/b", ["--model.width=3"])
-    assert read_model(["--model.width", "3"]) == (None, ["--model.width", "3"])
+    assert read_start(["--model", "a/b", "--train.steps", "3"]) == (Start("a/b"), ["--train.steps", "3"])
+    assert read_start(["--model=a/b", "--model.width=3"]) == (Start("a/b"), ["--model.width=3"])
+    assert read_start(["--model.width", "3"]) == (Start(), ["--model.width", "3"])
     with pytest.raises(SystemExit) as stopped:
-        read_model(["--model", "--train.steps"])
+        read_start(["--model", "--train.steps"])
     assert stopped.value.code == 2
     assert "Missing value for argument '--model'" in capsys.readouterr().err
     assert dispatch(["train", "--seed", "3", "digits"]) == 2
