@@ -7,9 +7,9 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
 import tyro
-from braceexpand import braceexpand
 
 from packvit.cli.commands import OTHERS_WAIT, is_other_rank
+from packvit.data.shards.paths import expand_braces
 from packvit.data.shards.redact import redact
 from packvit.train.config import Config
 from packvit.train.recipes.find import RECIPES, find_recipe, start_with
@@ -57,7 +57,7 @@ def refuse_foreign_commands(config: Config, arguments: Sequence[str]) -> None:
     """
     given = {*arguments, *(argument.partition("=")[2] for argument in arguments)}
     for shard in (*config.data.shards, *config.data.val_shards):
-        for path in braceexpand(shard):
+        for path in expand_braces(shard):
             if path.lower().startswith("pipe:") and shard not in given:
                 raise ValueError(
                     f"the configuration names a command as shards, {redact(shard)!r}: give it on the command "

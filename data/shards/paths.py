@@ -5,8 +5,9 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from random import Random
 
-from braceexpand import braceexpand
+from braceexpand import UnbalancedBracesError, braceexpand
 
 from packvit.data.shards.fetch import FETCH, GZIP_SUFFIXES, FetchConfig
 from packvit.data.shards.redact import redact
@@ -14,6 +15,7 @@ from packvit.data.shards.shard import Shard
 from packvit.data.shards.source import is_remote
 from packvit.packing import derive_seed
 
+SAMPLED = 32  # shards whose contents are part of the fingerprint
 SHARD_SUFFIXES = (".tar", *GZIP_SUFFIXES)
 
 
@@ -46,10 +48,35 @@ class ShardSet:
         return Shard.open(self.paths[number], self.fetch)
 
     def fingerprint(self) -> dict:
-        """What tells the shards from others: names in order and sizes, wherever the files lie."""
+        """What tells the shards from others, wherever the files lie: names in order, sizes, and bytes of some.
+
+        See `same_shards`.
+        """
         names = [os.path.basename(path) for path in self.paths]
         sizes = [-1 if is_remote(path) else os.path.getsize(path) for path in self.paths]
-        return {"number": len(names), "first": names[0], "digest": f"{derive_seed(*names, *sizes):032x}"}
+        digest = derive_seed(*names, *sizes)
+        local = [place for place in zip(self.paths, sizes, strict=True) if not is_remote(place[0])]
+        sampled = [_contents(*place) for place in Random(digest).sample(local, min(SAMPLED, len(local)))]
+        return {"number": len(names), "first": names[0], "digest": f"{digest:032x}", "sampled": sampled}
+
+
+def same_shards(old: dict, new: dict) -> bool:
+    """Whether two fingerprints are of the same shards; a few of them may have been damaged in between."""
+    if any(old[name] != new[name] for name in ("number", "first", "digest")):
+        return False
+    pairs = list(zip(old.get("sampled", []), new["sampled"], strict=False))
+    return 2 * sum(a != b for a, b in pairs) <= len(pairs)
+
+
+def _contents(path: str, size: int) -> str:
+    """A digest of some bytes of a file."""
+    try:
+        with open(path, "rb") as file:
+            parts = [os.pread(file.fileno(), 1024, size * quarter // 4) for quarter in (1, 2, 3)]
+            name = os.pread(file.fileno(), 100, 0)  # of a tar's first member
+    except OSError:
+        return ""
+    return f"{derive_seed(name.hex(), *(part.hex() for part in parts)):032x}"
 
 
 def expand_shards(patterns: str | Sequence[str]) -> list[str]:
@@ -64,9 +91,19 @@ def expand_shards(patterns: str | Sequence[str]) -> list[str]:
 def expand_pattern(pattern: str) -> list[str]:
     """What one pattern names; see `expand_shards`."""
     paths: list[str] = []
-    for name in braceexpand(pattern):
+    for name in expand_braces(pattern):
         paths += [name] if is_remote(name) else sorted(_local_shards(name), key=_natural)
     return paths
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """What `{a,b}` and `{1..3}` stand for, unless there is a file of just this name."""
+    if not is_remote(pattern) and os.path.exists(pattern):
+        return [pattern]  # braces that are part of a name
+    try:
+        return list(braceexpand(pattern))
+    except UnbalancedBracesError:
+        return [pattern]
 
 
 def refuse_twice(paths: Iterable[str]) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from packvit.data.shards.paths import same_shards
 from packvit.data.streams.feed import Watch, feed
 from packvit.data.streams.plan import DataPlan
 from packvit.data.streams.stream import STATE_VERSION, DataError, LoadedBatch, Stream
@@ -214,7 +215,7 @@ class TrainLoader:
             ValueError: it is of other shards or another number of streams.
         """
         mine = self.state_dict()
-        if state["shards"] != mine["shards"]:
+        if not same_shards(state["shards"], mine["shards"]):
             old, new = state["shards"], mine["shards"]
             same_names = (old["number"], old["first"]) == (new["number"], new["first"])
             what = "other contents" if same_names else "others"

@@ -97,20 +97,21 @@ class SampleReader:
         self._opened: dict[int, Shard] = {}
         self._sources = [Source(self, number, shards) for number, shards in enumerate(plan.sources)]
         self._shares = plan.shares
-        self._taken = [0] * len(self._sources)
+        self._drawn = 0  # good samples in all
+        self._taken = [0] * len(self._sources)  # from each source, since its weights are what they are
 
     def next(self) -> Header | Lost | None:
         """The next sample, from the source that is furthest behind its share, or what was lost on the way.
 
         None when that source has had no good sample for too long.
         """
-        drawn = sum(self._taken)
-        number = max(range(len(self._sources)), key=lambda i: self._shares[i] * (drawn + 1) - self._taken[i])
+        following = sum(self._taken) + 1
+        number = max(range(len(self._sources)), key=lambda i: self._shares[i] * following - self._taken[i])
         found = next(self._sources[number].events, None)
         if found is None or isinstance(found, Lost):
             return found
         try:
-            header = self.header(found._replace(drawn=drawn))
+            header = self.header(found._replace(drawn=self._drawn))
         except BadShard as error:
             self._sources[number].found_bad_shard()
             return Lost(describe_skipped(error), 1)
@@ -118,6 +119,7 @@ class SampleReader:
             return Lost(describe_skipped(error), 1)
         self._sources[number].found_good()
         self._taken[number] += 1
+        self._drawn += 1
         return header
 
     def header(self, reference: Reference) -> Header:
@@ -148,13 +150,29 @@ class SampleReader:
 
     def state_dict(self) -> dict:
         """Where each source is, and how many good samples it gave."""
-        return {"readers": [source.state() for source in self._sources], "taken": list(self._taken)}
+        return {
+            "readers": [source.state() for source in self._sources],
+            "drawn": self._drawn,
+            "shares": list(self._shares),
+            "taken": list(self._taken),
+        }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on where `state` was taken."""
+        """Go on where `state` was taken; other weights count from here on.
+
+        Raises:
+            ValueError: it is of another number of sources.
+        """
+        if len(state["readers"]) != len(self._sources):
+            raise ValueError(
+                f"the run was started with data.weights of {len(state['readers'])} sources, not "
+                f"{len(self._sources)}: resume with as many"
+            )
         for source, place in zip(self._sources, state["readers"], strict=True):
             source.restore(place)
-        self._taken = list(state["taken"])
+        self._drawn = state["drawn"]
+        same = state["shares"] == list(self._shares)
+        self._taken = list(state["taken"]) if same else [0] * len(self._sources)
 
 
 class Source:

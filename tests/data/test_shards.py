@@ -102,6 +102,16 @@ def test_a_path_may_hold_what_patterns_are_made_of(tmp_path):
     assert expand_shards(str(folder / "a[0].tar")) == [str(folder / "a[0].tar")]
 
 
+@pytest.mark.parametrize("name", ["a-{1,2}.tar", "{x}{1..3}.tar", "open{.tar", "shut}.tar"])
+def test_braces_may_be_part_of_a_name(name, tmp_path):
+    (tmp_path / name).touch()
+    assert expand_shards(str(tmp_path / name)) == [str(tmp_path / name)]
+
+
+def test_unbalanced_braces_of_a_command_are_its_own():
+    assert expand_shards("pipe:awk '}' x.tar") == ["pipe:awk '}' x.tar"]
+
+
 def test_natural_order_takes_any_digits(tmp_path):
     names = ["1²2.tar", "x10.tar", "x2.tar", "y٣.tar"]
     for name in names:

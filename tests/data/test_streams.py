@@ -19,12 +19,14 @@ from packvit.data import (
     DataPlan,
     EvalSet,
     Shard,
+    ShardSet,
     Stream,
     TrainLoader,
     merge_states,
     write_shards,
 )
 from packvit.data.make.write import Sample
+from packvit.data.shards import paths as paths_module
 from packvit.data.streams.reader import Lost, SampleReader, epoch_units, parts_of_shard
 from packvit.packing import (
     CurriculumConfig,
@@ -311,6 +313,36 @@ def test_other_contents_under_the_same_names_are_refused(tmp_path):
         make_loader(tmp_path / "b", loader.state_dict())
 
 
+def test_other_contents_of_the_same_names_and_sizes_are_refused_and_a_damaged_shard_is_not(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        raw = [Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)) for _ in range(60)]
+        samples = []
+        for i, picture in enumerate(raw):
+            buffer = io.BytesIO()
+            picture.save(buffer, "ppm")
+            samples.append(Sample(f"s{i:03d}", buffer.getvalue(), "ppm", 0))
+        write_shards(samples, tmp_path / name, 10)
+    loader = make_loader(tmp_path / "a")
+    take(loader, 2)
+    state = loader.state_dict()
+    with pytest.raises(ValueError, match="other contents"):
+        make_loader(tmp_path / "b", state)
+    os.replace(tmp_path / "b/shard-000002.tar", tmp_path / "a/shard-000002.tar")
+    assert take(make_loader(tmp_path / "a", state), 1)
+
+
+def test_the_contents_of_few_of_many_shards_are_looked_at(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(paths_module, "_contents", lambda path, size: asked.append(path) or "x")
+    shards = []
+    for number in range(500):
+        (tmp_path / f"{number}.tar").write_bytes(b"x")
+        shards.append(str(tmp_path / f"{number}.tar"))
+    ShardSet.find(shards).fingerprint()
+    assert len(asked) == paths_module.SAMPLED
+
+
 def test_a_shard_that_vanishes_or_shrinks_in_the_middle_is_named(tmp_path):
     rng = np.random.default_rng(0)
     image = jpeg(rng)
@@ -357,6 +389,30 @@ def test_sources_are_mixed_by_weight_and_resume_exactly(streams, shards, tmp_pat
         assert one is not None
         assert two is not None
         assert_same(one, two)
+
+
+def test_changed_weights_count_from_the_change(shards, tmp_path):
+    rng = np.random.default_rng(1)
+    write_shards([Sample(f"t{i}", jpeg(rng), "jpg", 0) for i in range(30)], tmp_path, 15)
+    sources = (str(shards), str(tmp_path))
+
+    def stream(weights: tuple[float, ...], state: dict | None = None) -> Stream:
+        data = replace(config(shards), shards=sources if weights else sources[:1], weights=weights, streams=1)
+        made = Stream(make_plan(data), 0)
+        if state is not None:
+            made.load_state_dict(json.loads(json.dumps(state)))
+        return made
+
+    first = stream((1, 9))
+    for _ in range(200):
+        first._read([])
+    changed = stream((9, 1), first.state_dict())
+    headers = [changed._read([]) for _ in range(100)]
+    assert abs(sum(header.key[0] == "s" for header in headers) - 90) <= 1
+    assert [header.reference.drawn for header in headers] == list(range(200, 300))
+    assert changed.state_dict()["drawn"] == 300
+    with pytest.raises(ValueError, match=r"data\.weights of 2 sources, not 1"):
+        stream((), first.state_dict())
 
 
 def test_weights_belong_to_entries(shards):
