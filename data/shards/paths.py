@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 
 from packvit.data.shards.fetch import FETCH, GZIP_SUFFIXES, FetchConfig
 from packvit.data.shards.redact import redact
@@ -48,7 +48,7 @@ class ShardSet:
         return Shard.open(self.paths[number], self.fetch)
 
     def fingerprint(self) -> dict:
-        """What tells the shards from others, wherever the files lie: names in order, sizes, and bytes of some.
+        """What tells the shards from others, wherever they lie: names in order, sizes, and bytes of some.
 
         See `same_shards`.
         """
@@ -102,7 +102,7 @@ def expand_braces(pattern: str) -> list[str]:
         return [pattern]  # braces that are part of a name
     try:
         return list(braceexpand(pattern))
-    except UnbalancedBracesError:
+    except ValueError:  # they do not balance
         return [pattern]
 
 

@@ -209,14 +209,14 @@ _memory: OrderedDict[str, Known] = OrderedDict()  # by the path as it was given;
 
 
 def _open(path: str, fetch: FetchConfig) -> tuple[OpenFile, Index]:
+    known = _memory.get(path)
     # Fetched shards are asked for each time, which notes their use: the least used make way for others.
-    local = local_file(path, fetch)
+    local = path if known is not None and known.path == path else local_file(path, fetch)
     try:
         file = OpenFile(local)
     except FileNotFoundError:
         local = local_file(path, fetch)  # it made way for others in this moment
         file = OpenFile(local)
-    known = _memory.get(path)
     if known is None or (known.path, known.identity) != (local, file.identity):
         with open(file.descriptor, "rb", closefd=False) as opened:
             known = Known(local, file.identity, open_index(opened, local))
