@@ -178,7 +178,7 @@ class Bounded:
         """
         if size < 0:
             raise tarfile.ReadError("a size below zero")
-        return self.file.read(min(size, self.end - self.file.tell()))
+        return self.file.read(max(0, min(size, self.end - self.file.tell())))
 
 
 def all_members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
