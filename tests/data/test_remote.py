@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def web(digits_set):
             self.answer(head=True)
 
         def do_GET(self) -> None:
-            self.answer(head=False)
+            with suppress(ConnectionError):  # who gives a drip up hangs up
+                self.answer(head=False)
 
         def answer(self, head: bool) -> None:
             faults.seen.append((self.command, self.path, self.headers.get("Authorization")))
@@ -171,19 +173,16 @@ def test_a_server_that_cannot_be_asked_leaves_the_copy(web):
     assert [method for method, *_ in web.seen] == ["GET", "HEAD"]
 
 
-def test_a_gzip_bomb_fills_nothing(web, digits_set, cache):
+def test_a_gzip_bomb_fills_nothing(web, cache):
     web.body = gzip.compress(bytes(30_000_000))
     path = f"http://{web.address}/bomb.tar.gz"
-    (digits_set / "train").joinpath("bomb.tar.gz").unlink(missing_ok=True)
     largest = 0
 
     def watch() -> None:
         nonlocal largest
         while not done.wait(0.002):
-            sizes = (
-                [file.stat().st_size for file in cache.glob("*") if file.exists()] if cache.exists() else []
-            )
-            largest = max(largest, sum(sizes))
+            with suppress(OSError):  # files come and go
+                largest = max(largest, sum(file.stat().st_size for file in cache.iterdir()))
 
     done = threading.Event()
     watcher = threading.Thread(target=watch)
