@@ -13,6 +13,7 @@ from packvit.data.samples.sample import Mix, Mixing
 from packvit.data.samples.targets import ClassTarget, LogitsTarget, Target, TextTarget, collate_targets
 from packvit.data.shards.fetch import FetchConfig
 from packvit.data.shards.paths import ShardSet, expand_shards
+from packvit.data.shards.redact import redact
 from packvit.data.shards.shard import BadSample, BadShard, Shard
 from packvit.data.streams.eval_set import EvalSet
 from packvit.data.streams.loader import TrainLoader, end_workers, merge_states
@@ -48,6 +49,7 @@ __all__ = [
     "merge_states",
     "pack_images",
     "pixel_box",
+    "redact",
     "write_digits",
     "write_images",
     "write_shards",

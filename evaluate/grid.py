@@ -10,7 +10,7 @@ import torch
 
 from packvit.common.device import total_memory
 from packvit.common.ranks import Ranks
-from packvit.data import EvalSet
+from packvit.data import EvalSet, redact
 from packvit.evaluate.evaluators import MakeEvaluator
 from packvit.models import PackedViT, ViTConfig
 from packvit.packing import PackingConfig
@@ -156,7 +156,9 @@ class Evaluation:
                 self.skipped.append(line)
         images, tokens, flops = ranks.sum([images, tokens, flops])
         if not images:
-            raise ValueError(f"no validation image could be decoded ({self.images.shards.paths[0]}, ...)")
+            raise ValueError(
+                f"no validation image could be decoded ({redact(self.images.shards.paths[0])}, ...)"
+            )
         return {
             "resolution": resolution,
             "patch_size": patch_size,

@@ -9,6 +9,7 @@ from packvit.data.samples.decode import decode, read_native_size
 from packvit.data.samples.targets import ClassTarget
 from packvit.data.shards.fetch import FETCH, FetchConfig
 from packvit.data.shards.paths import ShardSet
+from packvit.data.shards.redact import redact
 from packvit.data.shards.shard import BadSample, BadShard, Shard
 from packvit.packing import full_view
 
@@ -71,28 +72,29 @@ def check_shards(
 
 
 def _check_shard(shard: Shard, report: ShardReport, first_seen: dict[str, str], labels: ClassTarget) -> None:
+    path = redact(shard.path)
     for problem in shard.problems:
-        report.add("damaged shards", f"{shard.path}: {problem}")
+        report.add("damaged shards", f"{path}: {problem}")
     if len(shard) == 0:
-        report.add("empty shards", f"{shard.path} holds no sample")
+        report.add("empty shards", f"{path} holds no sample")
     for index in range(len(shard)):
         report.samples += 1
         key = shard.key(index)
         if key in first_seen:
-            report.add("keys used twice", f"{shard.path}: sample {key!r} is already in {first_seen[key]}")
-        first_seen.setdefault(key, shard.path)
+            report.add("keys used twice", f"{path}: sample {key!r} is already in {first_seen[key]}")
+        first_seen.setdefault(key, path)
         try:
             native_size = read_native_size(shard, index)
             decode(shard.image(index), full_view(native_size, 1), native_size)
         except BadSample as error:
             report.add("broken images", str(error))
         except ValueError as error:
-            report.add("broken images", f"{shard.path}: sample {key!r}: {error}")
+            report.add("broken images", f"{path}: sample {key!r}: {error}")
         try:
             label = labels.find(shard, index)
             if label is None:
-                report.add("no label", f"{shard.path}: sample {key!r}")
+                report.add("no label", f"{path}: sample {key!r}")
             elif np.min(label, initial=0) < 0:
-                report.add("bad labels", f"{shard.path}: sample {key!r}: its label is {label}")
+                report.add("bad labels", f"{path}: sample {key!r}: its label is {label}")
         except BadSample as error:
             report.add("bad labels", str(error))

@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from packvit.data.shards.paths import same_shards
+from packvit.data.shards.redact import redact
 from packvit.data.streams.feed import Watch, feed
 from packvit.data.streams.plan import DataPlan
 from packvit.data.streams.stream import STATE_VERSION, DataError, LoadedBatch, Stream
@@ -221,7 +222,7 @@ class TrainLoader:
             what = "other contents" if same_names else "others"
             raise ValueError(
                 f"the run was started on {old['number']} shards ({old['first']}, ...), but data.shards names "
-                f"{what} ({new['number']}: {self.plan.shards.paths[0]}, ...): resume with the same"
+                f"{what} ({new['number']}: {redact(self.plan.shards.paths[0])}, ...): resume with the same"
             )
         if state["num_streams"] != mine["num_streams"]:
             raise ValueError(

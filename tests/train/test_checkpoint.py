@@ -213,7 +213,7 @@ def test_other_versions_are_named(tmp_path):
     saved(tmp_path)
     path = find_checkpoints(tmp_path)[0] / "progress.json"
     path.write_text('{"version": 99}')
-    with pytest.raises(ValueError, match="version 99, this packvit reads 2 and 3"):
+    with pytest.raises(ValueError, match="version 99, this packvit reads 3"):
         find_resume(tmp_path, "", pytest.fail)
 
 

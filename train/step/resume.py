@@ -9,8 +9,6 @@ from typing import Any
 from packvit.train.step.checkpoint import VERSION, Part, find_checkpoints, first_line, step_of
 from packvit.train.step.integrity import check_files
 
-READ = (2, VERSION)  # version 2 had no hashes
-
 
 @dataclass(frozen=True)
 class Resume:
@@ -99,6 +97,6 @@ def read_notes(path: Path) -> dict[str, Any]:
             check_files(path, notes["ranks"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{path} is damaged ({first_line(error)})") from error
-    if version not in READ:
-        raise ValueError(f"{path}: version {version}, this packvit reads {' and '.join(map(str, READ))}")
+    if version != VERSION:
+        raise ValueError(f"{path}: version {version}, this packvit reads {VERSION}")
     return notes
