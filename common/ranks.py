@@ -72,10 +72,19 @@ def join_ranks(ranks: Ranks, timeout: float = 30.0) -> None:
     Args:
         timeout: minutes that a rank waits for the others in one operation; then it ends with an error, and
             torchrun ends the rest.
+
+    Raises:
+        ValueError: CUDA does not start.
     """
     cuda = ranks.device.type == "cuda"
     if cuda:
-        torch.cuda.set_device(ranks.device)
+        try:
+            torch.cuda.set_device(ranks.device)
+        except RuntimeError as error:  # a driver too old for this torch, or a rank without a GPU of its own
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"{ranks.device} cannot be used ({reason}): set device=cpu or mend CUDA"
+            ) from None
     if ranks.world_size > 1 and not dist.is_initialized():
         # Counts and states of the data go through gloo: through NCCL they would wait for the device.
         dist.init_process_group(

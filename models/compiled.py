@@ -24,6 +24,11 @@ from packvit.packing import Shape
 _copies = count()
 
 
+# Of one copy: dtypes, autocast, what is frozen or dropped, training and evaluation. torch allows eight.
+VARIANTS = 64
+torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+
+
 @cache
 def compile_copy(function: Callable, config: ViTConfig, backend: str | Callable[..., Any]) -> Callable:
     """A compiled copy of `function` for all models of `config`; sizes of batches are symbols in it."""

@@ -3,7 +3,7 @@
 from packvit.packing.batch.flat import Flat
 from packvit.packing.batch.image import Collated, ImageFacts, Mixed, PackedImage, Ragged, Shape
 from packvit.packing.batch.pack import pack_in_order
-from packvit.packing.batch.packed_batch import BatchStats, PackedBatch, map_leaves, stack
+from packvit.packing.batch.packed_batch import BatchStats, PackedBatch, map_leaves, send, stack
 from packvit.packing.packers.batches import Batches, Dealer
 from packvit.packing.packers.config import PackingConfig, make_packer, pack_lengths
 from packvit.packing.packers.packer import Packer
@@ -43,6 +43,7 @@ __all__ = [
     "pack_in_order",
     "pack_lengths",
     "same_crop",
+    "send",
     "stack",
     "views_at",
 ]

@@ -68,7 +68,9 @@ def fake_trainer(config: Config, mode: FakeTensorMode) -> Trainer:
         module = make_module(config, Classification(config))
     place(module, mode)
     with mode:
-        return make_trainer(config, DEVICE, module)
+        trainer = make_trainer(config, DEVICE, module)
+    trainer.choose = False  # there is nothing to measure
+    return trainer
 
 
 def host_batches(variant: Variant, mode: FakeTensorMode) -> list[PackedBatch]:

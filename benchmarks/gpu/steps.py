@@ -13,6 +13,7 @@ from packvit.models import ViTConfig, preset
 from packvit.packing import ImageFacts, PackedBatch
 from packvit.train.config import Config, TrainConfig
 from packvit.train.step.interface import StepBatches, StepResult, TrainedModule
+from packvit.train.step.kernels import choose_kernels
 from packvit.train.step.optim import OptimConfig
 from packvit.train.step.step import Engine, train_step
 from packvit.train.tasks.classification import Classification
@@ -45,15 +46,20 @@ class Trainer:
 
     Args:
         engine, task, config: as a run has them.
+        number: of the next step.
+        choose: whether the first step on a GPU chooses the attention kernels, as a run does.
     """
 
     engine: Engine
     task: Classification
     config: Config
     number: int = 0
+    choose: bool = True
 
     def step(self, *batches: PackedBatch) -> StepResult:
         """One optimizer step on batches of any device."""
+        if self.choose and self.number == 0 and self.engine.ranks.device.type == "cuda":
+            choose_kernels(self.engine, batches[0].to(self.engine.ranks.device))
         images = sum(batch.num_images for batch in batches)
         result = train_step(
             self.engine, self.task, StepBatches([load(b) for b in batches], images), self.number

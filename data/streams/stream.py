@@ -34,6 +34,7 @@ from packvit.packing import (
     map_leaves,
     pack_in_order,
     same_crop,
+    send,
     views_at,
 )
 
@@ -69,7 +70,7 @@ class LoadedBatch:
 
     def to(self, device: torch.device | str) -> "LoadedBatch":
         """The same with all batches on `device`."""
-        return map_leaves(self, torch.Tensor, lambda tensor: tensor.to(device, non_blocking=True))
+        return map_leaves(self, torch.Tensor, lambda tensor: send(tensor, device))
 
 
 class Stream:

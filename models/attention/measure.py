@@ -3,7 +3,7 @@
 `auto` has a fixed order of backends, which need not be that of their speed: it depends on the GPU, the size
 of heads and the lengths of segments. A measurement takes seconds, most of them for `flex` to compile, and is
 kept in `backends.json` in the user's cache folder, so that a run resumed on the same machine takes the same
-backend.
+backend as a rule. Lengths near a power of two may be measured anew, and come out otherwise.
 """
 
 import json
@@ -23,7 +23,9 @@ from torch.nn import attention as torch_attention
 from packvit.models.attention.backends import choose_backend, obstacle
 from packvit.models.attention.segments import Segments, attention
 
-CANDIDATES = ("varlen", "xformers", "flex", "sdpa")
+CANDIDATES = ("varlen", "flex", "xformers", "sdpa")
+# They plan on the host and wait for the device in every batch: no match for varlen, however fast they are.
+PLANNED = ("xformers", "sdpa")
 WARM_UP, ROUNDS = 3, 7
 
 logger = logging.getLogger(__name__)
@@ -71,8 +73,9 @@ def measure_backends(
         torch.randn(total, heads, head_dim, device=device, dtype=dtype, requires_grad=True) for _ in range(3)
     )
     times = {}
-    for name in CANDIDATES:
-        if obstacle(name, device, dtype, head_dim):
+    able = [name for name in CANDIDATES if obstacle(name, device, dtype, head_dim) is None]
+    for name in able:
+        if name in PLANNED and "varlen" in able:
             continue
         try:
             segments = Segments.build(offsets, max(lengths), name, total=total)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from packvit.packing.batch.packed_batch import map_leaves
+from packvit.packing.batch.packed_batch import map_leaves, send
 
 ALIGNMENT = 64  # bytes
 
@@ -69,7 +69,7 @@ class Flat:
 
     def to(self, device: torch.device | str) -> "Flat":
         """The same on `device`, in one copy; from page-locked memory it does not block."""
-        return Flat(self.buffer.to(device, non_blocking=True), self.value)
+        return Flat(send(self.buffer, device), self.value)
 
     def _view(self, place: Place) -> Tensor:
         size = place.shape.numel() * place.dtype.itemsize

@@ -124,8 +124,8 @@ class PackedBatch:
         return ImageFacts(patch_size, np.sqrt(cells) * patch_size, 1 - kept / cells)
 
     def to(self, device: torch.device | str) -> "PackedBatch":
-        """The batch on `device`; copies from pinned memory do not block."""
-        return map_leaves(self, Tensor, lambda tensor: tensor.to(device, non_blocking=True))
+        """The batch on `device`; copies from pinned memory to a GPU do not block."""
+        return map_leaves(self, Tensor, lambda tensor: send(tensor, device))
 
     def pin_memory(self) -> "PackedBatch":
         """The batch in page-locked memory, from which copies to a GPU run in the background."""
@@ -260,6 +260,11 @@ def stack(values: Sequence[Any]) -> Collated:
     if isinstance(values[0], np.ndarray):
         return torch.from_numpy(np.stack(values))
     return torch.tensor(values, dtype=torch.float32 if isinstance(values[0], float) else torch.int64)
+
+
+def send(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on `device`. A copy to the host is waited for: it would be read before it has arrived."""
+    return tensor.to(device, non_blocking=torch.device(device).type != "cpu")
 
 
 def map_leaves(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:

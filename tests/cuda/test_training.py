@@ -12,6 +12,7 @@ from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from packvit.common.device import arithmetic
 from packvit.common.ranks import Ranks
 from packvit.data import LoadedBatch
 from packvit.models import ViTConfig
@@ -90,6 +91,17 @@ def test_a_checkpoint_goes_on_where_it_was_saved(step, device, tmp_path):
     Checkpointer(tmp_path, CheckpointConfig(), other.ranks, other, {}).load(find_checkpoints(tmp_path)[-1])
     # Attention's backward pass on a GPU adds up in any order.
     assert losses_of(other, task, step, range(2, 4)) == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_deterministic_steps_repeat_to_the_bit(step, device):
+    weights = []
+    for _ in range(2):
+        with arithmetic("bf16", deterministic=True):
+            engine, task = make_engine(device, deterministic=True)
+            losses_of(engine, task, step, range(3))
+        weights.append([parameter.detach().clone() for parameter in engine.model.parameters()])
+    assert all(map(torch.equal, *weights))
 
 
 @pytest.fixture

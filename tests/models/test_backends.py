@@ -223,3 +223,14 @@ def test_no_flash_attention_is_activated_on_a_cpu_or_by_an_old_torch(monkeypatch
     monkeypatch.delattr(torch.nn.attention, "activate_flash_attention_impl")
     assert activate_flash(CUDA, torch.bfloat16, 64) is None
     assert switch.active is None
+
+
+@pytest.mark.parametrize(
+    ("unable", "measured"), [((), ["varlen", "flex"]), (("varlen",), ["flex", "xformers", "sdpa"])]
+)
+def test_what_plans_on_the_host_is_no_match_for_varlen(unable, measured, monkeypatch):
+    monkeypatch.setattr(measure, "obstacle", lambda name, *_: "cannot" if name in unable else None)
+    monkeypatch.setattr(measure.Segments, "build", lambda *_, **__: None)
+    monkeypatch.setattr(measure, "attention", lambda q, k, v, segments: q * k * v)
+    times = measure_backends(CPU, torch.float32, 2, 8, [3, 4], time=lambda run: 1.0)
+    assert list(times) == measured

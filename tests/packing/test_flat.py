@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from packvit.packing import Flat, Mixed, PackedBatch, Ragged
+from packvit.packing import Flat, Mixed, PackedBatch, Ragged, send
 
 
 def same(one: Any, two: Any) -> None:
@@ -64,6 +64,20 @@ def test_targets_of_every_kind_and_values_around_a_batch_are_flattened(cut_image
     inner = flat.unpack()["batch"].targets
     tensors = [*inner["label"], *inner["boxes"]]
     assert all(memory <= tensor.data_ptr() < memory + len(flat.buffer) for tensor in tensors)
+
+
+class Asked:
+    """Stands for a tensor, and answers how it was asked to move."""
+
+    def to(self, device: str, non_blocking: bool) -> bool:
+        return non_blocking
+
+
+def test_a_copy_to_the_host_is_waited_for():
+    """It would be read before it has arrived; one to a device is only used there, and in order."""
+    asked: Any = Asked()
+    assert send(asked, "cuda") is True
+    assert send(asked, "cpu") is False
 
 
 def test_an_empty_batch_stays_one():
