@@ -39,8 +39,8 @@ def shard(model: PackedViT, mesh: DeviceMesh, precision: str) -> None:
     All that is kept is fp32. With precision bf16, blocks are gathered as bf16, to which their matrix products
     round weights anyway, and norms and scales are rounded as well; ranks send each other half as much. Their
     gradients are summed in fp32. Embeddings, pooling and head are gathered as fp32, and what passes from
-    block to block is not rounded. With fp16 all are gathered as fp32: its range is too small for the gradients
-    of norms, which autocast computes in fp32.
+    block to block is not rounded. With fp16 all are gathered as fp32: its range is too small for the
+    gradients of norms, which autocast computes in fp32.
     """
     blocks = MixedPrecisionPolicy()
     # On a CPU, torch's LayerNorm does not take bf16 weights for fp32 tokens, and autocast does not help.
