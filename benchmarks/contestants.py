@@ -100,8 +100,8 @@ def timm_steps(images: list[np.ndarray], batch: int, key_mask: bool, by_length: 
             patches[i, :n] = torch.from_numpy(patches_of(image)) / 127.5 - 1
             coords[i, :n] = torch.from_numpy(positions_of(*grid_of(image)))
             valid[i, :n] = True
-        # Without padding there is no mask to pay for.
-        inputs = {"patches": patches, "patch_coord": coords, "patch_valid": None if valid.all() else valid}
+        # timm wants the mask also where nothing is padded.
+        inputs = {"patches": patches, "patch_coord": coords, "patch_valid": valid}
         steps.append(lambda inputs=inputs: loss_of(model(inputs)))
     return model, steps
 
