@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import tyro
 
 from packvit.common.device import make_autocast
@@ -73,7 +72,7 @@ def main(arguments: Sequence[str]) -> None:
         images = EvalSet(options.shards, targets, options.fetch)
         check_budgets(model.config, options.resolutions, options.patch_sizes, ranks.device)
         for patch_size in options.patch_sizes:
-            check_memory(packing, [patch_size], torch.device("cpu"))
+            check_memory(packing, [patch_size])
         autocast = make_autocast(options.precision, ranks.device)
         evaluation = Evaluation(images, (Accuracy,), packing, ranks, options.workers, autocast)
         model = model.to(ranks.device)

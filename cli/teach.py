@@ -84,7 +84,7 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"{options.teacher} has no classification head, so it has no logits to write")
     device = start_ranks(options.device).device
     check_budgets(model.config, [options.resolution], [options.patch_size], device)
-    check_memory(packing, [options.patch_size], torch.device("cpu"))
+    check_memory(packing, [options.patch_size])
     claim(options, shards, model)
     listed = read_manifest(options.out)
     model, autocast = model.to(device), make_autocast(options.precision, device)

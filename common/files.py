@@ -1,11 +1,19 @@
-"""Files that appear whole or not at all, and folders that can be written to."""
+"""Files that appear whole or not at all, folders that can be written to, and the cache folder."""
 
 import hashlib
 import os
 import tempfile
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 BLOCK = 1 << 22  # bytes
+
+
+def cache_path(name: str) -> Path:
+    """Where the file or folder `name` is kept: in $PACKVIT_CACHE, else in the user's cache folder."""
+    folder = os.environ.get("PACKVIT_CACHE")
+    return (Path(folder) if folder else user_cache_path("packvit", appauthor=False)) / name
 
 
 def write_whole(path: Path, text: str) -> None:

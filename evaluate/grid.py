@@ -67,24 +67,23 @@ def check_budgets(
             )
 
 
-def check_memory(packing: PackingConfig, patch_sizes: Sequence[int], device: torch.device) -> None:
-    """Refuse batches that no memory holds, before a process takes all of it.
+def check_memory(packing: PackingConfig, patch_sizes: Sequence[int]) -> None:
+    """Refuse batches that this machine's memory does not hold, before a process takes all of it.
 
     Args:
         patch_sizes: drawn about equally often.
-        device: whose memory it is; "cpu" is this machine.
 
     Raises:
         ValueError: the patches of one full batch, 3 bytes a pixel, are more than that.
     """
-    memory = total_memory(device)
+    memory = total_memory(torch.device("cpu"))
     mean = sum(p * p for p in patch_sizes) / len(patch_sizes)
     size = 3 * packing.sequences * packing.seq_len * mean
     if size > memory:
         raise ValueError(
             f"a batch of {packing.sequences} sequences of {packing.seq_len} patches of "
             f"{', '.join(map(str, patch_sizes))} pixels a side takes {size / 1e9:.0f} GB, more than the "
-            f"{memory / 1e9:.0f} GB of memory of this {device.type}: take a lower seq_len, fewer "
+            f"{memory / 1e9:.0f} GB of memory of this cpu: take a lower seq_len, fewer "
             "sequences or smaller patches"
         )
 

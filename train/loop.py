@@ -90,7 +90,7 @@ def set_up(config: Config, task: Task, ranks: Ranks, display: Display) -> Traini
     counters, length = Counters(), config.train.length
     folder, asked = config.run_dir / "checkpoints", config.train.resume_from
     resume = find_resume(folder, asked, display.say)
-    same, data = SameRun(config, display), LoaderPart(loader, ranks)
+    same, data = SameRun(config, display, ranks.world_size), LoaderPart(loader, ranks)
     if resume.path is not None:
         resume.load({"config": same, "data": data, "counters": counters})
     done = getattr(counters, length.unit)

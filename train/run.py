@@ -52,7 +52,7 @@ def run(config: Config) -> None:
     """
     if not config.data.shards:
         raise ValueError("data.shards names no training shards: add --data.shards PATH")
-    check_memory(config.packing, config.views.patch_sizes, torch.device("cpu"))
+    check_memory(config.packing, config.views.patch_sizes)
     ranks = find_ranks(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
-from platformdirs import user_cache_path
 
+from packvit.common.files import cache_path
 from packvit.data.shards.download import check_tar, download, try_again, unzip
 from packvit.data.shards.source import Hopeless, current_facts, is_remote, is_web
 from packvit.packing import derive_seed
@@ -72,7 +72,7 @@ def local_file(path: str, config: FetchConfig) -> str:
     when, kind, reason = _failed.get(path, (float("-inf"), OSError, ""))
     if time.monotonic() < when + config.timeout:
         raise kind(reason)
-    folder = cache_folder("shards")
+    folder = cache_path("shards")
     status = None if remote else os.stat(path)
     parts = (path,) if status is None else (os.path.abspath(path), status.st_size, status.st_mtime_ns)
     target = folder / f"{derive_seed(*parts):032x}.tar"
@@ -146,12 +146,6 @@ def _fetch(path: str, target: Path, config: FetchConfig) -> None:
         _make_room(target, limit)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def cache_folder(kind: str) -> Path:
-    """Where things of a `kind` are kept: in $PACKVIT_CACHE, else in the user's cache folder."""
-    folder = os.environ.get("PACKVIT_CACHE")
-    return (Path(folder) if folder else user_cache_path("packvit", appauthor=False)) / kind
 
 
 def _make_room(keep: Path, limit: float) -> None:

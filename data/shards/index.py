@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from webdataset.tariterators import base_plus_ext
 
-from packvit.data.shards.fetch import cache_folder
+from packvit.common.files import cache_path
 from packvit.packing import derive_seed
 
 INDEX_VERSION = 4
@@ -120,7 +120,7 @@ def open_index(file: BinaryIO, path: str) -> Index:
     status = os.fstat(file.fileno())
     # The modification time is part of the name, so a file that was replaced is indexed anew.
     digest = derive_seed(INDEX_VERSION, os.path.abspath(path), status.st_size, status.st_mtime_ns)
-    cache = cache_folder("index") / f"{digest:032x}.npz"
+    cache = cache_path("index") / f"{digest:032x}.npz"
     index = Index.load(cache)
     if index is None:
         index = build_index(file)

@@ -251,9 +251,9 @@ class Stream:
 
     def _views_drawn(self) -> str:
         """Tells whether the same samples get the same views."""
-        packing = self.plan.packing
-        room = (packing.seq_len, packing.oversize, packing.sequences)
-        return f"{derive_seed(self.plan.seed, self.plan.data.streams, repr(self.plan.views), *room):032x}"
+        plan = self.plan
+        longest = (plan.packing.seq_len, plan.packing.oversize)
+        return f"{derive_seed(plan.seed, plan.data.streams, repr(plan.views), *longest):032x}"
 
     def _new_batches(self) -> Batches[Planned | Recalled]:
         views = self.plan.views

@@ -13,13 +13,12 @@ import os
 import statistics
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import torch
-from platformdirs import user_cache_path
 from torch.nn import attention as torch_attention
 
+from packvit.common.files import cache_path
 from packvit.models.attention.backends import choose_backend, obstacle
 from packvit.models.attention.segments import Segments, attention
 
@@ -27,6 +26,7 @@ CANDIDATES = ("varlen", "flex", "xformers", "sdpa")
 # They plan on the host and wait for the device in every batch: no match for varlen, however fast they are.
 PLANNED = ("xformers", "sdpa")
 WARM_UP, ROUNDS = 3, 7
+FILE = "backends.json"  # in the cache folder
 
 logger = logging.getLogger(__name__)
 _chosen: dict[str, str] = {}  # by what `_key` says
@@ -137,15 +137,10 @@ def _key(device: torch.device, dtype: torch.dtype, heads: int, head_dim: int, le
     return ", ".join(parts)
 
 
-def _path() -> Path:
-    folder = os.environ.get("PACKVIT_CACHE")
-    return (Path(folder) if folder else user_cache_path("packvit", appauthor=False)) / "backends.json"
-
-
 def _read() -> dict[str, Any]:
     """What was measured before; nothing if the file is missing or damaged."""
     try:
-        kept = json.loads(_path().read_text())
+        kept = json.loads(cache_path(FILE).read_text())
     except (OSError, ValueError):
         return {}
     return {k: v for k, v in kept.items() if isinstance(v, dict)} if isinstance(kept, dict) else {}
@@ -153,7 +148,7 @@ def _read() -> dict[str, Any]:
 
 def _write(kept: dict[str, Any]) -> None:
     """Replace the file whole, as other processes may read it; a folder that cannot be written is no error."""
-    path = _path()
+    path = cache_path(FILE)
     partial = path.with_suffix(f".{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from packvit.common.ranks import Ranks
 from packvit.models import ViTConfig, load_model
 from packvit.train.config import Config, TrainConfig
-from packvit.train.step.checkpoint import Checkpointer, find_checkpoints, names_of
+from packvit.train.step.checkpoint import Checkpointer, find_checkpoints, named_tensors
 from packvit.train.step.integrity import tensor_names
 from packvit.train.step.optim import OptimConfig
 from packvit.train.step.resume import find_resume
@@ -251,7 +251,7 @@ def test_a_checkpoint_runs_no_code(tmp_path):
     checkpointer = saved(tmp_path / "checkpoints")
     path = find_checkpoints(tmp_path / "checkpoints")[0]
     metadata = path / "state/.metadata"
-    assert all(name in tensor_names(metadata) for name in names_of(checkpointer.engine.state_dict()))
+    assert all(name in tensor_names(metadata) for name in named_tensors(checkpointer.engine.state_dict()))
     metadata.write_bytes(pickle.dumps(Harm(tmp_path / "harmed")))
     with pytest.raises(ValueError, match=r"is damaged .*mkdir, which no checkpoint needs"):
         checkpointer.load(path)

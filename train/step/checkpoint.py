@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import torch.distributed as dist
 from safetensors import SafetensorError
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse, async_save, save
@@ -125,7 +126,7 @@ class Checkpointer:
         self.saved = step
         partial = self.folder / f"partial-{step:08d}"
         whole, state = self.engine.whole(), self.engine.state_dict()
-        self._check_room(sum(map(size_of, (whole.state_dict(), state))))
+        self._check_room((*whole.state_dict().values(), *named_tensors(state).values()))
         states = {name: part.state_dict() for name, part in self.parts.items()}
         if self.ranks.is_main:
             with unwritten(partial):
@@ -152,8 +153,9 @@ class Checkpointer:
 
         self.pending = Pending(step, self.thread.submit(end))
 
-    def _check_room(self, size: int) -> None:
-        """Refuse to begin what cannot be ended, `size` bytes."""
+    def _check_room(self, tensors: Iterable[Tensor]) -> None:
+        """Refuse to begin what cannot be ended; a tensor that is cut counts whole."""
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
         if free < size * ROOM:
@@ -181,7 +183,7 @@ class Checkpointer:
                 shutil.rmtree(path)
 
     def load(self, path: Path) -> None:
-        """Restore the engine's tensors from a checkpoint, in place; see `load_parts` for all else.
+        """Restore the engine's tensors from a checkpoint, in place; see Resume for all else.
 
         Raises:
             ValueError: the checkpoint is damaged, or lacks a tensor that is trained now.
@@ -190,7 +192,7 @@ class Checkpointer:
         expect_one_process()
         try:
             there = tensor_names(path / "state/.metadata")
-            missing = sorted(name for name in names_of(state) if name not in there)
+            missing = sorted(name for name in named_tensors(state) if name not in there)
             if not missing:
                 load(state, checkpoint_id=path / "state")
         except (CheckpointException, OSError, ValueError) as error:
@@ -260,19 +262,15 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
-def names_of(state: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The names that torch.distributed.checkpoint gives to the tensors of a nested state."""
+def named_tensors(state: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a nested state, by the names that torch.distributed.checkpoint gives them."""
+    found = {}
     for name, value in state.items():
         if isinstance(value, Mapping):
-            yield from names_of(value, f"{prefix}{name}.")
+            found |= named_tensors(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}"
-
-
-def size_of(state: Mapping[str, Any]) -> int:
-    """Bytes of the tensors of a nested state, those of all ranks together."""
-    values = state.values()
-    return sum(size_of(v) if isinstance(v, Mapping) else v.numel() * v.element_size() for v in values)
+            found[f"{prefix}{name}"] = value
+    return found
 
 
 def set_aside(checkpoint: Path) -> Path:

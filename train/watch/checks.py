@@ -5,12 +5,12 @@ from collections import deque
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from packvit.common.display import Display
-from packvit.common.ranks import Ranks, find_ranks
+from packvit.common.ranks import Ranks
 from packvit.data import TrainLoader
 from packvit.train.config import Config, changed_fields, must_stay, plain_config, resume_rules
+from packvit.train.step.muon import local
 from packvit.train.step.step import Engine
 
 RECENT = 10_000  # samples
@@ -19,10 +19,10 @@ RECENT = 10_000  # samples
 class SameRun:
     """The part of a checkpoint that tells its run from others: its configuration, and the number of ranks."""
 
-    def __init__(self, config: Config, display: Display) -> None:
+    def __init__(self, config: Config, display: Display, world_size: int = 1) -> None:
         self.config = config
         self.display = display
-        self.ranks = find_ranks(config.device).world_size
+        self.ranks = world_size
 
     def state_dict(self) -> dict[str, Any]:
         """The configuration as plain values, and the number of ranks."""
@@ -119,7 +119,7 @@ def check_weights(engine: Engine, step: int) -> None:
     Raises:
         ValueError: a weight of any rank is not finite.
     """
-    weights = [p.to_local() if isinstance(p, DTensor) else p for p in engine.module.parameters()]
+    weights = [local(parameter) for parameter in engine.module.parameters()]
     finite = torch.stack([weight.isfinite().all() for weight in weights]).all()
     (bad,) = engine.ranks.sum([not finite])
     if bad:

@@ -18,14 +18,17 @@ class Preemption:
     """Whether this process was asked to end.
 
     Args:
-        asked: whether a signal has come.
-        by: the first that has.
+        by: the first signal that has come; None if none has.
         at: when, of time.monotonic.
     """
 
-    asked: bool = False
     by: signal.Signals | None = None
     at: float = 0.0
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal has come."""
+        return self.by is not None
 
     def ask(self, number: int, *_: object) -> None:
         """Handle a signal.
@@ -35,7 +38,7 @@ class Preemption:
         """
         now = time.monotonic()
         if self.by is None:
-            self.asked, self.by, self.at = True, signal.Signals(number), now
+            self.by, self.at = signal.Signals(number), now
         elif number == signal.SIGINT and now - self.at > ECHO:
             raise KeyboardInterrupt
 

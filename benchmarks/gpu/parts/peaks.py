@@ -7,14 +7,7 @@ import torch
 
 from gpu.options import Options
 from gpu.timing import best_seconds
-from packvit.train.watch.peak import peak_tflops
-
-
-def matmul_tflops(side: int, device: torch.device, rounds: int) -> float:
-    """Best rate of the product of two square matrices of random numbers, bf16; zeros would be faster."""
-    a, b = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
-    out = torch.empty_like(a)
-    return 2 * side**3 / best_seconds(lambda: torch.mm(a, b, out=out), device, rounds, 10) / 1e12
+from packvit.train.watch.peak import REPEATS, measure_tflops, peak_tflops
 
 
 def copy_tb_per_s(size: int, device: torch.device) -> float:
@@ -27,7 +20,7 @@ def copy_tb_per_s(size: int, device: torch.device) -> float:
 def run(options: Options) -> Iterator[tuple[str, Any]]:
     """TFLOP/s of products, by size and the best; TB/s of copies; the data sheet's TFLOP/s."""
     sides = (128, 256) if options.tiny else (4096, 8192, 16384)
-    rates = {str(side): matmul_tflops(side, options.device, 8) for side in sides}
+    rates = {str(side): measure_tflops(options.device, side, REPEATS) for side in sides}
     yield "matmul_tflops", max(rates.values())
     yield "matmul_tflops_by_side", rates
     yield "copy_tb_per_s", copy_tb_per_s(2**16 if options.tiny else 2**31, options.device)
