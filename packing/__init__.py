@@ -14,7 +14,15 @@ from packvit.packing.views.config import (
     ViewsConfig,
     views_at,
 )
-from packvit.packing.views.view import View, derive_seed, draw_view, full_view, same_crop
+from packvit.packing.views.view import (
+    View,
+    derive_seed,
+    draw_view,
+    fit_grid,
+    full_view,
+    largest_grid,
+    same_crop,
+)
 
 __all__ = [
     "BatchStats",
@@ -37,7 +45,9 @@ __all__ = [
     "ViewsConfig",
     "derive_seed",
     "draw_view",
+    "fit_grid",
     "full_view",
+    "largest_grid",
     "make_packer",
     "map_leaves",
     "pack_in_order",

@@ -122,13 +122,32 @@ def decode(data: bytes, view: View, native_size: tuple[int, int]) -> np.ndarray:
     Raises:
         ValueError: the file is broken, or is of another size than its header said.
     """
-    top, left, height, width = view.box
+    height, width = view.box[2:]
     # The whole image's size at which the box is just as large as the view.
     needed = (
         math.ceil(native_size[0] * view.height / height),
         math.ceil(native_size[1] * view.width / width),
     )
-    image = _decode_whole(data, needed, native_size)
+    return show(_decode_whole(data, needed, native_size), view, native_size)
+
+
+def decode_upright(data: bytes, native_size: tuple[int, int]) -> np.ndarray:
+    """All pixels of the file: uint8 [height, width, 3], for views that must not depend on one another.
+
+    Raises:
+        ValueError: see `decode`.
+    """
+    return np.array(_decode_whole(data, native_size, native_size))
+
+
+def show(image: Image.Image, view: View, native_size: tuple[int, int]) -> np.ndarray:
+    """The pixels of a view: crop, resize, mirror; uint8 [view.height, view.width, 3].
+
+    Args:
+        image: RGB and upright, of `native_size` or smaller.
+        native_size: (height, width) in which the view's box is given.
+    """
+    top, left, height, width = view.box
     scale_y, scale_x = image.height / native_size[0], image.width / native_size[1]
     box = (left * scale_x, top * scale_y, (left + width) * scale_x, (top + height) * scale_y)
     image = image.resize((view.width, view.height), Image.Resampling.BICUBIC, box)

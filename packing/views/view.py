@@ -99,6 +99,27 @@ def shrink_grid(rows: int, cols: int, max_tokens: int) -> tuple[int, int]:
     return min(new_rows, max_tokens // new_cols), new_cols
 
 
+def largest_grid(height: float, width: float, max_tokens: int) -> tuple[int, int]:
+    """The largest grid of at most `max_tokens` cells that `fit_grid` gives at any resolution.
+
+    Raises:
+        ValueError: no cell is allowed.
+    """
+    if max_tokens < 1:
+        raise ValueError(f"a grid of at most {max_tokens} tokens holds none")
+    low, high = (
+        0.0,
+        2 * math.sqrt(max_tokens) + 2,
+    )  # resolutions in cells: one that fits and one that does not
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        if math.prod(fit_grid(height, width, middle, 1)) <= max_tokens:
+            low = middle
+        else:
+            high = middle
+    return fit_grid(height, width, low, 1) if low > 0 else (1, 1)
+
+
 def draw_view(
     rng: Random, native: tuple[int, int], config: ViewsConfig, max_tokens: int | None = None
 ) -> View:

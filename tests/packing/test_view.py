@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packvit.packing import View, derive_seed, full_view
-from packvit.packing.views.view import fit_grid, shrink_grid
+from packvit.packing.views.view import fit_grid, largest_grid, shrink_grid
 
 sides = st.integers(1, 4000)
 
@@ -30,6 +30,15 @@ def test_shrunk_grid_fits_and_wastes_little(rows, cols, limit):
     assert small_rows * small_cols <= limit
     if rows * cols <= limit:
         assert (small_rows, small_cols) == (rows, cols)
+
+
+@given(st.integers(1, 2000), st.integers(1, 2000), st.integers(1, 2000))
+def test_the_largest_grid_fits_and_no_higher_resolution_does(height, width, limit):
+    rows, cols = largest_grid(height, width, limit)
+    assert 1 <= rows * cols <= limit
+    for resolution in range(1, 3 * int(limit**0.5) + 3):
+        other = fit_grid(height, width, resolution, 1)
+        assert other[0] * other[1] > limit or other[0] * other[1] <= rows * cols
 
 
 def test_full_view_of_a_divisible_image_is_its_own_size():
