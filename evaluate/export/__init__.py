@@ -1,0 +1,1 @@
+"""One artefact for every budget, which other programs run."""

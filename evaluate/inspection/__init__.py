@@ -1,0 +1,1 @@
+"""What a model makes of one image at different budgets."""

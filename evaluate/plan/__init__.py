@@ -1,0 +1,1 @@
+"""Which setting, or cascade of settings, a budget should buy."""

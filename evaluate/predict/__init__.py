@@ -1,0 +1,1 @@
+"""Answers for images, streamed, at a chosen setting or plan."""
