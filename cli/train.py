@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import tyro
 
 from packvit.cli.commands import OTHERS_WAIT, is_other_rank
+from packvit.common.display import Display
 from packvit.data.shards.paths import expand_braces
 from packvit.data.shards.redact import redact
 from packvit.train.config import Config
 from packvit.train.recipes.find import RECIPES, find_recipe, start_with
+from packvit.train.recipes.table import COLUMNS, table_of_recipes
 from packvit.train.run import run
 
 
@@ -33,6 +35,9 @@ def main(arguments: Sequence[str]) -> None:
     """Train; or list the recipes."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
+        return
+    if arguments[0] == "--recipes":
+        Display().table("Recipes; packvit train RECIPE --help has every field", COLUMNS, table_of_recipes())
         return
     recipe = arguments[0]
     default = find_recipe(recipe)
@@ -107,6 +112,7 @@ def overview() -> str:
             *recipes,
             "\n--model MODEL, whatever load_model reads, gives a run its architecture and first weights.",
             "--allow-pipe runs the commands that a CONFIG.yaml names as shards; otherwise they are refused.",
+            "`packvit train --recipes` compares them: source, model, tokens and images a step, steps.",
             "`packvit train RECIPE --help` lists every field with the recipe's value.",
         ]
     )

@@ -98,7 +98,11 @@ class PackedViT(nn.Module):
             width, buffer, config.patch_operator, config.image_mean, config.image_std
         )
         self.pos_embed = PosEmbed(config, width) if config.pos_embed in ADDED else None
-        self.prefix = nn.Parameter(torch.randn(config.prefix, width) * 0.02) if config.prefix else None
+        self.prefix = None
+        if config.prefix:
+            # A cls token starts at zero, as big_vision's; registers need to differ from each other.
+            self.prefix = nn.Parameter(torch.randn(config.prefix, width) * 0.02)
+            self.prefix.data[: int(config.cls)] = 0
         self.pre_norm = make_norm(config, width) if config.pre_norm else None
         last = max(1, config.depth - 1)
         self.blocks = nn.ModuleList(

@@ -9,18 +9,17 @@ from packvit.packing.packers.config import PackingConfig, make_packer, pack_leng
 from packvit.packing.packers.packer import Packer
 from packvit.packing.views.config import (
     CurriculumConfig,
-    DropConfig,
     ResolutionConfig,
     ViewsConfig,
     views_at,
 )
+from packvit.packing.views.drop import DropConfig
+from packvit.packing.views.grid import fit_grid, largest_grid
 from packvit.packing.views.view import (
     View,
     derive_seed,
     draw_view,
-    fit_grid,
     full_view,
-    largest_grid,
     same_crop,
 )
 

@@ -16,6 +16,7 @@ BASE = ViTConfig(width=32, depth=2, heads=4, num_classes=5, patch_buffer=16, pos
 CONFIGS = {
     "map": BASE,
     "mean_nobias_swiglu": replace(BASE, pool="mean", biases=False, mlp="swiglu", qk_norm="layer"),
+    "map_vit22b": replace(BASE, norm="rms", qkv_biases=False),
     "cls_registers": replace(BASE, pool="cls", cls=True, registers=3, qk_norm="none", layer_scale=0.3),
     "cls_mean_grid": replace(
         BASE, pool="cls_mean", cls=True, pos_embed="grid_2d", last_norm="pooled", rep_size=6

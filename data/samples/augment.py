@@ -1,13 +1,14 @@
-"""Changes of colour: jitter and the operations of RandAugment that move no pixel (arXiv 1909.13719, 3).
+"""Colour jitter, and RandAugment (arXiv 1909.13719, 3) with the operations and ranges of big_vision's.
 
 What is done to an image follows from (seed, epoch, key) and is the same in all its views, so a teacher sees
-the colours that the student sees. Operations that shear, turn or shift are left out: crops do that.
+what the student sees: lengths are shares of a view's sides.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -16,14 +17,17 @@ from packvit.data.samples.sample import Decoded
 from packvit.packing import derive_seed
 
 LARGEST_MAGNITUDE = 10.0  # RandAugment's scale
-MOST_ENHANCED = 0.9  # of RandAugment: factors lie between 0.1 and 1.9
+# At the largest magnitude: what is shown of big_vision's operations at its 240 pixels.
+SHEAR, DEGREES, SHIFT, CUT = 0.3, 30.0, 100 / 240, 40 / 240
+BRIGHTER = 110  # grey levels that solarize_add adds
+GREY = (128, 128, 128)  # where an operation leaves nothing of the image
 
 Operation = Callable[[Image.Image], Image.Image]
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How colours are changed in training; nothing is by default.
+    """How pixels are changed in training; nothing is by default.
 
     Args:
         brightness: x; multiplied by a factor from U(1 - x, 1 + x), at least 0.
@@ -32,6 +36,8 @@ class AugmentConfig:
         hue: x; the hue is moved by a share of its circle from U(-x, x); at most 0.5.
         randaugment_ops: operations of RandAugment, after the jitter; 0 has none.
         randaugment_magnitude: their strength, 0..10.
+        randaugment_moves: whether operations that shear, turn, shift or cover are among them. Targets with
+            places in the image, such as boxes, do not follow those.
     """
 
     brightness: float = 0.0
@@ -40,6 +46,7 @@ class AugmentConfig:
     hue: float = 0.0
     randaugment_ops: int = 0
     randaugment_magnitude: float = 9.0
+    randaugment_moves: bool = True
 
     def __post_init__(self) -> None:
         for name in ("brightness", "contrast", "saturation", "randaugment_ops"):
@@ -51,8 +58,8 @@ class AugmentConfig:
 
     @property
     def active(self) -> bool:
-        """Whether any colour is changed."""
-        return self != AugmentConfig(randaugment_magnitude=self.randaugment_magnitude)
+        """Whether any pixel is changed."""
+        return any((self.brightness, self.contrast, self.saturation, self.hue, self.randaugment_ops))
 
 
 def augment(sample: Decoded, config: AugmentConfig) -> Decoded:
@@ -86,8 +93,11 @@ def draw_operations(rng: Random, config: AugmentConfig) -> list[Operation]:
         jitter.append(_move_hue(rng.uniform(-config.hue, config.hue)))
     rng.shuffle(jitter)
     strength = config.randaugment_magnitude / LARGEST_MAGNITUDE
-    drawn = [(rng.choice(RANDAUGMENT), rng.choice((-1, 1))) for _ in range(config.randaugment_ops)]
-    return jitter + [partial(change, strength=strength, sign=sign) for change, sign in drawn]
+    operations = COLOURS + MOVES if config.randaugment_moves else COLOURS
+    for _ in range(config.randaugment_ops):
+        change, draw = rng.choice(operations), Draw(rng.choice((-1, 1)), rng.random(), rng.random())
+        jitter.append(partial(change, strength=strength, draw=draw))
+    return jitter
 
 
 def _enhance_by(enhancer: Callable, factor: float) -> Operation:
@@ -103,19 +113,65 @@ def _move_hue(share: float) -> Operation:
     return move
 
 
-def _enhance_randomly(enhancer: Callable) -> Callable[..., Image.Image]:
-    return lambda image, strength, sign: enhancer(image).enhance(1 + sign * MOST_ENHANCED * strength)
+class Draw(NamedTuple):
+    """What is random in an operation: a sign, and a place in fractions of height and width."""
+
+    sign: int
+    top: float
+    left: float
 
 
-# RandAugment's operations on colours, by a strength in 0..1 and a sign. Ranges as in its paper's code.
-RANDAUGMENT: tuple[Callable[..., Image.Image], ...] = (
-    lambda image, strength, sign: image,
-    lambda image, strength, sign: ImageOps.autocontrast(image),
-    lambda image, strength, sign: ImageOps.equalize(image),
-    lambda image, strength, sign: ImageOps.solarize(image, round(256 * (1 - strength))),
-    lambda image, strength, sign: ImageOps.posterize(image, 8 - round(4 * strength)),
-    _enhance_randomly(ImageEnhance.Color),
-    _enhance_randomly(ImageEnhance.Contrast),
-    _enhance_randomly(ImageEnhance.Brightness),
-    _enhance_randomly(ImageEnhance.Sharpness),
+def _enhance(enhancer: Callable) -> Callable[..., Image.Image]:
+    return lambda image, strength, draw: enhancer(image).enhance(0.1 + 1.8 * strength)
+
+
+def _solarize_add(image: Image.Image, strength: float, draw: Draw) -> Image.Image:
+    added = int(BRIGHTER * strength)
+    return image.point([min(255, level + added) if level < 128 else level for level in range(256)] * 3)
+
+
+def _cut_out(image: Image.Image, strength: float, draw: Draw) -> Image.Image:
+    """Cover a square around a random place, cut off at the edges (arXiv 1708.04552)."""
+    y, x = int(draw.top * image.height), int(draw.left * image.width)
+    half_y, half_x = (int(CUT * strength * side) for side in (image.height, image.width))
+    image = image.copy()
+    image.paste(GREY, (max(0, x - half_x), max(0, y - half_y), x + half_x, y + half_y))
+    return image
+
+
+def _move(matrix: Callable[[float, int, int], tuple[float, ...]]) -> Callable[..., Image.Image]:
+    """An affine map: the matrix that gives source places, of the signed strength, width and height."""
+
+    def move(image: Image.Image, strength: float, draw: Draw) -> Image.Image:
+        size = image.width, image.height
+        data = matrix(draw.sign * strength, *size)
+        return image.transform(size, Image.Transform.AFFINE, data, Image.Resampling.NEAREST, fillcolor=GREY)
+
+    return move
+
+
+def _turn(image: Image.Image, strength: float, draw: Draw) -> Image.Image:
+    return image.rotate(draw.sign * strength * DEGREES, Image.Resampling.NEAREST, fillcolor=GREY)
+
+
+# RandAugment's operations, by a strength in 0..1.
+COLOURS: tuple[Callable[..., Image.Image], ...] = (
+    lambda image, strength, draw: ImageOps.autocontrast(image),
+    lambda image, strength, draw: ImageOps.equalize(image),
+    lambda image, strength, draw: ImageOps.invert(image),
+    lambda image, strength, draw: ImageOps.posterize(image, int(4 * strength)),
+    lambda image, strength, draw: ImageOps.solarize(image, int(256 * strength)),
+    _solarize_add,
+    _enhance(ImageEnhance.Color),
+    _enhance(ImageEnhance.Contrast),
+    _enhance(ImageEnhance.Brightness),
+    _enhance(ImageEnhance.Sharpness),
+)
+MOVES: tuple[Callable[..., Image.Image], ...] = (
+    _turn,
+    _cut_out,
+    _move(lambda share, width, height: (1, SHEAR * share, 0, 0, 1, 0)),
+    _move(lambda share, width, height: (1, 0, 0, SHEAR * share, 1, 0)),
+    _move(lambda share, width, height: (1, 0, SHIFT * share * width, 0, 1, 0)),
+    _move(lambda share, width, height: (1, 0, 0, 0, 1, SHIFT * share * height)),
 )

@@ -8,6 +8,7 @@ same mix: the same share or, in fractions of their views, the same rectangle.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -25,12 +26,15 @@ class MixConfig:
         cutmix: a; with x from Beta(a, a), the partner's rectangle covers 1 - x of the view. 0 has no cutmix.
         probability: that an image is mixed.
         switch: probability of cutmix where there is mixup, too.
+        per: whether every image has a share and a partner of its own, or all images of a batch have one share
+            and rectangle, and each the image before it as its partner, as big_vision has it.
     """
 
     mixup: float = 0.0
     cutmix: float = 0.0
     probability: float = 1.0
     switch: float = 0.5
+    per: Literal["image", "batch"] = "image"
 
     def __post_init__(self) -> None:
         for name in ("mixup", "cutmix"):
@@ -47,11 +51,17 @@ class MixConfig:
 
 
 def draw_mix(rng: Random, index: int, images: int, config: MixConfig) -> Mix:
-    """What is done to image `index` of `images`; nothing at all where it is its own partner."""
+    """What is done to image `index` of `images`; nothing at all where it is its own partner.
+
+    Args:
+        rng: of the image or, for `per` batch, one in the same state for all images of a batch.
+    """
     if images < 2 or rng.random() >= config.probability:
         return Mix(index)
     partner = rng.randrange(images - 1)
     partner += partner >= index
+    if config.per == "batch":
+        partner = (index - 1) % images
     cut = rng.random() < config.switch if config.mixup and config.cutmix else config.cutmix > 0
     share = rng.betavariate(*(2 * [config.cutmix if cut else config.mixup]))
     if not cut:
@@ -100,7 +110,8 @@ def mix_samples(samples: Sequence[Decoded], config: MixConfig) -> list[Decoded]:
     """The samples of a batch, the pixels of each view mixed; targets are mixed when the views are cut."""
     mixed = []
     for index, sample in enumerate(samples):
-        mix = draw_mix(Random(derive_seed(sample.seed, "mix")), index, len(samples), config)
+        seed = (samples[0] if config.per == "batch" else sample).seed
+        mix = draw_mix(Random(derive_seed(seed, "mix")), index, len(samples), config)
         partner = samples[mix.partner]
         pixels = [mix_pixels(*pair, mix) for pair in zip(sample.pixels, partner.pixels, strict=True)]
         mixed.append(replace(sample, pixels=pixels, mix=mix, partner=partner))

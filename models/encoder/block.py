@@ -26,7 +26,9 @@ class BlockConfig:
         mlp: gelu_tanh (big_vision, SigLIP 2), gelu (exact; timm), quick_gelu (CLIP) or swiglu.
         mlp_ratio: hidden units of the MLP / width.
         qk_norm: normalisation of queries and keys per head: none, rms or layer (ViT-22B 2.1).
-        biases: False leaves out the biases of the blocks' linear layers and of all norms (ViT-22B 2.1).
+        biases: False leaves out the biases of the blocks' linear layers and of all norms.
+        qkv_biases: False leaves out those of the projections to queries, keys and values; with rms norms,
+            which have none and do not centre, these are ViT-22B's layers (arXiv 2302.05442, 2.1).
         norm: layer or rms, of the blocks and after them.
         norm_eps: epsilon of every norm.
         layer_scale: initial value of the per-channel residual scale (CaiT 2.1); 0 = none.
@@ -42,6 +44,7 @@ class BlockConfig:
     mlp_ratio: float = 4.0
     qk_norm: Literal["none", "rms", "layer"] = "rms"
     biases: bool = True
+    qkv_biases: bool = True
     norm: Literal["layer", "rms"] = "layer"
     norm_eps: float = 1e-6
     layer_scale: float = 0.0
@@ -55,6 +58,11 @@ class BlockConfig:
         require(self, self.width % self.heads == 0, f"heads={self.heads} does not divide width={self.width}")
         require(self, self.hidden >= 1, f"mlp_ratio={self.mlp_ratio} leaves the MLP no hidden unit")
         require(self, self.norm_eps > 0, f"norm_eps={self.norm_eps} must be positive")
+
+    @property
+    def bias_of_qkv(self) -> bool:
+        """Whether the projections to queries, keys and values have biases."""
+        return self.biases and self.qkv_biases
 
     @property
     def head_dim(self) -> int:
@@ -157,7 +165,7 @@ class Attention(nn.Module):
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.qkv = linear(config.width, 3 * config.width, config.biases, parts=3)
+        self.qkv = linear(config.width, 3 * config.width, config.bias_of_qkv, parts=3)
         self.proj = linear(config.width, config.width, config.biases)
         self.q_norm, self.k_norm = _qk_norm(config), _qk_norm(config)
 

@@ -56,8 +56,8 @@ class AttentionPool(nn.Module):
         width = config.width
         self.heads = config.heads
         self.probe = nn.Parameter(torch.randn(width) * 0.02)
-        self.q = linear(width, width, config.biases)
-        self.kv = linear(width, 2 * width, config.biases, parts=2)
+        self.q = linear(width, width, config.bias_of_qkv)
+        self.kv = linear(width, 2 * width, config.bias_of_qkv, parts=2)
         self.proj = linear(width, width, config.biases)
         self.norm = make_norm(config, width)
         kind = "gelu_tanh" if config.mlp == "swiglu" else config.mlp

@@ -68,6 +68,7 @@ LIMITS: Limits = {
     "norm_eps": (1e-6,),
     "qk_norm": ("none",),
     "biases": (True,),
+    "qkv_biases": (True,),
     "layer_scale": (0,),
     "parallel": (False,),
     "pre_norm": (False,),

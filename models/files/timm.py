@@ -50,6 +50,7 @@ TABLE: list[tuple[str, str | None]] = [
 ]
 LIMITS: Limits = {
     "biases": (True,),
+    "qkv_biases": (True,),
     "parallel": (False,),
     "pool": ("mean", "map", "cls"),
     "rep_size": (0,),

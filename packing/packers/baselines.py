@@ -1,6 +1,6 @@
 """The packers to compare with: they put an item at once into a sequence that is still open.
 
-`next_fit` keeps one sequence open (NaViT A.3 describes a greedy packer of this kind); `first_fit` and
+`next_fit` keeps one sequence open; `first_fit`, the greedy way of NaViT (arXiv 2307.06304, B.3), and
 `best_fit` keep several, and close the one that was opened first when they hold `lookahead` items;
 `best_fit_decreasing` collects `lookahead` items and packs them longest first.
 """

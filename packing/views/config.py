@@ -1,6 +1,6 @@
 """How views are drawn: the configuration, and how it moves with the images seen.
 
-Resolution follows NaViT 3.2 and A.1, patch size FlexiViT 3.2, dropping NaViT A.4 and A.5.
+Resolution follows NaViT 3.2 and A.1, patch size FlexiViT 3.2, dropping NaViT A.4.
 """
 
 import math
@@ -11,6 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from packvit.packing.views.budget import tilt
+from packvit.packing.views.drop import DropConfig
+from packvit.packing.views.grid import Rounding
 
 STEPS = 256  # parts of the range of resolutions that a budget weighs
 
@@ -68,72 +70,18 @@ class ResolutionConfig:
 
 
 @dataclass(frozen=True)
-class DropConfig:
-    """Fraction of an image's tokens removed in training (NaViT A.4, A.5).
-
-    Args:
-        kind: none; constant: always `mean`; beta: `maximum` * u, u ~ Beta with mean m = mean / maximum and
-            variance 0.3 m (1 - m); resolution: normal with deviation 0.02, cut off at twice that, around a
-            rate that grows with the view's tokens from `minimum`, at the fewest that can be drawn, to
-            `maximum`; schedule: minimum + (maximum - minimum) * sigmoid((n - middle) / tau) after n images.
-        mean: expected drop rate of constant and beta.
-        maximum: upper end of the range of beta, resolution and schedule.
-        minimum: lower end of the range of resolution and schedule.
-        middle: images seen by all ranks half way through a schedule.
-        tau: images; how slowly a schedule rises; below 0 it falls.
-        pattern: which tokens are removed: random ones; a block, the patches nearest to a random place; or
-            by importance, patches of little variance more likely (see packvit.data.samples.cut).
-    """
-
-    kind: Literal["none", "constant", "beta", "resolution", "schedule"] = "none"
-    mean: float = 0.5
-    maximum: float = 0.9
-    minimum: float = 0.1
-    middle: int = 0
-    tau: float = -1.0
-    pattern: Literal["random", "block", "importance"] = "random"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.mean < 1:
-            raise ValueError(f"views.drop.mean={self.mean} must lie in [0, 1)")
-        if self.kind == "beta" and not 0 < self.mean < self.maximum <= 1:
-            raise ValueError(
-                f"views.drop: beta needs 0 < mean < maximum <= 1, not {self.mean} and {self.maximum}"
-            )
-        if self.kind in ("resolution", "schedule") and not 0 <= self.minimum <= self.maximum < 1:
-            raise ValueError(
-                f"views.drop: {self.kind} needs 0 <= minimum <= maximum < 1, not {self.minimum} and "
-                f"{self.maximum}"
-            )
-        if not math.isfinite(self.tau) or self.tau == 0:
-            raise ValueError(f"views.drop.tau={self.tau} must be a number of images other than 0")
-
-    def scheduled_rate(self, images: float) -> float:
-        """Drop rate of a schedule after `images`; design of NaViT A.5."""
-        # Beyond 40 the sigmoid is 0 or 1 to all digits.
-        x = max(-40.0, min(40.0, (images - self.middle) / self.tau))
-        return self.minimum + (self.maximum - self.minimum) / (1 + math.exp(-x))
-
-    def mean_rate(self, share: Any) -> Any:
-        """Expected drop rate of views with this `token_share`, a number or an array; schedules have none."""
-        assert self.kind != "schedule"
-        if self.kind == "resolution":
-            return self.minimum + share * (self.maximum - self.minimum)
-        return 0.0 if self.kind == "none" else self.mean
-
-
-@dataclass(frozen=True)
 class CurriculumConfig:
     """What views become: from `start` to `end` they move linearly from what `views` says to what stands here.
 
-    FlexiViT's large to small patches (2212.08013, 6) and the last phase of NaFlex are of this kind. Whatever
-    is left empty does not move.
+    FlexiViT's large to small patches (arXiv 2212.08013, 5.4) and the last phase of NaFlex are of this kind.
+    Whatever is left empty does not move.
 
     Args:
         start, end: images seen by all ranks; where they are equal, the change is a step.
         patch_weights: relative weight of each of `views.patch_sizes`.
         low, high: ends of the range of `views.resolution` in pixels; 0 does not move.
         resolution_weights: relative weight of each of `views.resolution.sides`.
+        native: views that are squares keep the image's aspect ratio from `end` on.
     """
 
     start: int = 0
@@ -142,6 +90,7 @@ class CurriculumConfig:
     low: int = 0
     high: int = 0
     resolution_weights: tuple[float, ...] = ()
+    native: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end:
@@ -152,7 +101,7 @@ class CurriculumConfig:
     @property
     def active(self) -> bool:
         """Whether anything moves."""
-        return bool(self.patch_weights or self.low or self.high or self.resolution_weights)
+        return bool(self.patch_weights or self.low or self.high or self.resolution_weights or self.native)
 
     def share(self, images: float) -> float:
         """How far the move has come after `images`: 0..1."""
@@ -166,15 +115,20 @@ class ViewsConfig:
     """How views are drawn in training.
 
     Args:
-        patch_sizes: sides in pixels, drawn for every image (FlexiViT 3.2).
+        patch_sizes: sides in pixels, drawn for every image (FlexiViT 3.3).
         patch_weights: relative weight of each patch size; empty means equal.
         resolution, drop: see their classes.
         budget: mean tokens of a view, met by showing small patches at lower and large ones at higher
             resolutions of the range; S / budget images fit in a sequence. None leaves the resolutions as they
             are. Views that are shrunk to fit S or are not upscaled lower the mean.
         crop: smallest share of the image's area that a random crop keeps; 1 shows the whole image.
-        crop_aspect: largest factor by which a crop's aspect ratio differs from the image's; 1 keeps it.
+        crop_aspect: largest factor by which a crop's aspect ratio differs from the image's; 1 keeps it. With
+            `square` it is the crop's own aspect ratio that lies between 1 / crop_aspect and crop_aspect, as
+            in Inception's crops.
         flip: probability of mirroring left and right.
+        square: views are squares: crops are squashed, as models of one fixed grid have always seen images.
+        rounding: how sides become whole patches: `nearest`; `floor` as NaViT; or `ceil` as NaFlex, the
+            largest grid with sides rounded up that has at most (resolution / patch size)**2 tokens.
         curriculum: what changes with the images seen.
         patch_size_per: whether each image has a patch size of its own, or shares it with the others of its
             sequence or, as FlexiViT has it for a step, of its batch. Images are drawn with the same weights
@@ -189,6 +143,8 @@ class ViewsConfig:
     crop: float = 1.0
     crop_aspect: float = 1.0
     flip: float = 0.0
+    square: bool = False
+    rounding: Rounding = "nearest"
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     patch_size_per: Literal["image", "sequence", "batch"] = "image"
 
@@ -209,6 +165,8 @@ class ViewsConfig:
         check_weights("views.curriculum.patch_weights", moves.patch_weights, *sizes)
         sides = ("views.resolution.sides", self.resolution.sides)
         check_weights("views.curriculum.resolution_weights", moves.resolution_weights, *sides)
+        if moves.native and not self.square:
+            raise ValueError("views.curriculum.native changes views that start with views.square=True")
         if self.resolution.sides and (moves.low or moves.high):
             raise ValueError("views.curriculum.low and high cannot move what views.resolution.sides fixes")
         if self.moves:
@@ -270,6 +228,7 @@ def _moved(config: ViewsConfig, share: float, rate: float | None) -> ViewsConfig
         patch_weights=_between(config.patch_weights, to.patch_weights, len(config.patch_sizes), share),
         resolution=replace(resolution, low=low, high=high, weights=weights),
         drop=config.drop if rate is None else replace(config.drop, kind="constant", mean=rate),
+        square=config.square and not (to.native and share == 1),
         curriculum=CurriculumConfig(),
     )
 
@@ -292,7 +251,8 @@ def budget_shares(config: ViewsConfig) -> dict[int, list[float]]:
     """
     sides, base = config.resolution.weighed_sides()
     # Square views; others have as many tokens within the rounding of their sides.
-    patches = np.maximum(1, np.rint(sides / np.array(config.patch_sizes)[:, None])) ** 2  # [P, K]
+    whole = np.rint if config.rounding == "nearest" else np.floor
+    patches = np.maximum(1, whole(sides / np.array(config.patch_sizes)[:, None])) ** 2  # [P, K]
     kept = np.maximum(1, patches * (1 - config.drop.mean_rate(config.token_share(patches))))
     weights = np.array(config.patch_weights or [1] * len(config.patch_sizes), float)
     assert config.budget is not None

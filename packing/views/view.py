@@ -10,13 +10,21 @@ that a view is the same however often, and in whichever process, it is drawn.
 import hashlib
 import math
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
-from packvit.packing.views.config import STEPS, DropConfig, ResolutionConfig, ViewsConfig, budget_shares
+from packvit.packing.views.config import (
+    STEPS,
+    DropConfig,
+    ResolutionConfig,
+    ViewsConfig,
+    budget_shares,
+)
+from packvit.packing.views.grid import fit_grid, shrink_grid
 
-RATE_DEVIATION = 0.02  # of rates that depend on the resolution; NaViT A.5
+RATE_DEVIATION = 0.02  # of rates that depend on the resolution; NaViT A.4
 LARGEST_RATE = 0.999  # one token stays anyway
+ATTEMPTS = 100  # to draw a crop that fits
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,7 @@ class View:
         box: (top, left, height, width) of the crop in native pixels.
         flip: whether left and right are mirrored.
         shrunk: whether the resolution is lower than was drawn, so that the view fits a sequence.
+        square: whether the box is squashed to a square, whatever its shape.
 
     Raises:
         ValueError: the grid is empty, or cannot keep so many tokens.
@@ -42,6 +51,7 @@ class View:
     box: tuple[int, int, int, int]
     flip: bool = False
     shrunk: bool = False
+    square: bool = False
 
     def __post_init__(self) -> None:
         if min(self.grid) < 1 or not 1 <= self.num_tokens <= self.num_cells:
@@ -75,51 +85,6 @@ class View:
         return 1 - self.num_tokens / self.num_cells
 
 
-def fit_grid(height: float, width: float, resolution: float, patch_size: int) -> tuple[int, int]:
-    """Rows and columns, each at least 1, nearest to the area `resolution`**2 at the image's aspect ratio.
-
-    NaViT 3.2.
-    """
-    scale = resolution / math.sqrt(height * width) / patch_size
-    # A side shorter than a patch becomes one patch, and the other side has the whole area.
-    area = (resolution / patch_size) ** 2
-    rows = height * scale if width * scale >= 1 else area
-    cols = width * scale if height * scale >= 1 else area
-    return max(1, round(rows)), max(1, round(cols))
-
-
-def shrink_grid(rows: int, cols: int, max_tokens: int) -> tuple[int, int]:
-    """The largest grid of about the same aspect ratio with at most `max_tokens` cells."""
-    if rows * cols <= max_tokens:
-        return rows, cols
-    scale = math.sqrt(max_tokens / (rows * cols))
-    # A side that would fall below one patch stays at one; the other side takes what is left.
-    new_rows = max(1, min(max_tokens, int(rows * scale)))
-    new_cols = max(1, min(max_tokens // new_rows, int(cols * scale)))
-    return min(new_rows, max_tokens // new_cols), new_cols
-
-
-def largest_grid(height: float, width: float, max_tokens: int) -> tuple[int, int]:
-    """The largest grid of at most `max_tokens` cells that `fit_grid` gives at any resolution.
-
-    Raises:
-        ValueError: no cell is allowed.
-    """
-    if max_tokens < 1:
-        raise ValueError(f"a grid of at most {max_tokens} tokens holds none")
-    low, high = (
-        0.0,
-        2 * math.sqrt(max_tokens) + 2,
-    )  # resolutions in cells: one that fits and one that does not
-    while high - low > 1e-6:
-        middle = (low + high) / 2
-        if math.prod(fit_grid(height, width, middle, 1)) <= max_tokens:
-            low = middle
-        else:
-            high = middle
-    return fit_grid(height, width, low, 1) if low > 0 else (1, 1)
-
-
 def draw_view(
     rng: Random, native: tuple[int, int], config: ViewsConfig, max_tokens: int | None = None
 ) -> View:
@@ -129,7 +94,8 @@ def draw_view(
         config: one that does not move with the images seen; see `views_at`.
         max_tokens: a longer view is shown at a lower resolution instead; None leaves it as drawn.
     """
-    box = draw_box(rng, native, config.crop, config.crop_aspect)
+    draw = draw_inception_box if config.square else draw_box
+    box = draw(rng, native, config.crop, config.crop_aspect)
     flip = rng.random() < config.flip
     resolution = draw_resolution(rng, config.resolution)
     patch_size = rng.choices(config.patch_sizes, config.patch_weights or None)[0]
@@ -137,7 +103,8 @@ def draw_view(
         resolution = draw_within_budget(rng, config, patch_size)
     if not config.resolution.upscale:
         resolution = min(resolution, math.sqrt(box[2] * box[3]))
-    rows, cols = fit_grid(box[2], box[3], resolution, patch_size)
+    shape = (1, 1) if config.square else box[2:]
+    rows, cols = fit_grid(*shape, resolution, patch_size, config.rounding)
     share = config.token_share(rows * cols) if config.drop.kind == "resolution" else 0.0
     rate = draw_rate(rng, config.drop, share)
     num_tokens = kept_tokens(rows * cols, rate)
@@ -145,27 +112,21 @@ def draw_view(
     if max_tokens is not None and shrunk:
         rows, cols = shrink_grid(rows, cols, max(max_tokens, int(max_tokens / (1 - rate))))
         num_tokens = min(max_tokens, kept_tokens(rows * cols, rate))
-    return View((rows, cols), (patch_size, patch_size), num_tokens, box, flip, shrunk)
+    return View((rows, cols), (patch_size, patch_size), num_tokens, box, flip, shrunk, config.square)
 
 
 def full_view(native: tuple[int, int], patch_size: int, resolution: float | None = None) -> View:
     """The evaluation view: whole image, nothing dropped; `resolution` None keeps the native area."""
     height, width = native
     resolution = resolution or math.sqrt(height * width)
-    return whole_grid((0, 0, height, width), patch_size, resolution)
+    grid = fit_grid(height, width, resolution, patch_size)
+    return View(grid, (patch_size, patch_size), math.prod(grid), (0, 0, height, width))
 
 
 def same_crop(view: View, patch_size: int, resolution: float) -> View:
     """The crop and flip of `view` at another patch size and resolution, nothing dropped."""
-    return whole_grid(view.box, patch_size, resolution, view.flip)
-
-
-def whole_grid(
-    box: tuple[int, int, int, int], patch_size: int, resolution: float, flip: bool = False
-) -> View:
-    """A view of `box` in which every token stays."""
-    rows, cols = fit_grid(box[2], box[3], resolution, patch_size)
-    return View((rows, cols), (patch_size, patch_size), rows * cols, box, flip)
+    grid = fit_grid(*((1, 1) if view.square else view.box[2:]), resolution, patch_size)
+    return replace(view, grid=grid, cell=(patch_size, patch_size), num_tokens=math.prod(grid), shrunk=False)
 
 
 def draw_resolution(rng: Random, config: ResolutionConfig) -> float:
@@ -192,7 +153,7 @@ def draw_within_budget(rng: Random, config: ViewsConfig, patch_size: int) -> flo
 
 
 def draw_rate(rng: Random, config: DropConfig, share: float = 0.0) -> float:
-    """Drop rate in [0, 1) of a view with this `token_share`. NaViT A.4, A.5."""
+    """Drop rate in [0, 1) of a view with this `token_share`. NaViT A.4."""
     if config.kind == "none":
         return 0.0
     if config.kind == "constant":
@@ -227,6 +188,29 @@ def draw_box(
     scale = math.sqrt(share)
     h, w = max(1, round(height * scale * stretch)), max(1, round(width * scale / stretch))
     return rng.randint(0, height - h), rng.randint(0, width - w), h, w
+
+
+def draw_inception_box(
+    rng: Random, native: tuple[int, int], smallest: float, aspect: float = 1.0
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a crop as Inception's training draws it (arXiv 1409.4842, 6).
+
+    Its width / height is uniform in [1 / aspect, aspect], its height uniform among those that give at least
+    `smallest` of the image's area and fit into it: what TensorFlow's sample_distorted_bounding_box does. An
+    image too long for any such crop is shown whole.
+    """
+    height, width = native
+    if smallest >= 1:
+        return 0, 0, height, width
+    for _ in range(ATTEMPTS):
+        ratio = rng.uniform(1 / aspect, aspect)
+        least = math.sqrt(smallest * height * width / ratio)
+        most = min(math.sqrt(height * width / ratio), height, width / ratio)
+        if least <= most:
+            side = rng.uniform(least, most)
+            h, w = max(1, round(side)), min(width, max(1, round(side * ratio)))
+            return rng.randint(0, height - h), rng.randint(0, width - w), h, w
+    return 0, 0, height, width
 
 
 def kept_tokens(num_patches: int, rate: float) -> int:

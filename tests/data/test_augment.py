@@ -7,10 +7,10 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from packvit.data import AugmentConfig, DataConfig, DataPlan, TrainLoader
-from packvit.data.samples.augment import RANDAUGMENT, apply, augment, draw_operations
+from packvit.data.samples.augment import COLOURS, MOVES, Draw, apply, augment, draw_operations
 from packvit.data.samples.sample import Decoded
 from packvit.packing import PackedBatch, PackingConfig, ResolutionConfig, View, ViewsConfig
 
@@ -62,18 +62,51 @@ def test_hue_moves_around_the_circle():
     assert np.array(moved).max() <= 202
 
 
-def test_every_operation_of_randaugment_has_its_strength():
+def change(operation, image: Image.Image, strength: float, sign: int = 1) -> np.ndarray:
+    return np.asarray(operation(image, strength=strength, draw=Draw(sign, 0.5, 0.25))).astype(int)
+
+
+def test_randaugment_has_the_sixteen_operations_at_their_strongest():
+    pixels = noise().astype(int)
     image = Image.fromarray(noise())
-    still = [change(image, strength=0.0, sign=1) == image for change in RANDAUGMENT]
-    # At no strength all but autocontrast and equalize, which have none, leave the image.
-    assert still.count(False) <= 2
-    done = [change(image, strength=1.0, sign=1) == image for change in RANDAUGMENT]
-    assert done[0]
-    assert not any(done[3:])
-    assert RANDAUGMENT[3](image, strength=1.0, sign=1) == ImageOps.invert(image)
-    assert set(np.unique(np.asarray(RANDAUGMENT[4](image, strength=1.0, sign=1)) % 16)) == {0}
-    drawn = [draw_operations(Random(i), AugmentConfig(randaugment_ops=3)) for i in range(10)]
-    assert {len(operations) for operations in drawn} == {3}
+    assert len(COLOURS + MOVES) == 16
+    invert, posterize, solarize, solarize_add, colour, _, brightness = COLOURS[2:9]
+    assert (change(invert, image, 1) == 255 - pixels).all()
+    assert set(np.unique(change(posterize, image, 1) % 16)) == {0}
+    assert (change(solarize, image, 1) == pixels).all()  # the threshold is 256 then
+    assert (change(solarize, image, 0.5) == np.where(pixels < 128, pixels, 255 - pixels)).all()
+    assert (change(solarize_add, image, 1) == np.where(pixels < 128, pixels + 110, pixels)).all()
+    assert np.abs(change(brightness, image, 1) - np.minimum(255, pixels * 1.9)).max() <= 1
+    grey = change(colour, image, 0)  # a factor of 0.1
+    assert (grey.max(2) - grey.min(2)).max() < 0.11 * 255
+
+
+def test_randaugments_moves_leave_grey_behind():
+    image = Image.fromarray(np.full((24, 48, 3), 200, np.uint8))
+    turn, cut_out, shear_x, shear_y, shift_x, shift_y = (
+        (change(operation, image, 1) == 128).all(2) for operation in MOVES
+    )
+    assert turn[0, 0]
+    assert not turn[12, 24]
+    assert cut_out.nonzero()[0].tolist() == sorted([*range(8, 16)] * 16)
+    assert set(cut_out.nonzero()[1]) == set(range(4, 20))
+    assert shear_x.any(0)[-7:].all()
+    assert not shear_x[:, :40].any()
+    assert shear_y.any(1)[-14:].all()
+    assert shift_x.all(0).tolist() == [False] * 28 + [True] * 20
+    assert shift_y.all(1).tolist() == [False] * 14 + [True] * 10
+    still = [change(operation, image, 0) for operation in MOVES]
+    assert all((pixels == 200).all() for pixels in still)
+
+
+def test_moves_are_drawn_unless_they_are_left_out():
+    def drawn(moves: bool) -> set:
+        config = AugmentConfig(randaugment_ops=3, randaugment_moves=moves)
+        operations = [operation for i in range(100) for operation in draw_operations(Random(i), config)]
+        return {getattr(operation, "func", None) for operation in operations}
+
+    assert drawn(True) == {*COLOURS, *MOVES}
+    assert drawn(False) == {*COLOURS}
 
 
 def test_all_views_of_a_sample_get_the_same_and_samples_differ():

@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,6 +98,15 @@ def make(shards: Path, mix: MixConfig, state: dict | None = None, **changes) -> 
     if state is not None:
         loader.load_state_dict(json.loads(json.dumps(state)))
     return loader
+
+
+def test_all_images_of_a_batch_may_share_one_mix():
+    samples = [plain(20 * i, 3, 3, seed=i) for i in range(6)]
+    mixes = [sample.mix for sample in mix_samples(samples, MixConfig(mixup=1.0, per="batch"))]
+    assert [mix.partner for mix in mixes if mix] == [5, 0, 1, 2, 3, 4]
+    assert len({mix.share for mix in mixes if mix}) == 1
+    cuts = [sample.mix for sample in mix_samples(samples, MixConfig(cutmix=1.0, per="batch"))]
+    assert len({mix.box for mix in cuts if mix}) == 1
 
 
 def take(loader: TrainLoader, number: int) -> list[LoadedBatch]:
@@ -233,7 +243,8 @@ def test_mixing_changes_neither_the_views_nor_the_order(shards):
 
 
 def test_impossible_mixes_name_their_field():
-    for field, value in (("mixup", -1), ("cutmix", float("inf")), ("probability", 2), ("switch", -0.1)):
+    wrong: dict[str, Any] = {"mixup": -1, "cutmix": float("inf"), "probability": 2, "switch": -0.1}
+    for field, value in wrong.items():
         with pytest.raises(ValueError, match=rf"data\.mix\.{field}={value}"):
             MixConfig(**{field: value})
     with pytest.raises(ValueError, match=r"data\.mix\.probability=0"):

@@ -85,6 +85,18 @@ def test_a_budget_holds_while_patch_sizes_move():
         assert np.isclose(np.mean(tokens), 120, rtol=0.03)
 
 
+def test_squares_end_where_the_curriculum_does():
+    config = ViewsConfig(
+        resolution=ResolutionConfig(sides=(256,)),
+        square=True,
+        curriculum=CurriculumConfig(50, 50, native=True),
+    )
+    grids = {
+        images: draw_view(Random(0), (200, 400), views_at(config, images)).grid for images in (0, 49, 50)
+    }
+    assert grids == {0: (16, 16), 49: (16, 16), 50: (11, 23)}
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -99,6 +111,10 @@ def test_a_budget_holds_while_patch_sizes_move():
         ),
         (lambda: ViewsConfig(curriculum=CurriculumConfig(low=512)), "needs 1 <= low <= high, got low=512"),
         (lambda: ResolutionConfig(sides=(64,), weights=(-1,)), r"views\.resolution\.weights=\(-1,\) must be"),
+        (
+            lambda: ViewsConfig(curriculum=CurriculumConfig(native=True)),
+            r"views\.curriculum\.native changes views that start with views\.square=True",
+        ),
         (lambda: DropConfig("schedule", tau=0), r"views\.drop\.tau=0 must be"),
         (lambda: DropConfig("schedule", minimum=0.5, maximum=0.4), "schedule needs 0 <= minimum <= maximum"),
         (

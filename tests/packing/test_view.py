@@ -1,11 +1,16 @@
 """Views and grids."""
 
+import math
+from random import Random
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packvit.packing import View, derive_seed, full_view
-from packvit.packing.views.view import fit_grid, largest_grid, shrink_grid
+from packvit.packing import ResolutionConfig, View, ViewsConfig, derive_seed, draw_view, full_view, same_crop
+from packvit.packing.views.grid import fit_grid, largest_grid, shrink_grid
+from packvit.packing.views.view import draw_inception_box
 
 sides = st.integers(1, 4000)
 
@@ -39,6 +44,50 @@ def test_the_largest_grid_fits_and_no_higher_resolution_does(height, width, limi
     for resolution in range(1, 3 * int(limit**0.5) + 3):
         other = fit_grid(height, width, resolution, 1)
         assert other[0] * other[1] > limit or other[0] * other[1] <= rows * cols
+
+
+@given(sides, sides, st.integers(16, 512), st.sampled_from([8, 16, 32]))
+def test_floored_grids_lie_within_the_area(height, width, resolution, p):
+    rows, cols = fit_grid(height, width, resolution, p, "floor")
+    scale = resolution / (height * width) ** 0.5 / p
+    if min(height, width) * scale >= 1:
+        assert max(0, height * scale - 1.001) <= rows <= height * scale + 0.001
+        assert max(0, width * scale - 1.001) <= cols <= width * scale + 0.001
+    assert fit_grid(p, p, resolution * p, p, "floor") == (resolution, resolution)
+
+
+@given(sides, sides, st.integers(1, 32), st.sampled_from([8, 16, 32]))
+def test_ceiled_grids_are_the_largest_within_the_tokens(height, width, side, p):
+    rows, cols = fit_grid(height, width, side * p, p, "ceil")
+    assert rows * cols <= side**2
+    if max(height, width) <= side**2 * min(height, width):  # else one side is a single patch
+        larger = [
+            math.ceil(height * scale) * math.ceil(width * scale)
+            for scale in np.geomspace(0.1, 3, 2000) * side / (height * width) ** 0.5
+        ]
+        assert rows * cols >= max(n for n in larger if n <= side**2)
+
+
+@given(st.randoms(use_true_random=False), sides, sides, st.floats(0.05, 0.9), st.floats(1, 2))
+def test_inception_crops_have_their_own_shape(rng, height, width, smallest, aspect):
+    top, left, h, w = draw_inception_box(rng, (height, width), smallest, aspect)
+    assert 0 <= top <= height - h
+    assert 0 <= left <= width - w
+    if (h, w) != (height, width) and min(h, w) > 8:
+        assert 1 / aspect - 0.1 <= w / h <= aspect + 0.1
+        assert smallest * height * width * 0.85 <= h * w
+
+
+def test_square_views_squash_their_crops_and_those_of_teachers():
+    config = ViewsConfig(
+        resolution=ResolutionConfig(low=240, high=240), crop=0.3, crop_aspect=4 / 3, square=True
+    )
+    views = [draw_view(Random(seed), (300, 400), config) for seed in range(50)]
+    assert {view.grid for view in views} == {(15, 15)}
+    assert len({view.box for view in views}) == 50
+    assert {same_crop(view, 16, 384).grid for view in views} == {(24, 24)}
+    wide = same_crop(draw_view(Random(0), (300, 400), ViewsConfig(resolution=config.resolution)), 16, 384)
+    assert wide.grid == (21, 28)
 
 
 def test_full_view_of_a_divisible_image_is_its_own_size():

@@ -9,15 +9,18 @@ from packvit.cli import dispatch
 from packvit.cli.train import Start, read_start
 from packvit.models import PackedViT, load_model, save_model
 from packvit.models.presets import preset
+from packvit.packing import views_at
 from packvit.train.config import load_config
 from packvit.train.recipes.find import RECIPES, find_recipe, start_with
+from packvit.train.recipes.table import RANKS, images_per_step
 
 TINY = {"width": 32, "depth": 2, "heads": 2}
-TRANSFERS = ("finetune", "fast_transfer", "linear_probe")  # take the architecture of a model
+TRANSFERS = ("finetune", "fast_transfer", "flexivit_transfer", "linear_probe")  # given their model
 # Flags that a recipe cannot run without; MODEL is a small model.
 FLAGS = {
     "digits_distill": "--distill.teachers MODEL",
     "flexivit_s_i1k_distill": "--model MODEL --distill.teachers MODEL",
+    "flexivit_b_i21k_distill": "--model MODEL --distill.teachers MODEL",
     "flexivit_b_i1k_distill": "--model MODEL --distill.teachers MODEL",
     **dict.fromkeys(TRANSFERS, "--model MODEL"),
 }
@@ -68,6 +71,69 @@ def test_what_recipes_say_of_their_run_is_in_their_help(capsys):
     printed = capsys.readouterr().out
     for name, recipe in RECIPES.items():
         assert f"{name:<24}{(recipe.__doc__ or '').splitlines()[0]}" in printed
+
+
+# From FlexiViT's released configurations and NaViT's tables: lr, weight decay of body and head in PyTorch's
+# convention, steps, warm-up, cooldown, images a step, side of the patch buffer.
+PAPERS = {
+    "flexivit_s_i1k_distill": (1e-4, 0.1, 0.1, 111_477, 5000, 0, 1024, 32),
+    "flexivit_b_i1k_distill": (1e-4, 0.1, 0.1, 111_477, 5000, 0, 1024, 32),
+    "flexivit_b_i21k": (1e-3, 0.1, 0.1, 310_823, 10_000, 0, 4096, 32),
+    "flexivit_b_i21k_distill": (1e-4, 0.1, 0.1, 310_823, 5000, 0, 4096, 32),
+    "flexivit_transfer": (0.01, 0.0, 0.0, 10_000, 500, 0, 512, 32),
+    "navit_b16_93k": (8e-4, 0.03, 3.0, 93_000, 10_000, 10_000, 1.9e4, 16),
+    "navit_b16_230k": (8e-4, 0.03, 3.0, 230_000, 10_000, 50_000, 1.9e4, 16),
+    "navit_b16_460k": (8e-4, 0.03, 3.0, 460_000, 10_000, 100_000, 1.9e4, 16),
+    "navit_b16": (8e-4, 0.03, 3.0, 920_000, 10_000, 100_000, 1.9e4, 16),
+    "navit_b32": (8e-4, 0.03, 3.0, 920_000, 10_000, 100_000, 2.2e4, 32),
+}
+
+
+@pytest.mark.parametrize("name", list(PAPERS))
+def test_recipes_have_the_numbers_of_their_papers(name):
+    config = RECIPES[name]()
+    optim = config.optim
+    found = (optim.lr, optim.weight_decay, optim.head_weight_decay, config.train.steps)
+    assert (*found, optim.warmup, optim.cooldown) == PAPERS[name][:6]
+    assert images_per_step(config, RANKS) == pytest.approx(PAPERS[name][6], rel=0.05)
+    assert config.model.patch_buffer == PAPERS[name][7]
+    assert config.optim.clip == 1.0
+
+
+def test_views_of_recipes_are_those_of_their_papers():
+    for name in PAPERS:
+        views = RECIPES[name]().views
+        if name.startswith("flexivit"):
+            assert (views.square, views.crop, views.crop_aspect, views.flip) == (True, 0.05, 4 / 3, 0.5)
+            assert (views.resolution.low, views.resolution.high) == (240, 240)
+        else:
+            resolution = views.resolution
+            assert (resolution.low, resolution.high, resolution.distribution) == (64, 256, "uniform")
+            assert (views.rounding, views.drop.kind, views.drop.mean) == ("floor", "beta", 0.5)
+            model = RECIPES[name]().model
+            assert (model.biases, model.qkv_biases, model.norm, model.qk_norm) == (True, False, "rms", "rms")
+    naflex = RECIPES["naflex"]().views
+    shares = [views_at(naflex, images) for images in (0, 100_000 * 4096)]
+    assert [(views.square, views.rounding) for views in shares] == [(True, "ceil"), (False, "ceil")]
+
+
+def test_recipes_can_be_compared(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert dispatch(["train", "--recipes"]) == 0
+    printed = capsys.readouterr().out
+    lines = [line for line in printed.splitlines() if "navit_b16 " in line]
+    assert "NaViT Tab. 2" in lines[0]
+    assert "920,000" in lines[0]
+
+
+def test_a_recipes_own_buffers_count_where_it_starts_with_a_model(tmp_path, digits_set, tiny_model):
+    own = start_with(find_recipe("flexivit_s_i1k_distill"), str(tiny_model)).model
+    given = load_model(tiny_model).config
+    assert (own.patch_buffer, own.patch_operator) == (32, "bilinear")
+    assert (own.width, own.depth, own.qk_norm) == (given.width, given.depth, given.qk_norm)
+    flags = small(tmp_path, digits_set, train__steps=1, distill__teachers=tiny_model)
+    assert dispatch(["train", "flexivit_s_i1k_distill", "--model", str(tiny_model), *flags]) == 0
+    assert load_model(tmp_path).config.patch_buffer == 32
 
 
 def test_a_linear_probe_changes_the_head_alone(tmp_path, digits_set, tiny_model):

@@ -1,6 +1,6 @@
 """The recipes by name, and what a run starts from.
 
-A recipe is a function without arguments that gives a whole run, readable alone. To add one, write it in a
+A recipe is a function without arguments that gives a whole run. To add one, write it in a
 file of this room and name it here.
 """
 
@@ -8,12 +8,25 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from packvit.models import load_model
+from packvit.models import ViTConfig, load_model
 from packvit.train.config import Config, load_config
 from packvit.train.recipes.digits import digits, digits_distill
-from packvit.train.recipes.flexivit import flexivit_b_i1k_distill, flexivit_b_i21k, flexivit_s_i1k_distill
-from packvit.train.recipes.navit import naflex, navit_b16, navit_l16
-from packvit.train.recipes.transfer import fast_transfer, finetune, linear_probe
+from packvit.train.recipes.flexivit import (
+    flexivit_b_i1k_distill,
+    flexivit_b_i21k,
+    flexivit_b_i21k_distill,
+    flexivit_s_i1k_distill,
+)
+from packvit.train.recipes.navit import (
+    naflex,
+    navit_b16,
+    navit_b16_93k,
+    navit_b16_230k,
+    navit_b16_460k,
+    navit_b32,
+    navit_l16,
+)
+from packvit.train.recipes.transfer import fast_transfer, finetune, flexivit_transfer, linear_probe
 
 RECIPES: dict[str, Callable[[], Config]] = {
     recipe.__name__: recipe
@@ -23,26 +36,42 @@ RECIPES: dict[str, Callable[[], Config]] = {
         flexivit_s_i1k_distill,
         flexivit_b_i1k_distill,
         flexivit_b_i21k,
+        flexivit_b_i21k_distill,
+        navit_b16_93k,
+        navit_b16_230k,
+        navit_b16_460k,
         navit_b16,
+        navit_b32,
         navit_l16,
         naflex,
         finetune,
         fast_transfer,
+        flexivit_transfer,
         linear_probe,
     )
 }
 
 
+# Of a recipe that says what model it trains, these count, not those of a model that it starts with: how the
+# weights are stored for all patch sizes and grids.
+KEPT_FIELDS = ("patch_buffer", "patch_operator")
+KEPT_OF_POSITIONS = ("pos_grid", "pos_resize")  # where both have positions of the same kind
+
+
 def start_with(config: Config, path: str) -> Config:
     """The run with the architecture of a model, and its weights to start with.
+
+    A recipe with a model of its own keeps that one's `KEPT_FIELDS` and `KEPT_OF_POSITIONS`.
 
     Raises:
         FileNotFoundError, ValueError: no model can be read from `path`.
     """
     own = config.model
-    model = replace(
-        load_model(Path(path)).config, drop_path=own.drop_path, checkpoint_every=own.checkpoint_every
-    )
+    model = load_model(Path(path)).config
+    kept = ("drop_path", "checkpoint_every")
+    if own != ViTConfig():
+        kept += KEPT_FIELDS + (KEPT_OF_POSITIONS if own.pos_embed == model.pos_embed else ())
+    model = replace(model, **{name: getattr(own, name) for name in kept})
     return replace(config, model=model, train=replace(config.train, init=path))
 
 

@@ -1,11 +1,16 @@
-"""FlexiViT's recipes (arXiv 2212.08013), for 8 GPUs; --packing.sequences and --train.accumulate fit them to
-others.
+"""FlexiViT's recipes (arXiv 2212.08013) after the configurations that were released with it, in big_vision's
+configs/proj/flexivit, for 8 GPUs; --packing.sequences and --train.accumulate fit them to others.
 
-In all of them each image has its own patch size, where the paper draws one a step, and a view of 240 pixels
-has 273 tokens on average: 1024 images a step on 8 GPUs. Adam has decoupled decay: the paper's 1e-5 at lr 1e-4
-and 1e-4 at 1e-3 are PyTorch's 0.1.
+Views are squares of 240 pixels, 273 tokens on average over the ten patch sizes: 34 sequences of 1024 on 8
+GPUs are 1024 images a step. Adam has decoupled decay: the paper's 1e-5 at lr 1e-4 and 1e-4 at 1e-3 are
+PyTorch's 0.1. What differs from the source in all of them (docs/papers.md has the table):
+
+- every image has its own patch size, where the paper draws one a step; --views.patch-size-per batch does;
+- images are resized with an antialiased bicubic filter, not a bilinear one without antialias;
+- a new patch embedding starts with the standard deviation of its inputs' number, 0.018, not 1 / sqrt(D).
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from packvit.data import AugmentConfig, DataConfig, MixConfig
@@ -21,22 +26,24 @@ PATCHES = (48, 40, 30, 24, 20, 16, 15, 12, 10, 8)
 
 
 def flexivit_s_i1k_distill() -> Config:
-    """FlexiViT-S distilled from DeiT III on ImageNet-1k, 90 epochs (3.5; i1k_deit3_distill.py).
+    """FlexiViT-S distilled from DeiT III on ImageNet-1k, 90 epochs (FlexiViT 3.5; i1k_deit3_distill.py).
 
     torchrun --nproc-per-node 8 -m packvit.train flexivit_s_i1k_distill --data.shards SHARDS
     --model timm/deit3_small_patch16_384.fb_in1k
 
-    The student starts as its teacher.
+    The student starts as its teacher, PI-resized from 16 to 32 pixels and from 24x24 to 7x7 positions. The
+    released configuration keeps its buffer at 16 pixels; the paper's is 32 (3.4).
     """
     return Config(
         run_dir=Path("runs/flexivit-s-i1k"),
-        data=DataConfig(workers=14, mix=MixConfig(mixup=1.0)),
+        data=DataConfig(workers=14, mix=MixConfig(mixup=1.0, per="batch")),
         views=ViewsConfig(
             patch_sizes=PATCHES,
             resolution=ResolutionConfig(low=240, high=240),
-            crop=0.08,
+            crop=0.05,
             crop_aspect=4 / 3,
             flip=0.5,
+            square=True,
         ),
         packing=PackingConfig(seq_len=1024, sequences=34),
         model=ViTConfig(
@@ -52,7 +59,7 @@ def flexivit_s_i1k_distill() -> Config:
             pos_grid=(7, 7),
         ),
         optim=OptimConfig(lr=1e-4, weight_decay=0.1, head_weight_decay=0.1, warmup=5000),
-        train=TrainConfig(steps=112_600, checkpoint_every=1000, log_every=50),
+        train=TrainConfig(steps=111_477, checkpoint_every=1000, log_every=50),
         distill=DistillConfig(
             teachers=("timm/deit3_small_patch16_384.fb_in1k",), patch_sizes=(16,), resolutions=(384,)
         ),
@@ -61,63 +68,43 @@ def flexivit_s_i1k_distill() -> Config:
 
 
 def flexivit_b_i1k_distill() -> Config:
-    """FlexiViT-B distilled from DeiT III on ImageNet-1k, 90 epochs (3.5; i1k_deit3_distill.py).
+    """FlexiViT-B distilled from DeiT III on ImageNet-1k, 90 epochs (FlexiViT 3.5; i1k_deit3_distill.py).
 
     torchrun --nproc-per-node 8 -m packvit.train flexivit_b_i1k_distill --data.shards SHARDS
     --model timm/deit3_base_patch16_384.fb_in1k
 
-    The student starts as its teacher. The paper goes up to 1200 epochs.
+    As flexivit_s_i1k_distill. The paper goes up to 1200 epochs.
     """
-    return Config(
+    small = flexivit_s_i1k_distill()
+    return replace(
+        small,
         run_dir=Path("runs/flexivit-b-i1k"),
-        data=DataConfig(workers=14, mix=MixConfig(mixup=1.0)),
-        views=ViewsConfig(
-            patch_sizes=PATCHES,
-            resolution=ResolutionConfig(low=240, high=240),
-            crop=0.08,
-            crop_aspect=4 / 3,
-            flip=0.5,
-        ),
-        packing=PackingConfig(seq_len=1024, sequences=34),
-        model=ViTConfig(
-            width=768,
-            depth=12,
-            heads=12,
-            qk_norm="none",
-            cls=True,
-            pool="cls",
-            patch_buffer=32,
-            patch_operator="bilinear",
-            pos_embed="grid_2d",
-            pos_grid=(7, 7),
-        ),
-        optim=OptimConfig(lr=1e-4, weight_decay=0.1, head_weight_decay=0.1, warmup=5000),
-        train=TrainConfig(steps=112_600, checkpoint_every=1000, log_every=50),
-        distill=DistillConfig(
-            teachers=("timm/deit3_base_patch16_384.fb_in1k",), patch_sizes=(16,), resolutions=(384,)
-        ),
-        eval=EvalConfig(resolutions=(240,), patch_sizes=PATCHES),
+        model=replace(small.model, width=768, heads=12),
+        distill=replace(small.distill, teachers=("timm/deit3_base_patch16_384.fb_in1k",)),
     )
 
 
 def flexivit_b_i21k() -> Config:
-    """FlexiViT-B supervised on ImageNet-21k, 90 epochs, 4096 images a step on 8 GPUs (3.6; i21k_sup.py).
+    """FlexiViT-B supervised on ImageNet-21k, 90 epochs (FlexiViT 3.3; i21k_sup.py).
 
     torchrun --nproc-per-node 8 -m packvit.train flexivit_b_i21k --data.shards SHARDS
+
+    The paper's buffer of 32 pixels (3.4) stands for the released configuration's 8.
     """
     return Config(
         run_dir=Path("runs/flexivit-b-i21k"),
         data=DataConfig(
             workers=14,
-            mix=MixConfig(mixup=0.2),
+            mix=MixConfig(mixup=0.2, per="batch"),
             augment=AugmentConfig(randaugment_ops=2, randaugment_magnitude=10),
         ),
         views=ViewsConfig(
             patch_sizes=PATCHES,
             resolution=ResolutionConfig(low=240, high=240),
-            crop=0.08,
+            crop=0.05,
             crop_aspect=4 / 3,
             flip=0.5,
+            square=True,
         ),
         packing=PackingConfig(seq_len=1024, sequences=34),
         model=ViTConfig(
@@ -135,7 +122,7 @@ def flexivit_b_i21k() -> Config:
         ),
         optim=OptimConfig(lr=1e-3, weight_decay=0.1, head_weight_decay=0.1, warmup=10_000),
         train=TrainConfig(
-            steps=311_000,
+            steps=310_823,
             accumulate=4,
             checkpoint_every=1000,
             log_every=50,
@@ -143,4 +130,24 @@ def flexivit_b_i21k() -> Config:
             head_bias=-10.0,
         ),
         eval=EvalConfig(resolutions=(240,), patch_sizes=PATCHES),
+    )
+
+
+def flexivit_b_i21k_distill() -> Config:
+    """FlexiViT-B distilled on ImageNet-21k from a ViT-B/8, 90 epochs (FlexiViT 3.5; i21k_distill.py).
+
+    torchrun --nproc-per-node 8 -m packvit.train flexivit_b_i21k_distill --data.shards SHARDS
+    --model TEACHER --distill.teachers TEACHER
+
+    TEACHER is a ViT-B/8 of ImageNet-21k with its head, such as a big_vision .npz of "How to train your ViT"
+    (arXiv 2106.10270), which sees 224 pixels. The student starts as its teacher; 4096 images a step.
+    """
+    labels = flexivit_b_i21k()
+    return replace(
+        labels,
+        run_dir=Path("runs/flexivit-b-i21k-distill"),
+        data=DataConfig(workers=14, mix=MixConfig(mixup=1.0, per="batch")),
+        optim=replace(labels.optim, lr=1e-4, warmup=5000),
+        train=replace(labels.train, loss="softmax", head_bias=0.0),
+        distill=DistillConfig(teachers=("TEACHER",), patch_sizes=(8,), resolutions=(224,)),
     )

@@ -1,4 +1,4 @@
-"""AdamW or Muon, with weight decay on weight matrices only: which parameter is updated how."""
+"""AdamW, Muon or SGD, with weight decay on weight matrices only: which parameter is updated how."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,12 +18,14 @@ class OptimConfig:
     """The optimizer and its learning rate over time.
 
     Args:
-        kind: `adamw`, or `muon` for the matrices of the blocks and AdamW for the rest.
-        lr: peak learning rate of AdamW.
-        muon_lr, momentum: of Muon; its updates have the size of AdamW's at the same learning rate.
+        kind: `adamw`; `muon` for the matrices of the blocks and AdamW for the rest; or `sgd`.
+        lr: peak learning rate of AdamW or SGD.
+        muon_lr: of Muon, whose updates have the size of AdamW's at the same learning rate.
+        momentum: of Muon and SGD.
         betas, eps: of AdamW.
         weight_decay, head_weight_decay: decoupled, times the learning rate (PyTorch's convention), on
-            weight matrices only; the classification head has its own (NaViT: 0.03 body, 3.0 head).
+            weight matrices only; the classification head has its own (NaViT: 0.03 body, 3.0 head). SGD adds
+            it to the gradient.
         layer_decay: factor of the learning rate from each block to the one before it; 1 has none (BEiT A).
         freeze: name prefixes of parameters to freeze; `body` is all but the head.
         schedule: shape of the learning rate; see packvit.train.step.step.
@@ -34,7 +36,7 @@ class OptimConfig:
         clip: largest global gradient norm; 0 does not clip.
     """
 
-    kind: Literal["adamw", "muon"] = field(default="adamw", metadata={"resume": "fixed"})
+    kind: Literal["adamw", "muon", "sgd"] = field(default="adamw", metadata={"resume": "fixed"})
     lr: float = 1e-3
     muon_lr: float = 1e-3
     momentum: float = 0.95
@@ -72,7 +74,7 @@ def make_optimizers(
     which are biases, norms, position tables, probes and registers (FlexiViT, NaViT: kernels only). `muon`
     takes the blocks' matrices out of the first; embedding, pooling and head stay with AdamW. With
     `layer_decay` each block's parameters are a group of their own (BEiT, arXiv 2106.08254, A). `heads`, which
-    a task puts on the model, count as what comes after the blocks.
+    a task puts on the model, count as what comes after the blocks. `sgd` has the groups of `adamw`.
     """
     depth = len(model.blocks)
     adamw: dict[tuple, dict] = {}
@@ -89,6 +91,8 @@ def make_optimizers(
         groups, peak = (muon, config.muon_lr * scale) if hidden else (adamw, config.lr * scale)
         group = groups.setdefault((decay, peak), {"params": [], "weight_decay": decay, "peak_lr": peak})
         group["params"].append(parameter)
+    if config.kind == "sgd":
+        return [torch.optim.SGD(list(adamw.values()), config.lr, config.momentum, fused=True)]
     optimizers: list[Optimizer] = []
     if adamw:
         optimizers.append(

@@ -14,7 +14,15 @@ from packvit.train.step.interface import TrainedModule
 from packvit.train.tasks.task import Task
 
 # What may differ between a model and the one whose weights it starts with.
-OWN_FIELDS = ("num_classes", "patch_buffer", "pos_grid", "drop_path", "checkpoint_every")
+OWN_FIELDS = (
+    "num_classes",
+    "patch_buffer",
+    "patch_operator",
+    "pos_grid",
+    "pos_resize",
+    "drop_path",
+    "checkpoint_every",
+)
 
 
 def make_module(config: Config, task: Task, resumed: bool = False) -> TrainedModule:

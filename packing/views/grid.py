@@ -1,0 +1,68 @@
+"""Grids: how many whole patches an image of some shape gets at some area."""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+Rounding = Literal["nearest", "floor", "ceil"]  # see ViewsConfig
+SLACK = 1e-6  # patches: sides nearer than this are equal
+
+
+def fit_grid(
+    height: float, width: float, resolution: float, patch_size: int, rounding: Rounding = "nearest"
+) -> tuple[int, int]:
+    """Rows and columns, each at least 1, of about the area `resolution`**2 at the image's aspect ratio.
+
+    NaViT 3.2; see `ViewsConfig.rounding`.
+    """
+    if rounding == "ceil":
+        return _largest(height, width, max(1, int((resolution / patch_size) ** 2 + SLACK)), math.ceil)
+    return _round_grid(height, width, resolution / patch_size, round if rounding == "nearest" else _floor)
+
+
+def _floor(side: float) -> int:
+    """Sides of whole patches lose none of them to the last digit of a float."""
+    return math.floor(side + SLACK)
+
+
+def _round_grid(height: float, width: float, side: float, whole: Callable[[float], int]) -> tuple[int, int]:
+    """The grid of the area `side`**2 in cells, its sides made `whole`."""
+    scale = side / math.sqrt(height * width)
+    # A side shorter than a patch becomes one patch, and the other side has the whole area.
+    rows = height * scale if width * scale >= 1 else side**2
+    cols = width * scale if height * scale >= 1 else side**2
+    return max(1, whole(rows)), max(1, whole(cols))
+
+
+def _largest(height: float, width: float, max_tokens: int, whole: Callable[[float], int]) -> tuple[int, int]:
+    """The largest of the grids of any area that has at most `max_tokens` cells."""
+    low, high = 0.0, 2 * math.sqrt(max_tokens) + 2  # sides: one whose grid fits, and one whose grid does not
+    while high - low > SLACK:
+        middle = (low + high) / 2
+        if math.prod(_round_grid(height, width, middle, whole)) <= max_tokens:
+            low = middle
+        else:
+            high = middle
+    return _round_grid(height, width, low, whole) if low > 0 else (1, 1)
+
+
+def shrink_grid(rows: int, cols: int, max_tokens: int) -> tuple[int, int]:
+    """The largest grid of about the same aspect ratio with at most `max_tokens` cells."""
+    if rows * cols <= max_tokens:
+        return rows, cols
+    scale = math.sqrt(max_tokens / (rows * cols))
+    # A side that would fall below one patch stays at one; the other side takes what is left.
+    new_rows = max(1, min(max_tokens, int(rows * scale)))
+    new_cols = max(1, min(max_tokens // new_rows, int(cols * scale)))
+    return min(new_rows, max_tokens // new_cols), new_cols
+
+
+def largest_grid(height: float, width: float, max_tokens: int) -> tuple[int, int]:
+    """The largest grid of at most `max_tokens` cells that `fit_grid` gives at any resolution.
+
+    Raises:
+        ValueError: no cell is allowed.
+    """
+    if max_tokens < 1:
+        raise ValueError(f"a grid of at most {max_tokens} tokens holds none")
+    return _largest(height, width, max_tokens, round)

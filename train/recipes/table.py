@@ -1,0 +1,58 @@
+"""The recipes at a glance: what they train, on how much, and after which source."""
+
+import re
+from random import Random
+
+from packvit.models import ViTConfig
+from packvit.models.presets import PRESETS
+from packvit.packing import draw_view, views_at
+from packvit.train.config import Config
+from packvit.train.recipes.find import RECIPES
+
+COLUMNS = ["recipe", "source", "model", "patch sizes", "tokens/image", "images/step on 8 GPUs", "steps"]
+RANKS = 8
+SIZE = 375, 500  # pixels, of an ordinary image of ImageNet
+DRAWS = 8000
+
+
+def table_of_recipes() -> list[list[str]]:
+    """A row of COLUMNS for each recipe."""
+    rows = []
+    for name, recipe in RECIPES.items():
+        config = recipe()
+        tokens = mean_tokens(config)
+        ranks = 1 if config.threads == 1 else RANKS  # recipes that set their threads are for a CPU
+        found = re.search(r"\(([^()]*)\)\.?$", (recipe.__doc__ or "").splitlines()[0])
+        rows.append(
+            [
+                name,
+                found[1] if found else "",
+                describe_model(config.model),
+                " ".join(map(str, config.views.patch_sizes)),
+                f"{tokens:.0f}",
+                f"{images_per_step(config, ranks):,.0f}",
+                f"{config.train.steps:,}",
+            ]
+        )
+    return rows
+
+
+def mean_tokens(config: Config) -> float:
+    """Tokens of an image of SIZE at the start of the run: the mean of DRAWS views."""
+    views, rng = views_at(config.views, 0), Random(1)
+    drawn = (draw_view(rng, SIZE, views, config.packing.seq_len).num_tokens for _ in range(DRAWS))
+    return sum(drawn) / DRAWS
+
+
+def images_per_step(config: Config, ranks: int) -> float:
+    """Images of a step of so many ranks, as many as full sequences hold."""
+    slots = config.packing.sequences * config.packing.seq_len * config.train.accumulate
+    return ranks * slots / mean_tokens(config)
+
+
+def describe_model(config: ViTConfig) -> str:
+    """A size by name, or width and depth; for recipes that take a model from elsewhere, that."""
+    if config == ViTConfig():
+        return "given"
+    found = [n for n, p in PRESETS.items() if (p["width"], p["depth"]) == (config.width, config.depth)]
+    return found[0] if found else f"{config.width} x {config.depth}"
