@@ -204,7 +204,8 @@ def recommend(packed: Iterable[Packed], longer: dict[int, float], cost: CostConf
     seq_len = min(row.seq_len for row in close)
     choice = min(
         (row for row in close if row.seq_len == seq_len),
-        key=lambda row: (cost.flops(row.work) / row.images, row.lookahead, row.microseconds),
+        # What drops nothing comes first: all of these waste alike.
+        key=lambda row: (row.dropped > 0, cost.flops(row.work) / row.images, row.lookahead, row.microseconds),
     )
     too_short = sorted({row.seq_len for row in results} - {row.seq_len for row in roomy})
     reasons = []

@@ -62,7 +62,9 @@ def describe(result: Analysis) -> tuple[str, str, str]:
     """The recommendation in three sentences: what, what it brings, why."""
     row = result.choice
     packer = f"{row['algorithm']} (lookahead {row['lookahead']})"
-    what = f"Use sequences of S = {row['seq_len']} slots, packed with {packer}."
+    flags = f"--packing.seq-len {row['seq_len']} --packing.algorithm {row['algorithm']}"
+    what = f"Use sequences of S = {row['seq_len']} slots, packed with {packer}: {flags} "
+    what += f"--packing.lookahead {row['lookahead']}."
     longest, bucketed, dense = (
         f"{row[f'gflops_{way}'] / row['gflops_packed']:.2f} times" for way in ("longest", "sorted", "dense")
     )

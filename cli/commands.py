@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from importlib import import_module
 
+from packvit import __version__
+
 # By name: the module whose `main` takes the arguments, and what the command is for.
 COMMANDS = {
     "train": (
@@ -32,6 +34,7 @@ COMMANDS = {
     "info": ("info", "versions, devices and attention backends, for bug reports"),
 }
 INTERRUPTED = 130  # what shells expect of a program that Ctrl-C ended: 128 + SIGINT
+READER_GONE = 141  # and of one whose output nobody reads any more, as with `| head`: 128 + SIGPIPE
 OTHERS_WAIT = 5.0  # seconds that other ranks leave the first one to say what is wrong
 
 
@@ -41,14 +44,19 @@ def main() -> None:
 
 
 def dispatch(arguments: Sequence[str]) -> int:
-    """Run one command; returns the exit status: 0, 2 after a sentence on standard error, 130 after Ctrl-C."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
-        return 0
-    if arguments[0] not in COMMANDS:
-        return fail(f"{arguments[0]!r} is no command: it is one of {', '.join(COMMANDS)}")
+    """Run one command.
+
+    Returns:
+        The exit status: 0, 2 after a sentence on standard error, 130 after Ctrl-C, 141 when the reader of the
+        output has gone.
+    """
     try:
-        import_module(f"packvit.cli.{arguments[0]}").main(arguments[1:])
+        run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still buffered would fail once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
     except KeyboardInterrupt:
         print("packvit: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -60,19 +68,32 @@ def dispatch(arguments: Sequence[str]) -> int:
     return 0
 
 
-def usage() -> str:
-    """What `packvit --help` prints."""
-    from packvit.train.recipes.find import RECIPES
+def run(arguments: Sequence[str]) -> None:
+    """Run one command; what goes wrong is raised.
 
+    Raises:
+        ValueError: there is no such command, and see the commands.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+    elif arguments[0] == "--version":
+        print(f"packvit {__version__}")
+    elif arguments[0] not in COMMANDS:
+        raise ValueError(f"{arguments[0]!r} is not a command: it is one of {', '.join(COMMANDS)}")
+    else:
+        import_module(f"packvit.cli.{arguments[0]}").main(arguments[1:])
+
+
+def usage() -> str:
+    """What `packvit --help` prints. It names no recipe, so that it needs none of what recipes import."""
     lines = [f"  {call}\n                    {purpose}" for call, purpose in COMMANDS.values()]
     return "\n".join(
         [
-            "usage: packvit COMMAND ...",
+            "usage: packvit COMMAND ...   |   packvit --version",
             "\ncommands:",
             *lines,
-            f"\nrecipes: {', '.join(RECIPES)}",
-            "`packvit COMMAND --help` lists a command's options, `packvit train RECIPE --help` all of "
-            "a run's.",
+            "\n`packvit train` lists the recipes. `packvit COMMAND --help` lists a command's options,",
+            "`packvit train RECIPE --help` all of a run's.",
         ]
     )
 

@@ -13,6 +13,14 @@ from packvit.models import export_model, load_model, save_model
 from packvit.models.position.embedding import PosResize
 from packvit.models.resample import Operator
 
+# Ends of files that people ask for, and what to do instead. Other targets are folders.
+NO_PICKLE = "packvit writes no pickles: take .safetensors, which timm reads, or .npz, which big_vision reads"
+FOREIGN = {
+    ".onnx": "packvit export MODEL OUT --format onnx writes graphs",
+    ".pt2": "packvit export MODEL OUT --format torch writes graphs",
+    **dict.fromkeys((".pth", ".pt", ".bin", ".ckpt", ".tar", ".zip", ".h5"), NO_PICKLE),
+}
+
 
 @dataclass(frozen=True)
 class ModelFields:
@@ -61,6 +69,8 @@ def main(arguments: Sequence[str]) -> None:
     options = tyro.cli(Convert, prog="packvit convert", args=arguments)
     target = options.target
     is_file = target.suffix in (".npz", ".safetensors")
+    if target.suffix in FOREIGN:
+        raise ValueError(f"{target} ends in {target.suffix}: {FOREIGN[target.suffix]}")
     written = target if is_file else target / "model.safetensors"
     if written.exists():
         raise ValueError(f"{written} exists already: remove it or choose another target")

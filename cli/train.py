@@ -13,9 +13,12 @@ from packvit.common.display import Display
 from packvit.data.shards.paths import expand_braces
 from packvit.data.shards.redact import redact
 from packvit.train.config import Config
-from packvit.train.recipes.find import RECIPES, find_recipe, start_with
+from packvit.train.dry_run import dry_run
+from packvit.train.recipes.find import RECIPES, find_recipe, start_with, with_classes
 from packvit.train.recipes.table import COLUMNS, table_of_recipes
 from packvit.train.run import run
+
+CLASSES = ("--model.num-classes", "--model.num_classes")
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,12 @@ class Start:
     Args:
         model: whatever load_model reads; gives the run its architecture and first weights.
         allow_pipe: run commands that a configuration file names as shards, `pipe:COMMAND`.
+        dry_run: run a few steps in a folder that is removed, and say what the run would take.
     """
 
     model: str | None = None
     allow_pipe: bool = False
+    dry_run: bool = False
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -46,9 +51,16 @@ def main(arguments: Sequence[str]) -> None:
         default = start_with(default, start.model)
     with said_once():
         config = tyro.cli(Config, default=default, prog=f"packvit train {recipe}", args=rest)
+    if not any(argument.split("=")[0] in CLASSES for argument in rest) and recipe in RECIPES:
+        config, said = with_classes(config)
+        if said and not is_other_rank():
+            print(said)
     if not start.allow_pipe:
         refuse_foreign_commands(config, rest)
-    run(config)
+    if start.dry_run:
+        dry_run(config)
+    else:
+        run(config)
 
 
 def refuse_foreign_commands(config: Config, arguments: Sequence[str]) -> None:
@@ -111,6 +123,7 @@ def overview() -> str:
             usage,
             *recipes,
             "\n--model MODEL, whatever load_model reads, gives a run its architecture and first weights.",
+            "--dry-run runs a few steps in a folder that is removed, and says what the run would take.",
             "--allow-pipe runs the commands that a CONFIG.yaml names as shards; otherwise they are refused.",
             "`packvit train --recipes` compares them: source, model, tokens and images a step, steps.",
             "`packvit train RECIPE --help` lists every field with the recipe's value.",

@@ -12,6 +12,7 @@ from packvit.data.samples.mix import MixConfig, pixel_box
 from packvit.data.samples.sample import Mix, Mixing
 from packvit.data.samples.targets import ClassTarget, LogitsTarget, Target, TextTarget, collate_targets
 from packvit.data.shards.fetch import FetchConfig
+from packvit.data.shards.losses import count_samples
 from packvit.data.shards.paths import ShardSet, expand_shards
 from packvit.data.shards.redact import redact
 from packvit.data.shards.shard import BadSample, BadShard, Shard
@@ -44,6 +45,7 @@ __all__ = [
     "WriteConfig",
     "check_shards",
     "collate_targets",
+    "count_samples",
     "end_workers",
     "expand_shards",
     "merge_states",

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from packvit.data import pack_images
     from packvit.models import PackedViT, ViTConfig, load_model
     from packvit.packing import PackedBatch, pack_lengths
+    from packvit.train.api import recipes, train
 
 __all__ = [
     "PackedBatch",
@@ -20,6 +21,8 @@ __all__ = [
     "load_model",
     "pack_images",
     "pack_lengths",
+    "recipes",
+    "train",
 ]
 
 try:
@@ -34,10 +37,14 @@ ROOMS = {
     "load_model": "packvit.models",
     "pack_images": "packvit.data",
     "pack_lengths": "packvit.packing",
+    "recipes": "packvit.train.api",
 }
+CALLABLE_ROOMS = ("train",)
 
 
 def __getattr__(name: str) -> Any:
+    if name in CALLABLE_ROOMS:
+        return import_module(f"packvit.{name}")
     if name not in ROOMS:
         raise AttributeError(f"module 'packvit' has no attribute {name!r}")
     return getattr(import_module(ROOMS[name]), name)

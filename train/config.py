@@ -183,11 +183,26 @@ def load_config(path: Path) -> Config:
     """
     try:
         values = yaml.safe_load(path.read_text())
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} is not a configuration: it holds no fields")
-        return dacite.from_dict(Config, values, dacite.Config(strict=True, cast=[tuple, Path]))
-    except (yaml.YAMLError, dacite.DaciteError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a configuration: it holds no fields")
+    return parse_config(values, str(path))
+
+
+def parse_config(values: Mapping[str, Any], source: str) -> Config:
+    """The inverse of `plain_config`.
+
+    Args:
+        source: where the values are from, for messages.
+
+    Raises:
+        ValueError: an unknown field or a value of the wrong type; names the source and the field.
+    """
+    try:
+        return dacite.from_dict(Config, values, dacite.Config(strict=True, cast=[tuple, Path]))
+    except dacite.DaciteError as error:
+        raise ValueError(f"{source}: {' '.join(str(error).split())}") from error
 
 
 def _plain(value: object) -> object:

@@ -20,6 +20,7 @@ from packvit.train.loop import Training, set_up, train
 from packvit.train.tasks.make import make_task
 from packvit.train.tasks.task import Task
 from packvit.train.watch.curves import draw_history
+from packvit.train.watch.introduce import introduce
 from packvit.train.watch.preempt import catch_signals
 from packvit.train.watch.trackers import Trackers
 
@@ -43,8 +44,11 @@ MADE = {
 }
 
 
-def run(config: Config) -> None:
+def run(config: Config, measure: bool = True) -> None:
     """Train, evaluate and fill the run's folder; every rank calls it.
+
+    Args:
+        measure: whether the trained model is saved, drawn and evaluated.
 
     Raises:
         ValueError, ImportError: see `packvit.train.loop` and `packvit.evaluate`.
@@ -71,13 +75,16 @@ def run(config: Config) -> None:
                 training = set_up(config, task, ranks, display)
                 if images is not None:
                     check_budgets(config.model, *budgets(config), ranks.device)
+                introduce(training, display)
                 model = train(training, display, preemption, trackers)
             if model is None:
                 if preemption.by == signal.SIGINT:
                     raise KeyboardInterrupt
                 return
-            finish(training, model, images, display, trackers)
-        display.table("Made by this run", ["file", "what it is"], list_files(config.run_dir))
+            if measure:
+                finish(training, model, images, display, trackers)
+        if measure:
+            display.table("Made by this run", ["file", "what it is"], list_files(config.run_dir))
         ranks.barrier()  # a rank that leaves early would cut off those that still read from it
     finally:
         display.stop()

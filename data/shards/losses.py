@@ -33,6 +33,12 @@ def expected_samples(path: str) -> int | None:
     return samples if isinstance(samples, int) and samples >= 0 else None
 
 
+def count_samples(paths: Sequence[str]) -> int | None:
+    """Samples of local shards by their manifests; None where one is not listed."""
+    counts = [expected_samples(path) for path in paths]
+    return None if None in counts else sum(count for count in counts if count is not None)
+
+
 @lru_cache(maxsize=64)
 def _read_manifest(manifest: str, modified: int) -> dict[str, Any]:
     try:

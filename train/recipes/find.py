@@ -4,6 +4,7 @@ A recipe is a function without arguments that gives a whole run. To add one, wri
 file of this room and name it here.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +74,27 @@ def start_with(config: Config, path: str) -> Config:
         kept += KEPT_FIELDS + (KEPT_OF_POSITIONS if own.pos_embed == model.pos_embed else ())
     model = replace(model, **{name: getattr(own, name) for name in kept})
     return replace(config, model=model, train=replace(config.train, init=path))
+
+
+def with_classes(config: Config) -> tuple[Config, str]:
+    """The run with as many classes as `classes.json` beside its shards names, and a sentence that says so.
+
+    A run that learns from teachers alone keeps the number of their answers, one without a head stays so.
+    """
+    model = config.model
+    if model.num_classes == 0 or (config.distill.active and not config.distill.needs_labels):
+        return config, ""
+    for shards in config.data.shards:
+        folder = Path(shards) if Path(shards).is_dir() else Path(shards).parent
+        try:
+            names = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(names, list) and names and len(names) != model.num_classes:
+            said = f"model.num_classes={len(names)}, as {folder / 'classes.json'} has it"
+            return replace(config, model=replace(model, num_classes=len(names))), said
+        break
+    return config, ""
 
 
 def find_recipe(name: str) -> Config:

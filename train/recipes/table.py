@@ -1,18 +1,15 @@
 """The recipes at a glance: what they train, on how much, and after which source."""
 
 import re
-from random import Random
 
 from packvit.models import ViTConfig
 from packvit.models.presets import PRESETS
-from packvit.packing import draw_view, views_at
 from packvit.train.config import Config
 from packvit.train.recipes.find import RECIPES
+from packvit.train.tokens import mean_tokens
 
 COLUMNS = ["recipe", "source", "model", "patch sizes", "tokens/image", "images/step on 8 GPUs", "steps"]
 RANKS = 8
-SIZE = 375, 500  # pixels, of an ordinary image of ImageNet
-DRAWS = 8000
 
 
 def table_of_recipes() -> list[list[str]]:
@@ -35,13 +32,6 @@ def table_of_recipes() -> list[list[str]]:
             ]
         )
     return rows
-
-
-def mean_tokens(config: Config) -> float:
-    """Tokens of an image of SIZE at the start of the run: the mean of DRAWS views."""
-    views, rng = views_at(config.views, 0), Random(1)
-    drawn = (draw_view(rng, SIZE, views, config.packing.seq_len).num_tokens for _ in range(DRAWS))
-    return sum(drawn) / DRAWS
 
 
 def images_per_step(config: Config, ranks: int) -> float:

@@ -1,12 +1,15 @@
 """Checks that stop a run in one sentence, before it does harm or wastes more time."""
 
 import math
-from collections import deque
+import re
+from collections import Counter, deque
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from packvit.common.display import Display
+from packvit.common.json_lines import read_json_lines
 from packvit.common.ranks import Ranks
 from packvit.data import TrainLoader
 from packvit.train.config import Config, changed_fields, must_stay, plain_config, resume_rules
@@ -108,9 +111,31 @@ class BadShare:
         if bad > share * seen + 3 * math.sqrt(share * (1 - share) * seen):
             raise ValueError(
                 f"{bad:.0f} of the last {seen:.0f} samples could not be used, more than "
-                f"data.max_bad_fraction={share} allows: {self.config.run_dir / 'skipped.jsonl'} names them; "
-                "the last checkpoint is good"
+                f"data.max_bad_fraction={share} allows{commonest_reason(self.config.run_dir)}; "
+                f"{self.config.run_dir / 'skipped.jsonl'} names all; the last checkpoint is good"
             )
+
+
+def commonest_reason(run_dir: Path) -> str:
+    """The commonest reason of skipped.jsonl with one of its samples; empty where it has none.
+
+    Reasons that differ in numbers and quoted names only are of one kind.
+    """
+    try:
+        lines = read_json_lines(run_dir / "skipped.jsonl")
+    except (OSError, ValueError):
+        return ""
+    kinds = Counter(_kind(line["reason"]) for line in lines)
+    if not kinds:
+        return ""
+    (kind, number), *_ = kinds.most_common(1)
+    example = next(line for line in reversed(lines) if _kind(line["reason"]) == kind)
+    where = f"{example['shard']}" + (f", sample {example['key']!r}" if example.get("key") else "")
+    return f", {number} of them because, as of {where}: {example['reason']}"
+
+
+def _kind(reason: str) -> str:
+    return re.sub(r"'[^']*'|\d+", "#", reason)
 
 
 def check_weights(engine: Engine, step: int) -> None:

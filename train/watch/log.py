@@ -1,6 +1,7 @@
 """What a run writes down: metrics.jsonl, skipped.jsonl, audit.jsonl, and what trackers and people see of
 them."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -18,7 +19,9 @@ from packvit.train.watch.checks import BadShare, check_finite
 from packvit.train.watch.peak import Peaks
 from packvit.train.watch.samples import draw_samples
 from packvit.train.watch.trackers import Trackers
-from packvit.train.watch.window import Coming, Taken, Window
+from packvit.train.watch.window import Came, Coming, Taken, Window
+
+FIRST = 5  # steps that a person sees one by one
 
 
 class RunLog:
@@ -54,6 +57,7 @@ class RunLog:
         self._window, self._skipped_lines, self._lr = Window(), list[dict](), 0.0
         self._coming: Coming | None = None
         self._nonfinite = 0  # steps in a row
+        self._began = step
         self._bad_share = BadShare(config, ranks, loader)
 
     def add_step(self, taken: Taken, result: StepResult | None, lr: float) -> None:
@@ -85,6 +89,13 @@ class RunLog:
         self._nonfinite = self._nonfinite + 1 if came.grad_norm is None else 0
         self.counters.nonfinite_steps += came.grad_norm is None
         check_finite(self._nonfinite, came.step, self.config)
+        if came.step <= self._began + FIRST < self._began + self.config.train.log_every:
+            self._say_first(came)
+
+    def _say_first(self, came: Came) -> None:
+        """One of the first steps, so that nobody has to wait for the first line to see that all is well."""
+        loss = "not finite" if came.losses is None else f"{came.losses.mean():.3f}"
+        self.display.say(f"step {came.step}  loss {loss}  {time.perf_counter() - self._window.start:.1f} s")
 
     def end_window(self) -> None:
         """Write a line of metrics.jsonl on the steps since the last one, if there are any.

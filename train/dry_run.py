@@ -1,0 +1,71 @@
+"""`packvit train RECIPE --dry-run`: a few real steps in a folder that is removed, and what they foretell."""
+
+import os
+import shutil
+import statistics
+from dataclasses import replace
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
+from packvit.common.display import Display
+from packvit.common.json_lines import read_json_lines
+from packvit.train.config import Config
+from packvit.train.run import run
+from packvit.train.tokens import mean_tokens
+
+STEPS, SETTLED = 8, 3  # steps that are run, and the first of them that count
+
+
+def dry_run(config: Config) -> None:
+    """Run STEPS steps of a run without checkpoints or evaluation, and say what the whole would take.
+
+    Raises:
+        ValueError: as `run`.
+    """
+    folder = config.run_dir.with_name(f".{config.run_dir.name}.dry-run")
+    train = replace(
+        config.train, steps=STEPS, images=0, tokens=0, gflops=0, log_every=1, checkpoint_every=10**9
+    )
+    trial = replace(
+        config,
+        run_dir=folder,
+        data=replace(config.data, val_shards=()),
+        train=replace(train, trackers=(), profile=0, resume_from=""),
+    )
+    try:
+        run(trial, measure=False)
+        lines = read_json_lines(folder / "metrics.jsonl")
+    finally:
+        if int(os.environ.get("RANK", "0")) == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+    if int(os.environ.get("RANK", "0")) == 0:
+        Display().table(f"Measured over {len(lines) - SETTLED} steps", ["", ""], foretell(config, lines))
+
+
+def foretell(config: Config, lines: list[dict[str, Any]]) -> list[list[str]]:
+    """(what, value) of a run whose first steps left these lines of metrics.jsonl, one a step.
+
+    Packers begin with long views, so what the first steps hold is not what later ones will: images come from
+    `mean_tokens`, seconds and padding from the steps.
+    """
+    settled = lines[SETTLED:]
+    tokens = statistics.mean(b["tokens_seen"] - a["tokens_seen"] for a, b in pairwise(lines[SETTLED - 1 :]))
+    gflops = statistics.mean(b["gflops_seen"] - a["gflops_seen"] for a, b in pairwise(lines[SETTLED - 1 :]))
+    # Those that took least: others wait for what happens once, such as compiling.
+    seconds = tokens / max(line["tokens_per_s"] for line in settled)
+    images = tokens / mean_tokens(config)
+    length = config.train.length
+    each = {"step": 1, "images_seen": images, "tokens_seen": tokens, "gflops_seen": gflops}[length.unit]
+    steps = length.total / each
+    return [
+        ["tokens an image", f"{mean_tokens(config):.1f}"],
+        ["images a step", f"{images:,.0f}"],
+        ["padding", f"{statistics.mean(line['padding_fraction'] for line in settled):.2%}"],
+        ["GFLOPs a step", f"{gflops:,.0f}"],
+        ["peak memory of a rank", f"{lines[-1]['memory_gb']:.2f} GB"],
+        ["seconds a step", f"{seconds:.3f}"],
+        ["images a second", f"{images / seconds:,.0f}"],
+        ["steps of the run", f"{steps:,.0f}"],
+        ["time of the run on this device", f"{timedelta(seconds=round(steps * seconds))}"],
+    ]

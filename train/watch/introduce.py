@@ -1,0 +1,52 @@
+"""What a run says of itself before its first step, and what it would cost: `packvit train ... --dry-run`."""
+
+import torch
+
+from packvit.common.device import choose_precision
+from packvit.common.display import Display
+from packvit.data import count_samples
+from packvit.train.loop import Training
+from packvit.train.tokens import mean_tokens
+
+
+def introduce(training: Training, display: Display) -> None:
+    """Four lines: the model, its weights, the device, and a step and the run in images."""
+    config, ranks = training.config, training.ranks
+    model = training.engine.module.model.config
+    number = sum(parameter.numel() for parameter in training.engine.module.parameters())
+    display.say(
+        f"Model: ViT of width {model.width}, depth {model.depth}, {number / 1e6:.1f} M parameters, "
+        f"{model.num_classes} classes; patch sizes {' '.join(map(str, config.views.patch_sizes))}"
+    )
+    start = config.train.init or (config.distill.teachers[0] if config.distill.init else "")
+    if training.counters.step:
+        weights = f"those of step {training.counters.step}"
+    else:
+        weights = f"from {start}" if start else f"new, seed {config.seed}"
+    display.say(f"Weights: {weights}")
+    name = f"CPU, threads: {torch.get_num_threads()}"
+    if ranks.device.type == "cuda":
+        name = torch.cuda.get_device_name(ranks.device)
+    display.say(
+        f"Device: {ranks.world_size} x {name}, {choose_precision(config.train.precision, ranks.device)}, "
+        f"workers: {config.data.workers}"
+    )
+    display.say(describe_steps(training))
+
+
+def describe_steps(training: Training) -> str:
+    """Slots and images of a step, and what the whole run comes to in epochs where the samples are known."""
+    config = training.config
+    slots = training.ranks.world_size * config.train.accumulate
+    slots *= config.packing.sequences * config.packing.seq_len
+    tokens = mean_tokens(config)
+    text = f"Step: {slots:,} tokens, about {slots / tokens:,.0f} images of {tokens:.0f} tokens"
+    length = training.length
+    totals = {"step": length.total * slots / tokens, "images_seen": length.total}
+    images = totals.get(length.unit, length.total / tokens if length.unit == "tokens_seen" else None)
+    if images is not None:
+        text += f"; the run: about {images:,.0f} images"
+        samples = count_samples(training.loader.plan.shards.paths)
+        if samples:
+            text += f", {images / samples:,.1f} epochs of {samples:,}"
+    return text
