@@ -151,7 +151,7 @@ def fails(capsys, arguments: list[str]) -> str:
 
 
 def test_mistakes_get_one_sentence(capsys, run_flags, digits_set, finished, tmp_path):
-    assert "no command" in fails(capsys, ["trian"])
+    assert "not a command" in fails(capsys, ["trian"])
     assert "neither a recipe" in fails(capsys, ["train", "digit"])
     assert "data.shards" in fails(capsys, ["train", "digits"])
     flags = run_flags(tmp_path / "a", data__shards=tmp_path / "nowhere")
