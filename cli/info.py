@@ -14,6 +14,7 @@ import torch
 import tyro
 from torch.cuda import nccl
 
+from packvit.common.device import device_name
 from packvit.models import BACKENDS, Segments, attention, choose_backend
 
 VARIABLES = re.compile(
@@ -86,9 +87,7 @@ def torch_build() -> Iterator[tuple[str, str]]:
 def machine() -> Iterator[tuple[str, str]]:
     """System, processor and memory."""
     yield "system", platform.platform()
-    cpuinfo = Path("/proc/cpuinfo")
-    models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    yield "CPU", models[0] if models else platform.processor() or platform.machine()
+    yield "CPU", device_name(torch.device("cpu"))
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield "cores", f"{os.cpu_count()}, {usable} of them for this process"
     yield "memory", f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / GB:.1f} GB"

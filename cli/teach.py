@@ -6,7 +6,6 @@ what a crop shows may not be what the teacher has seen.
 """
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -21,12 +20,12 @@ import tyro
 
 from packvit.common.device import make_autocast
 from packvit.common.files import check_writable, write_whole
-from packvit.common.ranks import Ranks, start_ranks
+from packvit.common.ranks import start_ranks
 from packvit.data import EvalSet, FetchConfig, ShardSet, write_with_logits
 from packvit.data.make.manifest import read_manifest
 from packvit.data.make.write import check_no_shards
-from packvit.evaluate import check_budgets, check_memory
-from packvit.models import PackedViT, load_model
+from packvit.evaluate import Setting, check_pieces, check_settings, cut_chunks
+from packvit.models import PackedViT, hash_model, load_model
 from packvit.packing import PackedBatch, PackingConfig
 from packvit.train.tasks.config import check_field
 
@@ -44,8 +43,8 @@ class Teach:
         resolution: side in pixels of the square with a view's area.
         out: gets shard-000000.tar and on, one for each of the shards, in their order.
         field: of each sample; holds float16 [classes].
-        seq_len: slots in a sequence; raised to the longest view's tokens where it is shorter.
-        sequences: sequences in a batch.
+        seq_len, sequences: a batch has so many tokens times so many, in one sequence; a longer view has a
+            batch of its own.
         precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU.
         workers: processes that decode.
         device: auto takes a GPU when there is one.
@@ -83,8 +82,9 @@ def main(arguments: Sequence[str]) -> None:
     if model.config.num_classes == 0:
         raise ValueError(f"{options.teacher} has no classification head, so it has no logits to write")
     device = start_ranks(options.device).device
-    check_budgets(model.config, [options.resolution], [options.patch_size], device)
-    check_memory(packing, [options.patch_size])
+    setting = Setting(options.patch_size, options.resolution)
+    check_settings(model.config, [setting], device)
+    check_pieces(packing, [setting])
     claim(options, shards, model)
     listed = read_manifest(options.out)
     model, autocast = model.to(device), make_autocast(options.precision, device)
@@ -113,10 +113,13 @@ def answer_all(
     """{key: float16 [classes]} of all images that can be used, and the lines of those that cannot."""
     skipped = list(images.skipped)
     logits: dict[str, np.ndarray] = {}
-    ranks = Ranks(0, 1, next(model.parameters()).device)
-    for loaded in images.batches(options.resolution, options.patch_size, packing, options.workers, ranks):
-        skipped += loaded.skipped
-        logits |= answer(model, loaded.batch, autocast)
+    device = next(model.parameters()).device
+    setting, tokens = Setting(options.patch_size, options.resolution), packing.seq_len * packing.sequences
+    chunks = cut_chunks(len(images.headers), [setting])
+    for piece in images.pieces([setting], tokens, chunks, options.workers, device):
+        skipped += piece.skipped
+        if len(piece.places):
+            logits |= answer(model, piece.batch, autocast)
     return logits, skipped
 
 
@@ -134,13 +137,9 @@ def claim(options: Teach, shards: ShardSet, model: PackedViT) -> None:
     Raises:
         ValueError: they are made of something else.
     """
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     note = {
         "teacher": str(options.teacher),
-        "weights": digest.hexdigest(),
+        "weights": hash_model(model),
         "budget": [options.patch_size, options.resolution],
         "field": options.field,
         "shards": list(shards.paths),

@@ -1,9 +1,12 @@
 """What a device computes in, and how much fits on it."""
 
 import os
+import platform
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -62,6 +65,15 @@ def arithmetic(precision: str, deterministic: bool) -> Iterator[None]:
             torch.use_deterministic_algorithms(before, warn_only=warn_only)
             if workspace is None:
                 del os.environ[WORKSPACE]
+
+
+def device_name(device: torch.device) -> str:
+    """What a person calls a GPU, or the processor of this machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def total_memory(device: torch.device) -> int:

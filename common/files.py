@@ -3,6 +3,8 @@
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -18,11 +20,16 @@ def cache_path(name: str) -> Path:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a small file under another name, bring it to the disk and rename it."""
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Another name to write a file under; when the block ends well, it is brought to the disk and renamed."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    yield partial
+    sync(partial)
     os.replace(partial, path)
     sync(path.parent)
 

@@ -16,12 +16,13 @@ from packvit.data.shards.losses import count_samples
 from packvit.data.shards.paths import ShardSet, expand_shards
 from packvit.data.shards.redact import redact
 from packvit.data.shards.shard import BadSample, BadShard, Shard
-from packvit.data.streams.eval_set import EvalSet
+from packvit.data.streams.eval_set import Alter, EvalSet, Piece, Way
 from packvit.data.streams.loader import TrainLoader, end_workers, merge_states
 from packvit.data.streams.plan import DataPlan
 from packvit.data.streams.stream import DataError, LoadedBatch, Stream
 
 __all__ = [
+    "Alter",
     "AugmentConfig",
     "BadSample",
     "BadShard",
@@ -36,12 +37,14 @@ __all__ = [
     "Mix",
     "MixConfig",
     "Mixing",
+    "Piece",
     "Shard",
     "ShardSet",
     "Stream",
     "Target",
     "TextTarget",
     "TrainLoader",
+    "Way",
     "WriteConfig",
     "check_shards",
     "collate_targets",

@@ -1,19 +1,37 @@
 """One model at every budget: what each resolution and patch size costs and buys."""
 
-from packvit.evaluate.evaluators import Accuracy, Evaluator, MakeEvaluator, expected_calibration_error
-from packvit.evaluate.grid import LARGEST_PATCH, EvalConfig, Evaluation, check_budgets, check_memory
-from packvit.evaluate.report import draw_results, write_results
+from packvit.evaluate.checks import LARGEST_PATCH, check_classes, check_memory, check_pieces, check_settings
+from packvit.evaluate.config import EvalConfig
+from packvit.evaluate.evaluators import Accuracy, Evaluator, MakeEvaluator
+from packvit.evaluate.folder import MAIN
+from packvit.evaluate.grid import Evaluation, Subject, cut_chunks
+from packvit.evaluate.loss import find_run_config, loss_kind
+from packvit.evaluate.measures.calibration import LossKind
+from packvit.evaluate.measures.classification import measure_setting
+from packvit.evaluate.report import draw_results
+from packvit.evaluate.run import Asked, evaluate
+from packvit.evaluate.setting import Setting
 
 __all__ = [
     "LARGEST_PATCH",
+    "MAIN",
     "Accuracy",
+    "Asked",
     "EvalConfig",
     "Evaluation",
     "Evaluator",
+    "LossKind",
     "MakeEvaluator",
-    "check_budgets",
+    "Setting",
+    "Subject",
+    "check_classes",
     "check_memory",
+    "check_pieces",
+    "check_settings",
+    "cut_chunks",
     "draw_results",
-    "expected_calibration_error",
-    "write_results",
+    "evaluate",
+    "find_run_config",
+    "loss_kind",
+    "measure_setting",
 ]

@@ -1,36 +1,57 @@
 """Evaluators: what a model's answers to a set of images are worth, as names and values.
 
-A task lists its evaluators; whoever runs a model over the images hands every batch to each of them.
+A task lists its evaluators. Whoever runs a model over the images asks each of them what to keep of a batch,
+and at the end what all that was kept says.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
-from packvit.common.ranks import Ranks
+from packvit.evaluate.measures.calibration import LossKind, in_fit_half
+from packvit.evaluate.measures.classification import measure_setting
+from packvit.evaluate.store import Columns
 from packvit.models import Outputs
 from packvit.packing import PackedBatch
 
-ECE_BINS = 15
-
 
 class Evaluator(Protocol):
-    """Gathers what it needs of each batch of this rank, and then says what came out."""
+    """Two pure functions: of a batch's images, and of all images of a set at one setting.
 
-    def add(self, outputs: Outputs, batch: PackedBatch) -> None:
-        """Take the model's answers to a batch; both on the model's device.
+    All ranks make it together, when the model is as it will be evaluated: what ranks must do together, such
+    as gathering a head that FSDP has sharded, has its place there.
 
-        Ranks have different numbers of batches: what they must do together, such as running a head that
-        FSDP has sharded, has its place in `results`.
+    Attributes:
+        name: says what `collect` gives; a killed evaluation goes on only with evaluators of the same names.
+    """
+
+    @property
+    def name(self) -> str:
+        """See the class."""
+        ...
+
+    def collect(self, outputs: Outputs, batch: PackedBatch) -> dict[str, Tensor]:
+        """What to keep of each image, by name: [n, ...] on any device.
+
+        Called by any rank, any number of times, in inference mode.
+
+        Args:
+            outputs, batch: the model's answers to n images, both on its device.
         """
         ...
 
-    def results(self, ranks: Ranks) -> Iterator[tuple[str, float]]:
-        """(name, value) over the images of all ranks, the same on all of them; every rank calls it.
+    def summarise(self, columns: Columns) -> Iterator[tuple[str, Any]]:
+        """(name, value) over all images; called by the main rank alone.
 
-        A task's first value of all is a share, the higher the better; reports compare budgets by it.
+        A number, a list of numbers or None is a value of the setting's row in results.json; NaN becomes null.
+        A tensor [N, ...] says something of each image and goes to predictions.npz, under its name and the
+        setting's. A task's first value of all is a share, the higher the better; reports compare settings by
+        it.
+
+        Args:
+            columns: what `collect` gave for all N images, in the order of the set; on the CPU.
         """
         ...
 
@@ -38,37 +59,41 @@ class Evaluator(Protocol):
 MakeEvaluator = Callable[[], Evaluator]
 
 
+@dataclass(frozen=True)
 class Accuracy:
-    """Classification: `accuracy`, and `ece`, the expected calibration error over ECE_BINS bins."""
-
-    def __init__(self) -> None:
-        self.confidence: list[Tensor] = [torch.zeros(0)]
-        self.correct: list[Tensor] = [torch.zeros(0, dtype=torch.bool)]
-
-    def add(self, outputs: Outputs, batch: PackedBatch) -> None:
-        """See Evaluator; the batch has labels."""
-        assert batch.labels is not None
-        confidence, prediction = outputs.logits.float().softmax(-1).cpu().max(-1)
-        self.confidence.append(confidence)
-        self.correct.append(prediction == batch.labels.cpu())
-
-    def results(self, ranks: Ranks) -> Iterator[tuple[str, float]]:
-        """See Evaluator."""
-        parts = ranks.gather((self.confidence, self.correct))
-        confidence = torch.cat([tensor for part in parts for tensor in part[0]])
-        correct = torch.cat([tensor for part in parts for tensor in part[1]])
-        yield "accuracy", float(correct.double().mean())
-        yield "ece", expected_calibration_error(confidence, correct)
-
-
-def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = ECE_BINS) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins, weighted by their share of images.
+    """Classification with one class of an image: accuracy, calibration, and each image's prediction.
 
     Args:
-        confidence: float [N] in [0, 1], probability of the predicted class.
-        correct: bool [N].
+        loss: that the model was trained with; decides what its logits say of probabilities.
+        logits, features: whether predictions.npz holds each image's.
     """
-    index = (confidence * bins).long().clamp(0, bins - 1)
-    gaps = torch.zeros(bins, dtype=torch.float64)
-    gaps.index_add_(0, index, confidence.double() - correct.double())
-    return float(gaps.abs().sum() / max(1, len(confidence)))
+
+    loss: LossKind = "softmax"
+    logits: bool = False
+    features: bool = False
+
+    @property
+    def name(self) -> str:
+        """See Evaluator; the same columns serve either loss."""
+        return f"accuracy{' and features' if self.features else ''}"
+
+    def collect(self, outputs: Outputs, batch: PackedBatch) -> dict[str, Tensor]:
+        """See Evaluator; the batch has labels."""
+        assert batch.labels is not None
+        columns = {
+            "logits": outputs.logits.float(),
+            "label": batch.labels,
+            "fit_half": in_fit_half(batch.keys),
+        }
+        return columns | ({"features": outputs.features.float()} if self.features else {})
+
+    def summarise(self, columns: Columns) -> Iterator[tuple[str, Any]]:
+        """See Evaluator."""
+        measured = measure_setting(columns["logits"], columns["label"], columns["fit_half"], self.loss)
+        yield from measured.values.items()
+        yield "prediction", measured.prediction
+        yield "confidence", measured.confidence
+        if self.logits:
+            yield "logits", columns["logits"]
+        if self.features:
+            yield "features", columns["features"]

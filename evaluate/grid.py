@@ -1,168 +1,241 @@
-"""One model at every resolution and patch size asked for."""
+"""One pass over a set of images: a model at all settings at once, chunk by chunk.
 
+Every image is decoded once. What evaluators keep of a chunk goes to a file as soon as the chunk is done; the
+numbers of ranks and workers decide who does which chunk, and nothing else.
+"""
+
+import hashlib
+import json
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from itertools import chain, product
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from packvit.common.device import total_memory
+from packvit.common.device import choose_precision, make_autocast
+from packvit.common.display import Bar, Display
 from packvit.common.ranks import Ranks
-from packvit.data import EvalSet, redact
-from packvit.evaluate.evaluators import MakeEvaluator
-from packvit.models import PackedViT, ViTConfig
-from packvit.packing import PackingConfig
+from packvit.data import EvalSet, Piece
+from packvit.evaluate.checks import mean_tokens
+from packvit.evaluate.evaluators import Evaluator
+from packvit.evaluate.measures.calibration import LossKind
+from packvit.evaluate.setting import Setting
+from packvit.evaluate.store import ChunkStore
+from packvit.models import PackedViT
+from packvit.packing import PackedBatch, PackingConfig
 
-# Lower bounds: a pixel in three channels is held as uint8 and as float32; a block holds several values for
-# each channel of a token.
-BYTES_OF_A_PIXEL, BYTES_OF_A_CHANNEL = 15, 32
-LARGEST_PATCH = 1024  # pixels; patches of photographs have 8 to 48
-
-# What a row of results.json says besides the evaluators' values.
-SETTING_AND_COST = ("resolution", "patch_size", "tokens_per_image", "gflops_per_image", "images")
+UNFINISHED = ".unfinished"  # how names of folders begin that hold what is not complete yet
+VERSION = 1  # of what is in them
+# Images and tokens, of all settings, in a chunk. Small sets have smaller chunks, for ranks to share.
+MOST_IMAGES, LEAST_IMAGES, CHUNKS, MOST_TOKENS = 256, 32, 64, 2**20
+SAY_EVERY = 30.0  # seconds between two lines about the progress, where there is no terminal
 
 
 @dataclass(frozen=True)
-class EvalConfig:
-    """What a trained model is evaluated at.
+class Subject:
+    """A model to evaluate.
 
     Args:
-        resolutions, patch_sizes: every pair is one row of eval/results.json; pixels.
-        sequences: sequences in a batch.
+        name: in rows and names of files, where there are several.
+        path: where it came from.
+        model: in eval mode.
+        weights: its hash, see `packvit.models.hash_model`.
+        evaluators: what is measured.
+        loss: what it was trained with.
     """
 
-    resolutions: tuple[int, ...] = ()
-    patch_sizes: tuple[int, ...] = ()
-    sequences: int = 8
-
-    def __post_init__(self) -> None:
-        if any(value < 1 for value in (*self.resolutions, *self.patch_sizes, self.sequences)):
-            raise ValueError("eval.resolutions, eval.patch_sizes and eval.sequences must be positive")
-        if max(self.patch_sizes, default=1) > LARGEST_PATCH:
-            raise ValueError(
-                f"eval.patch_sizes={self.patch_sizes}: a side has at most {LARGEST_PATCH} pixels"
-            )
+    name: str
+    path: str
+    model: PackedViT
+    weights: str
+    evaluators: Sequence[Evaluator]
+    loss: LossKind = "softmax"
 
 
-def check_budgets(
-    model: ViTConfig, resolutions: Sequence[int], patch_sizes: Sequence[int], device: torch.device
-) -> None:
-    """Refuse what cannot be evaluated, before any work is done.
-
-    Raises:
-        ValueError: a patch size is out of reach, or a single view takes more memory than there is.
-    """
-    memory = total_memory(device)
-    for resolution, p in product(resolutions, patch_sizes):
-        if p > LARGEST_PATCH:
-            raise ValueError(f"patch size {p}: a side has at most {LARGEST_PATCH} pixels")
-        tokens = max(1, round((resolution / p) ** 2))
-        if tokens * (BYTES_OF_A_PIXEL * p * p + BYTES_OF_A_CHANNEL * model.width) > memory:
-            raise ValueError(
-                f"a view of resolution {resolution} at patch size {p} has {tokens} tokens, too many for the "
-                f"{memory / 1e9:.0f} GB of memory of this {device.type}: evaluate at lower resolutions or "
-                "larger patch sizes"
-            )
-
-
-def check_memory(packing: PackingConfig, patch_sizes: Sequence[int]) -> None:
-    """Refuse batches that this machine's memory does not hold, before a process takes all of it.
-
-    Args:
-        patch_sizes: drawn about equally often.
-
-    Raises:
-        ValueError: the patches of one full batch, 3 bytes a pixel, are more than that.
-    """
-    memory = total_memory(torch.device("cpu"))
-    mean = sum(p * p for p in patch_sizes) / len(patch_sizes)
-    size = 3 * packing.sequences * packing.seq_len * mean
-    if size > memory:
-        raise ValueError(
-            f"a batch of {packing.sequences} sequences of {packing.seq_len} patches of "
-            f"{', '.join(map(str, patch_sizes))} pixels a side takes {size / 1e9:.0f} GB, more than the "
-            f"{memory / 1e9:.0f} GB of memory of this cpu: take a lower seq_len, fewer "
-            "sequences or smaller patches"
-        )
-
-
-@dataclass
+@dataclass(frozen=True)
 class Evaluation:
-    """A set of images and how models are run over it; every rank holds one.
+    """How models are run over sets of images; every rank holds one.
 
     Args:
-        images: shown whole, nothing dropped.
-        evaluators: made anew for each setting.
-        packing: how the views are packed.
+        out: folder that gets the results; on storage that all ranks share.
+        packing: `seq_len` times `sequences` tokens are in a batch.
+        ranks: share the chunks.
         workers: processes of each rank that decode.
-        autocast: in which the model runs.
-
-    Attributes:
-        skipped: {"shard", "key", "reason"} of every image of any rank that could not be used, once.
+        precision: of matrix products.
+        display: of progress.
     """
 
-    images: EvalSet
-    evaluators: Sequence[MakeEvaluator]
+    out: Path
     packing: PackingConfig
     ranks: Ranks
-    workers: int = 0
-    autocast: AbstractContextManager = field(default_factory=nullcontext)
-    skipped: list[dict] = field(init=False)
+    workers: int
+    precision: str
+    display: Display
 
-    def __post_init__(self) -> None:
-        self.skipped = list(self.images.skipped)
+    @property
+    def tokens(self) -> int:
+        """Tokens in a batch."""
+        return self.packing.seq_len * self.packing.sequences
 
-    def grid(
-        self, model: PackedViT, resolutions: Sequence[int], patch_sizes: Sequence[int]
-    ) -> Iterator[dict[str, Any]]:
-        """The results of every pair of resolution and patch size, as soon as they are known."""
-        for patch_size, resolution in product(patch_sizes, resolutions):
-            yield self.measure(model, resolution, patch_size)
-
-    def measure(self, model: PackedViT, resolution: int, patch_size: int) -> dict[str, Any]:
-        """One row of results.json: the setting, what it costs, and what each evaluator says.
-
-        tokens_per_image is the mean over images, gflops_per_image that of one forward pass (2 FLOPs a
-        multiply-add).
-
-        Args:
-            model: in eval mode, on the ranks' device.
+    def collect(self, subject: Subject, images: EvalSet, settings: Sequence[Setting]) -> ChunkStore:
+        """Run a model over a set at some settings; every rank calls it, and has everything when it returns.
 
         Raises:
-            ValueError: no image could be decoded.
+            ValueError: no image could be decoded, or ranks do not share `out`.
         """
-        evaluators = [make() for make in self.evaluators]
-        lost, images, tokens, flops = [], 0, 0, 0
-        ranks = self.ranks
-        for loaded in self.images.batches(resolution, patch_size, self.packing, self.workers, ranks):
-            lost += loaded.skipped
-            if loaded.batch.num_images == 0:
-                continue
-            images += loaded.batch.num_images
-            tokens += loaded.batch.stats().tokens
-            flops += model.config.batch_flops(loaded.batch)
-            batch = loaded.batch
-            with torch.inference_mode(), self.autocast:
-                outputs = model.outputs(batch)
-            for evaluator in evaluators:
-                evaluator.add(outputs, batch)
-        known = {tuple(line.values()) for line in self.skipped}
-        for line in chain.from_iterable(ranks.gather(lost)):
-            if tuple(line.values()) not in known:
-                known.add(tuple(line.values()))
-                self.skipped.append(line)
-        images, tokens, flops = ranks.sum([images, tokens, flops])
-        if not images:
-            raise ValueError(
-                f"no validation image could be decoded ({redact(self.images.shards.paths[0])}, ...)"
+        chunks = cut_chunks(len(images.headers), settings)
+        digest = self._digest(subject, images, settings)
+        store = ChunkStore(self.out / f"{UNFINISHED}-{digest[:16]}", len(chunks))
+        done = self.ranks.gather(store.done())[0]  # the main rank's word counts
+        missing = [chunk for chunk in range(len(chunks)) if chunk not in set(done)]
+        if done and missing:
+            self.display.say(f"Going on with {len(missing)} of {len(chunks)} chunks of images")
+        own = missing[self.ranks.rank :: self.ranks.world_size]
+        model = subject.model.to(self.ranks.device)
+        with _Progress(self.display, store, chunks, len(settings)) as progress:
+            pieces = images.pieces(
+                settings, self.tokens, [chunks[i] for i in own], self.workers, self.ranks.device
             )
-        return {
-            "resolution": resolution,
-            "patch_size": patch_size,
-            "tokens_per_image": tokens / images,
-            "gflops_per_image": flops / images / 1e9,
-            **{name: value for evaluator in evaluators for name, value in evaluator.results(ranks)},
-            "images": int(images),
+            for chunk, columns, skipped in self._answer(model, subject.evaluators, settings, pieces):
+                store.write(own[chunk], columns, skipped)
+                progress.update()
+        self.ranks.barrier()
+        if len(store.done()) < len(chunks):
+            raise ValueError(f"{self.out} must be a folder that all ranks share")
+        if not store.images():
+            raise ValueError(f"no image could be decoded in {images.described}")
+        return store
+
+    def _answer(
+        self,
+        model: PackedViT,
+        evaluators: Sequence[Evaluator],
+        settings: Sequence[Setting],
+        pieces: Iterator[Piece],
+    ) -> Iterator[tuple[int, dict[str, dict[str, Tensor]], list[dict]]]:
+        """Chunks as they become complete: number, columns by setting and name, skipped images."""
+        waiting: dict[int, dict[str, dict[str, list[Tensor]]]] = {}
+        autocast = make_autocast(self.precision, self.ranks.device)
+        for piece in pieces:
+            found = waiting.setdefault(piece.chunk, {})
+            if len(piece.places):
+                with torch.inference_mode(), autocast:
+                    columns = answer(model, evaluators, piece.batch)
+                columns["place"] = piece.places
+                parts = found.setdefault(settings[piece.way].name, {})
+                for name, tensor in columns.items():
+                    # A copy: a view would keep the pixels of its batch.
+                    parts.setdefault(name, []).append(tensor.clone())
+            if piece.last:
+                del waiting[piece.chunk]
+                joined = {
+                    setting: {name: torch.cat(tensors) for name, tensors in parts.items()}
+                    for setting, parts in found.items()
+                }
+                yield piece.chunk, joined, piece.skipped
+
+    def _digest(self, subject: Subject, images: EvalSet, settings: Sequence[Setting]) -> str:
+        """Names all that the values of a pass depend on."""
+        facts = {
+            "version": VERSION,
+            "weights": subject.weights,
+            "config": subject.model.config.to_dict(),
+            "evaluators": [evaluator.name for evaluator in subject.evaluators],
+            "settings": [setting.name for setting in settings],
+            "set": images.fingerprint(),
+            "tokens": self.tokens,
+            "precision": choose_precision(self.precision, self.ranks.device),
         }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def cut_chunks(images: int, settings: Sequence[Setting]) -> list[range]:
+    """The places of each chunk's images; a function of the set and the settings alone."""
+    tokens = sum(mean_tokens(setting) for setting in settings)
+    size = max(1, min(max(LEAST_IMAGES, images // CHUNKS), MOST_IMAGES, MOST_TOKENS // tokens))
+    return [range(start, min(images, start + size)) for start in range(0, images, size)]
+
+
+def answer(model: PackedViT, evaluators: Sequence[Evaluator], batch: PackedBatch) -> dict[str, Tensor]:
+    """The columns of a batch: `tokens`, `label` where each image has one, and evaluator k's as `k/name`."""
+    outputs = model.outputs(batch)
+    columns = {"tokens": batch.grids.prod(1, dtype=torch.int32)}
+    if batch.labels is not None and batch.labels.ndim == 1:
+        columns["label"] = batch.labels
+    for number, evaluator in enumerate(evaluators):
+        for name, tensor in evaluator.collect(outputs, batch).items():
+            columns[f"{number}/{name}"] = tensor
+    return columns
+
+
+def summarise(
+    store: ChunkStore, subject: Subject, setting: Setting, set_name: str
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What a pass found at a setting; for the main rank.
+
+    tokens_per_image is the mean over images, gflops_per_image that of one forward pass (2 FLOPs a
+    multiply-add).
+
+    Returns:
+        The row of results.json without costs, and what is known of each image: `place` int64 [N], where it
+        stands in the set, `label` int64 [N], -1 where it is unknown, `tokens` int32 [N], and what evaluators
+        say.
+    """
+    columns = store.gather(setting.name)
+    tokens = columns["tokens"]
+    images = len(tokens)
+    counts = zip(*(part.tolist() for part in tokens.unique(return_counts=True)), strict=True)
+    flops = sum(n * subject.model.config.flops(t, setting.patch_size) for t, n in counts)
+    row: dict[str, Any] = {
+        "setting": setting.name,
+        "set": set_name,
+        "resolution": round(setting.side),
+        "patch_size": setting.patch_size,
+        "tokens": setting.tokens,
+        "protocol": setting.protocol,
+        "images": images,
+        "tokens_per_image": int(tokens.sum()) / images,
+        "gflops_per_image": flops / images / 1e9,
+    }
+    unknown = torch.full((images,), -1)
+    arrays = {"place": columns["place"], "label": columns.get("label", unknown), "tokens": tokens}
+    for number, evaluator in enumerate(subject.evaluators):
+        start = f"{number}/"
+        own = {name.removeprefix(start): c for name, c in columns.items() if name.startswith(start)}
+        for name, value in evaluator.summarise(own):
+            if isinstance(value, Tensor):
+                arrays[name] = value
+            else:
+                row[name] = value
+    return row, {name: tensor.numpy() for name, tensor in arrays.items()}
+
+
+class _Progress:
+    """A bar in a terminal, and elsewhere now and then a line; a context manager."""
+
+    def __init__(self, display: Display, store: ChunkStore, chunks: Sequence[range], settings: int) -> None:
+        self.display, self.store, self.chunks, self.settings = display, store, chunks, settings
+        self.total = len(chunks[-1]) + chunks[-1].start
+        self.bar = Bar(display.console, "images", self.total, transient=True)
+        self.said = time.monotonic()
+
+    def __enter__(self) -> "_Progress":
+        self.bar.__enter__()
+        self.update()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.__exit__()
+
+    def update(self) -> None:
+        """Look how far all ranks are."""
+        if self.bar.shown or time.monotonic() >= self.said + SAY_EVERY:
+            done = sum(len(self.chunks[chunk]) for chunk in self.store.written())
+            self.bar.update(done)
+            if not self.bar.shown:
+                self.said = time.monotonic()
+                self.display.say(f"{done} of {self.total} images at {self.settings} settings")

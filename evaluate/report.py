@@ -1,99 +1,46 @@
-"""What an evaluation leaves in a folder and shows: results.json, skipped.jsonl, a table, and a figure.
+"""What an evaluation shows: a table in the terminal, and a figure.
 
-The first of the evaluators' values is the one by which budgets are compared. The figure is named after it,
+The first of the evaluators' values is the one by which settings are compared. The figure is named after it,
 such as accuracy.png.
 """
 
-import json
-import os
-import shutil
+import math
 from collections.abc import Sequence
-from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from packvit.common.display import Display
-from packvit.common.files import write_whole
-from packvit.common.json_lines import finite
 from packvit.common.plots import COLOURS, MARKERS, new_figure, save_figure
-from packvit.evaluate.grid import SETTING_AND_COST, Evaluation
-from packvit.models import PackedViT
+from packvit.evaluate.cost import COSTS
 
-UNFINISHED = ".unfinished"  # folder of results until all are there
-
-
-def write_results(
-    evaluation: Evaluation,
-    model: PackedViT,
-    resolutions: Sequence[int],
-    patch_sizes: Sequence[int],
-    out: Path,
-    display: Display,
-    *,
-    keep: bool = False,
-) -> None:
-    """Evaluate a model at every pair, write what came out to `out` and show it; every rank calls it.
-
-    Args:
-        keep: rename a folder `out` that has results to the first free of `out`-1, -2, ..., when the new ones
-            are complete, instead of replacing its files.
-    """
-    pairs = len(resolutions) * len(patch_sizes)
-    results = []
-    for result in evaluation.grid(model, resolutions, patch_sizes):
-        results.append(result)
-        display.say(
-            f"Evaluated {len(results)} of {pairs}: resolution {result['resolution']}, patch size "
-            f"{result['patch_size']}: {result[measured(result)[0]]:.1%} of {result['images']} images"
-        )
-    if not evaluation.ranks.is_main:
-        return
-    unfinished = out / UNFINISHED
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    if any(result != finite(result) for result in results):
-        display.say("The model's outputs are not finite at some budgets: results.json has null there")
-    text = json.dumps({"rows": finite(results)}, indent=1, allow_nan=False)
-    write_whole(unfinished / "results.json", text + "\n")
-    skipped = "".join(json.dumps(line) + "\n" for line in evaluation.skipped)
-    write_whole(unfinished / "skipped.jsonl", skipped)
-    if evaluation.skipped:
-        number = len(evaluation.skipped)
-        display.say(f"{number} images could not be used: {out / 'skipped.jsonl'} names them")
-    display.draw(partial(draw_results, results, unfinished / f"{measured(results[0])[0]}.png"))
-    if kept := replace_results(out, keep):
-        display.say(f"Kept the results of before as {kept}")
-    show_results(results, display)
+# What a row of results.json says besides the evaluators' values and what a setting costs.
+FACTS = (
+    "model",
+    "setting",
+    "set",
+    "resolution",
+    "patch_size",
+    "tokens",
+    "protocol",
+    "images",
+    "tokens_per_image",
+    "gflops_per_image",
+)
+# In the files, and too much for a table.
+DETAILS = (
+    "accuracy_low",
+    "accuracy_high",
+    "top5",
+    "brier",
+    "temperature",
+    "nll_calibrated",
+    "ece_calibrated",
+)
 
 
-def show_results(results: list[dict[str, Any]], display: Display) -> None:
-    """A table of the evaluators' values by budget, and the best of the first of them."""
-    first, *others = measured(results[0])
-    best = max(results, key=lambda result: result[first])
-    display.table(
-        f"{title(first)} by budget",
-        ["resolution", "patch size", "tokens/image", "GFLOPs/image", first, *others],
-        [
-            [
-                str(result["resolution"]),
-                str(result["patch_size"]),
-                f"{result['tokens_per_image']:.1f}",
-                f"{result['gflops_per_image']:.3f}",
-                f"{result[first]:.1%}" + (" *" if result is best else "  "),
-                *(f"{result[name]:.3f}" for name in others),
-            ]
-            for result in results
-        ],
-    )
-    display.say(
-        f"Best (*): {best[first]:.1%} at resolution {best['resolution']}, patch size {best['patch_size']}"
-    )
-
-
-def measured(result: dict[str, Any]) -> list[str]:
+def measured(row: dict[str, Any]) -> list[str]:
     """The names of the evaluators' values in a row of results.json."""
-    return [name for name in result if name not in SETTING_AND_COST]
+    return [name for name in row if name not in FACTS and name not in COSTS]
 
 
 def title(name: str) -> str:
@@ -101,30 +48,65 @@ def title(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
-def replace_results(folder: Path, keep: bool) -> Path | None:
-    """Move finished results to their places in `folder`; returns the new name of the folder if it was kept.
+def show_results(rows: list[dict[str, Any]], display: Display) -> None:
+    """A table of the evaluators' values by setting, and the best of the first of them.
 
     Args:
-        keep: see `write_results`.
+        rows: of results.json.
     """
-    place = folder.absolute()  # a path such as `.` has no name
-    kept = None
-    if keep and (place / "results.json").exists():
-        kept = next(path for n in count(1) if not (path := place.with_name(f"{place.name}-{n}")).exists())
-        place.rename(kept)
-        place.mkdir()
-    unfinished = (kept or place) / UNFINISHED
-    for path in sorted(unfinished.iterdir()):
-        os.replace(path, place / path.name)
-    unfinished.rmdir()
-    return kept and folder.with_name(kept.name) if folder.name else kept
+    first, *others = measured(rows[0])
+    others = [name for name in others if name not in DETAILS and not isinstance(rows[0][name], list)]
+    # A name is in the table where it tells rows apart.
+    names = [name for name in ("model", "set") if len({row.get(name) for row in rows}) > 1]
+    speeds = {"images_per_s": "images/s", "latency_ms_p50": "ms for one"}
+    speeds = {name: words for name, words in speeds.items() if rows[0].get(name) is not None}
+    best = max(rows, key=lambda row: known(row[first]))
+    display.table(
+        f"{title(first)} by setting",
+        ["setting", *names, "tokens/image", "GFLOPs/image", first, *others, *speeds.values()],
+        [
+            [
+                row["setting"],
+                *(str(row[name]) for name in names),
+                f"{row['tokens_per_image']:.1f}",
+                f"{row['gflops_per_image']:.3f}",
+                percent(row[first]) + (" *" if row is best else "  "),
+                *(number(row[name], 3) for name in others),
+                *(number(row.get(name), 1) for name in speeds),
+            ]
+            for row in rows
+        ],
+    )
+    where = " of ".join([best["setting"], *(str(best[name]) for name in names)])
+    low, high = best.get(f"{first}_low"), best.get(f"{first}_high")
+    interval = f" ({percent(low)} to {percent(high)} at 95 % confidence)" if low is not None else ""
+    display.say(f"Best (*): {percent(best[first])}{interval} at {where}")
+    for tokens in sorted({row["tokens"] for row in rows if row["tokens"]}):
+        within = [row for row in rows if row["tokens"] == tokens and row["set"] == rows[0]["set"]]
+        best = max(within, key=lambda row: known(row[first]))
+        display.say(f"At most {tokens} tokens: {percent(best[first])} at {best['setting']}")
 
 
-def draw_results(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """The first of the evaluators' values against tokens per image, one line per patch size.
+def known(value: float | None) -> float:
+    """A value to compare with others; the unknown is below all."""
+    return -math.inf if value is None or math.isnan(value) else value
+
+
+def percent(value: float | None) -> str:
+    """A share with one decimal."""
+    return "-" if value is None else f"{value:.1%}"
+
+
+def number(value: float | None, decimals: int) -> str:
+    """A number with so many decimals."""
+    return "-" if value is None else f"{value:.{decimals}f}"
+
+
+def draw_results(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """The first of the evaluators' values against tokens per image, one line per patch size of each model.
 
     Args:
-        results: rows of results.json.
+        rows: of results.json; those of the first set are drawn.
         path: PNG; its folder is made.
 
     Raises:
@@ -132,21 +114,24 @@ def draw_results(results: Sequence[dict[str, Any]], path: Path) -> None:
     """
     figure = new_figure(8, 5)
     axes = figure.add_subplot()
-    name = measured(results[0])[0]
-    for number, p in enumerate(sorted({result["patch_size"] for result in results})):
-        line = [result for result in results if result["patch_size"] == p]
-        line.sort(key=lambda result: result["tokens_per_image"])
+    name = measured(rows[0])[0]
+    rows = [row for row in rows if row.get("set") == rows[0].get("set") and row[name] is not None]
+    models = list(dict.fromkeys(row.get("model", "") for row in rows))
+    groups = [(model, p) for model in models for p in sorted({row["patch_size"] for row in rows})]
+    for place, (model, p) in enumerate(groups):
+        line = [row for row in rows if (row.get("model", ""), row["patch_size"]) == (model, p)]
+        line.sort(key=lambda row: row["tokens_per_image"])
         axes.plot(
-            [result["tokens_per_image"] for result in line],
-            [100 * result[name] for result in line],
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)],
-            label=f"patch size {p}",
+            [row["tokens_per_image"] for row in line],
+            [100 * row[name] for row in line],
+            color=COLOURS[place % len(COLOURS)],
+            marker=MARKERS[place // len(COLOURS) % len(MARKERS) if len(models) > 1 else place % len(MARKERS)],
+            label=f"{model}, patch size {p}" if model else f"patch size {p}",
         )
-        for result in line:
-            place = (result["tokens_per_image"], 100 * result[name])
+        for row in line:
+            where = (row["tokens_per_image"], 100 * row[name])
             axes.annotate(
-                f"{result['resolution']}", place, (0, 6), textcoords="offset points", ha="center", size=7
+                f"{row['resolution']}", where, (0, 6), textcoords="offset points", ha="center", size=7
             )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -154,5 +139,6 @@ def draw_results(results: Sequence[dict[str, Any]], path: Path) -> None:
     axes.set_ylabel(f"{title(name).lower()}, %")
     axes.set_title("One checkpoint at every budget (numbers: resolution in pixels)")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if groups:
+        axes.legend()
     save_figure(figure, path)

@@ -6,7 +6,7 @@ from packvit.models.attention.measure import fastest_backend, measure_backends
 from packvit.models.attention.segments import Layout, Segments, attention
 from packvit.models.config import ViTConfig
 from packvit.models.encoder.block import BlockConfig
-from packvit.models.files.checkpoint import load_model, save_model
+from packvit.models.files.checkpoint import hash_model, load_model, save_model
 from packvit.models.files.export import export_model
 from packvit.models.presets import PRESETS, preset
 from packvit.models.vit import Outputs, PackedViT
@@ -25,6 +25,7 @@ __all__ = [
     "choose_backend",
     "export_model",
     "fastest_backend",
+    "hash_model",
     "load_model",
     "measure_backends",
     "preset",

@@ -3,18 +3,30 @@
 import signal
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 
-from packvit.common.device import arithmetic, make_autocast
+from packvit.common.device import arithmetic
 from packvit.common.display import Display
 from packvit.common.json_lines import read_json_lines
 from packvit.common.ranks import find_ranks, stop_ranks
 from packvit.data import EvalSet, end_workers
-from packvit.evaluate import Evaluation, check_budgets, check_memory, write_results
-from packvit.models import PackedViT, save_model
+from packvit.evaluate import (
+    MAIN,
+    Asked,
+    Evaluation,
+    Setting,
+    Subject,
+    check_memory,
+    check_pieces,
+    check_settings,
+    evaluate,
+)
+from packvit.models import PackedViT, hash_model, save_model
+from packvit.packing import PackingConfig
 from packvit.train.config import Config
 from packvit.train.loop import Training, set_up, train
 from packvit.train.tasks.make import make_task
@@ -37,7 +49,8 @@ MADE = {
     "checkpoints": "to resume from",
     "model.safetensors": "the model; load_model and packvit eval take the folder",
     "config.json": "the model's configuration",
-    "eval/results.json": "what the task measures, by resolution and patch size",
+    "eval/results.json": "what the task measures, and what it costs, by resolution and patch size",
+    "eval/predictions.npz": "the answer to every image; docs/evaluate.md says how to read it",
     "eval/*.png": "the same against tokens per image",
     "audit.jsonl": "the keys of every step's images",
     "skipped.jsonl": "samples that could not be used",
@@ -74,7 +87,8 @@ def run(config: Config, measure: bool = True) -> None:
             with catch_signals() as preemption:
                 training = set_up(config, task, ranks, display)
                 if images is not None:
-                    check_budgets(config.model, *budgets(config), ranks.device)
+                    check_settings(config.model, eval_settings(config), ranks.device)
+                    check_pieces(eval_packing(config), eval_settings(config))
                 introduce(training, display)
                 model = train(training, display, preemption, trackers)
             if model is None:
@@ -107,14 +121,24 @@ def finish(
         say_losses(history[-1], config, display)
     if images is not None:
         evaluation = Evaluation(
-            images,
-            training.task.evaluators,
-            replace(config.packing, sequences=config.eval.sequences, max_batch_images=None),
+            config.run_dir / "eval",
+            eval_packing(config),
             ranks,
             config.data.workers,
-            make_autocast(config.train.precision, ranks.device),
+            config.train.precision,
+            display,
         )
-        write_results(evaluation, model, *budgets(config), config.run_dir / "eval", display)
+        evaluators = [make() for make in training.task.evaluators]
+        subject = Subject(
+            config.run_dir.name,
+            str(config.run_dir),
+            model,
+            hash_model(model),
+            evaluators,
+            config.train.loss,
+        )
+        asked = Asked({MAIN: images}, eval_settings(config), cost=config.eval.cost)
+        evaluate(evaluation, [subject], asked)
     if history:
         for path in (path for name in PICTURES for path in sorted(config.run_dir.glob(name))):
             trackers.image(history[-1]["step"], path.stem, path)
@@ -133,11 +157,17 @@ def open_validation(config: Config, task: Task) -> EvalSet | None:
     return EvalSet(config.data.val_shards, task.eval_targets, config.data.fetch)
 
 
-def budgets(config: Config) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Resolutions and patch sizes to evaluate: as configured, else the training range's ends and middle."""
+def eval_settings(config: Config) -> list[Setting]:
+    """What to evaluate at: as configured, else all patch sizes of training at its range's ends and middle."""
     low, high = config.views.resolution.low, config.views.resolution.high
     resolutions = config.eval.resolutions or tuple(sorted({low, (low + high) // 2, high}))
-    return resolutions, config.eval.patch_sizes or config.views.patch_sizes
+    patch_sizes = config.eval.patch_sizes or config.views.patch_sizes
+    return [Setting(p, resolution) for p, resolution in product(patch_sizes, resolutions)]
+
+
+def eval_packing(config: Config) -> PackingConfig:
+    """How evaluation packs."""
+    return replace(config.packing, sequences=config.eval.sequences, max_batch_images=None)
 
 
 def say_losses(last: dict, config: Config, display: Display) -> None:

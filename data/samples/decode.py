@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -82,11 +83,8 @@ def decode_sample(
         BadSample: it cannot be decoded, or lacks a target.
         BadShard: the file was replaced, or is gone.
     """
-    member, native_size = header.reference.member, header.native_size
-    if shard.key(member) != header.key:
-        raise BadShard(shard.path, f"it was replaced, so sample {header.key!r} is lost")
-    values = {name: kind.read(shard, member) for name, kind in kinds.items()}
-    data = shard.image(member)
+    data, values = read_sample(shard, header, kinds)
+    native_size = header.native_size
     try:
         pixels = [decode(data, view, native_size) for view in views]
         targets = [
@@ -96,6 +94,24 @@ def decode_sample(
     except ValueError as error:
         raise BadSample(shard.path, header.key, str(error)) from error
     return Decoded(header.key, native_size, seed, views, pixels, targets)
+
+
+def read_sample(shard: Shard, header: Header, kinds: Mapping[str, Target]) -> tuple[bytes, dict[str, Any]]:
+    """A sample's encoded image, and the values of its targets by name.
+
+    Args:
+        shard: the one that `header` was read from.
+        kinds: of the targets, by name.
+
+    Raises:
+        BadSample: it lacks a target.
+        BadShard: the file was replaced, or is gone.
+    """
+    member = header.reference.member
+    if shard.key(member) != header.key:
+        raise BadShard(shard.path, f"it was replaced, so sample {header.key!r} is lost")
+    values = {name: kind.read(shard, member) for name, kind in kinds.items()}
+    return shard.image(member), values
 
 
 def native_size_of(data: bytes) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from packvit.data.samples.sample import Mixing
-from packvit.data.shards.shard import BadSample, Shard
+from packvit.data.shards.shard import BadSample, Shard, UnknownLabel
 from packvit.packing import Collated, Mixed, PackedImage, View, stack
 
 
@@ -102,7 +102,8 @@ class ClassTarget(Target):
         None where `classes` is None and the sample has no label, or has a list and needs it for a vector.
 
         Raises:
-            BadSample: there is none, one is out of range, or a vector is of another length.
+            BadSample: there is none, or it is of another kind.
+            UnknownLabel: one is out of range, or a vector is of another length.
         """
         label = self.find(shard, member)
         if self.classes is None:
@@ -112,13 +113,13 @@ class ClassTarget(Target):
         if isinstance(label, np.ndarray):
             if len(label) != self.classes:
                 reason = f"its label has {len(label)} classes, not {self.classes}"
-                raise BadSample(shard.path, shard.key(member), reason)
+                raise UnknownLabel(shard.path, shard.key(member), reason)
             return label
         indices = [label] if isinstance(label, int) else label
         for index in indices:
             if not 0 <= index < self.classes:
                 reason = f"its label {index} is not in 0..{self.classes - 1}"
-                raise BadSample(shard.path, shard.key(member), reason)
+                raise UnknownLabel(shard.path, shard.key(member), reason)
         if isinstance(label, int) and not self.multi:
             return label
         hot = np.zeros(self.classes, np.uint8)

@@ -33,6 +33,10 @@ class BadSample(ValueError):
         self.shard, self.key, self.reason = shard, key, reason
 
 
+class UnknownLabel(BadSample):
+    """One sample's label is none of the classes asked for."""
+
+
 class BadShard(ValueError):
     """A whole shard cannot be used; the message names it and the reason, without secrets."""
 

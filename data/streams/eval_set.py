@@ -1,28 +1,69 @@
-"""A validation set that can be shown whole at any resolution and patch size.
+"""A set of images that can be shown whole in any way, every image decoded once for all of them.
 
-Headers are read once; every (resolution, patch size) then packs the same samples anew, each image
-exactly once, and decodes them in the order of the packed batches.
+Headers are read once. The samples stand in the order of the shards and are cut into chunks of consecutive
+ones, which ranks and workers share. A worker decodes an image of a chunk, shows it in every way asked for,
+and hands over a batch as soon as the images of one way have as many tokens as a batch shall have. Such a
+batch is a single sequence, just long enough for its images, so nothing is padding.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, Protocol
 
-from torch.utils.data import Dataset
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
 
-from packvit.common.ranks import ALONE, Ranks
 from packvit.data.samples.cut import cut_views
-from packvit.data.samples.decode import decode_sample, read_header
-from packvit.data.samples.sample import Header, Planned, Reference, describe_skipped
+from packvit.data.samples.decode import decode_upright, read_header, read_sample, show
+from packvit.data.samples.sample import Decoded, Header, Reference, describe_skipped
 from packvit.data.samples.targets import Target, collate_targets
 from packvit.data.shards.fetch import FETCH, FetchConfig
 from packvit.data.shards.paths import ShardSet
 from packvit.data.shards.redact import redact
-from packvit.data.shards.shard import BadSample, BadShard, Shard
-from packvit.data.streams.loader import load_in_order
-from packvit.data.streams.stream import LoadedBatch
-from packvit.packing import PackedBatch, PackingConfig, full_view, pack_lengths
+from packvit.data.shards.shard import BadSample, BadShard, Shard, UnknownLabel
+from packvit.data.shards.source import is_remote
+from packvit.data.streams.loader import CPU, load_in_order
+from packvit.packing import PackedBatch, PackedImage, View, derive_seed
 
 NO_TARGETS: Mapping[str, Target] = {}
+# Changes the decoded pixels of an image, uint8 [H, W, 3], whose key is given, before views of it are shown.
+Alter = Callable[[np.ndarray, str], np.ndarray]
+
+
+class Way(Protocol):
+    """A way to show images: `packvit.evaluate.Setting` is one."""
+
+    def view(self, native: tuple[int, int]) -> View:
+        """How an image of `native` (height, width) pixels is shown."""
+        ...
+
+
+@dataclass
+class Piece:
+    """Some images of a chunk, shown in one way.
+
+    Args:
+        chunk: number of the chunk among those asked for.
+        way: number of the way.
+        places: int64 [n], where each image of the batch stands in the set; ascending.
+        batch: one sequence of n images, in this order; n is 0 where none could be used.
+        last: whether this is the last piece of its chunk.
+        skipped: {"shard", "key", "reason"} of the chunk's images that cannot be used; with the last piece.
+    """
+
+    chunk: int
+    way: int
+    places: Tensor
+    batch: PackedBatch
+    last: bool = False
+    skipped: list[dict] = field(default_factory=list)
 
 
 class EvalSet:
@@ -32,10 +73,13 @@ class EvalSet:
         patterns: as `data.val_shards`.
         targets: kinds that every sample must come with, by name; samples without them are skipped.
         fetch: how shards that are not local tar files are fetched.
+        alter: changes every image before it is shown; its repr says what it does. Views are those of an image
+            of the altered size.
 
     Attributes:
         headers: of the samples that can be used.
-        skipped: {"shard", "key", "reason"} of the others; failures to decode come with the batches.
+        skipped: {"shard", "key", "reason"} of the others; failures to decode come with the pieces.
+        unknown_labels: those of `skipped` whose labels are none of the classes that a target asks for.
 
     Raises:
         ValueError: no shard matches, or no image can be used.
@@ -46,11 +90,14 @@ class EvalSet:
         patterns: str | Sequence[str],
         targets: Mapping[str, Target] = NO_TARGETS,
         fetch: FetchConfig = FETCH,
+        alter: Alter | None = None,
     ) -> None:
         self.shards = ShardSet.find(patterns, fetch)
         self.targets = targets
+        self.alter = alter
         self.headers: list[Header] = []
         self.skipped: list[dict] = []
+        self.unknown_labels: list[dict] = []
         for number in range(len(self.shards)):
             try:
                 self._read_headers(number, self.shards.open(number))
@@ -58,9 +105,7 @@ class EvalSet:
                 self.skipped.append(describe_skipped(error))
         if not self.headers:
             why = f": {self.skipped[0]['reason']}" if self.skipped else ", which are empty"
-            raise ValueError(
-                f"no usable image in {len(self.shards)} shards ({redact(self.shards.paths[0])}, ...){why}"
-            )
+            raise ValueError(f"no usable image in {self.described}{why}")
 
     def _read_headers(self, number: int, shard: Shard) -> None:
         self.skipped += [{"shard": redact(shard.path), "key": None, "reason": p} for p in shard.problems]
@@ -71,62 +116,127 @@ class EvalSet:
                 self.headers.append(read_header(shard, Reference(0, number, member, 0)))
             except (BadSample, BadShard) as error:
                 self.skipped.append(describe_skipped(error))
+                if isinstance(error, UnknownLabel):
+                    self.unknown_labels.append(self.skipped[-1])
 
-    def batches(
+    @property
+    def described(self) -> str:
+        """Its shards, for messages."""
+        return f"{len(self.shards)} shards ({redact(self.shards.paths[0])}, ...)"
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells the set from others: its shards, the samples that can be used, and what becomes of
+        them."""
+        samples = derive_seed(*(f"{header.key}\t{header.native_size}" for header in self.headers))
+        return {
+            "shards": self.shards.fingerprint(),
+            "samples": f"{samples:032x}",
+            "targets": {name: repr(kind) for name, kind in self.targets.items()},
+            "alter": repr(self.alter),
+        }
+
+    def class_names(self) -> list[str] | None:
+        """The list in `classes.json` beside the first shard, as `packvit shards write` leaves it, or None."""
+        path = self.shards.paths[0]
+        if is_remote(path):
+            return None
+        with suppress(OSError, ValueError), open(os.path.join(os.path.dirname(path), "classes.json")) as file:
+            names = json.load(file)
+            if isinstance(names, list):
+                return [str(name) for name in names]
+        return None
+
+    def pieces(
         self,
-        resolution: float | None,
-        patch_size: int,
-        packing: PackingConfig,
+        ways: Sequence[Way],
+        tokens: int,
+        chunks: Sequence[range],
         workers: int = 0,
-        ranks: Ranks = ALONE,
-    ) -> Iterator[LoadedBatch]:
-        """This rank's share of the samples, whole, on its device; sequences are as long as the longest view
-        needs.
+        device: torch.device = CPU,
+    ) -> Iterator[Piece]:
+        """The images of some chunks, each shown in every way.
 
-        The batches of all ranks together hold every sample once; ranks differ by at most one batch.
+        The pieces of a chunk depend on nothing but the chunk, and come in the order of the places in each
+        way. Chunks come in any order, and those of several workers mixed.
+
+        Args:
+            tokens: in a batch; an image with more of them has a batch of its own.
+            chunks: the places of their samples.
+            workers: processes that decode.
+            device: where batches shall be.
         """
-        samples = [
-            Planned(header, full_view(header.native_size, patch_size, resolution)) for header in self.headers
-        ]
-        lengths = [sample.view.num_tokens for sample in samples]
-        seq_len = max(packing.seq_len, *lengths)
-        sequences = pack_lengths(lengths, seq_len, packing.whole_views, packing.lookahead)
-        size = packing.sequences
-        groups = [
-            [[samples[i] for i in contents] for contents in sequences[start : start + size]]
-            for start in range(0, len(sequences), size)
-        ]
-        own = _EvalBatches(self, groups[ranks.rank :: ranks.world_size], seq_len)
-        return load_in_order(own, workers, ranks.device)
+        return load_in_order(_Pieces(self, ways, tokens, chunks), workers, device)
 
-    def load(self, sequences: Sequence[Sequence[Planned]], seq_len: int) -> LoadedBatch:
-        """One batch of whole samples, decoded."""
+    def load(self, header: Header, ways: Sequence[Way]) -> list[PackedImage]:
+        """A sample in every way, decoded once.
+
+        Raises:
+            BadSample, BadShard: it cannot be used.
+        """
+        shard = self.shards.open(header.reference.shard)
+        data, values = read_sample(shard, header, self.targets)
+        try:
+            pixels = decode_upright(data, header.native_size)
+            pixels = pixels if self.alter is None else self.alter(pixels, header.key)
+            native = (pixels.shape[0], pixels.shape[1])
+            views = [way.view(native) for way in ways]
+            targets = [
+                {name: kind.follow(values[name], view, native) for name, kind in self.targets.items()}
+                for view in views
+            ]
+        except ValueError as error:
+            raise BadSample(shard.path, header.key, str(error)) from error
+        image = Image.fromarray(pixels)
+        shown = [show(image, view, native) for view in views]
+        return cut_views(Decoded(header.key, native, 0, views, shown, targets), self.targets)
+
+    def collate(self, images: Sequence[PackedImage]) -> PackedBatch:
+        """One sequence of images, in this order."""
+        seq_len = max(1, sum(image.num_tokens for image in images))
+        return PackedBatch.build([images], seq_len, collate=partial(collate_targets, self.targets))
+
+
+class _Pieces(IterableDataset):
+    """Every worker takes its share of the chunks, one after the other."""
+
+    def __init__(self, images: EvalSet, ways: Sequence[Way], tokens: int, chunks: Sequence[range]) -> None:
+        self.images, self.ways, self.tokens = images, ways, tokens
+        self.chunks = list(enumerate(chunks))
+
+    def __iter__(self) -> Iterator[Piece]:
+        worker = get_worker_info()
+        own = self.chunks[worker.id :: worker.num_workers] if worker else self.chunks
+        for number, places in own:
+            yield from self._read(number, places)
+
+    def _read(self, number: int, places: range) -> Iterator[Piece]:
+        waiting: list[list[tuple[int, PackedImage]]] = [[] for _ in self.ways]
         skipped: list[dict] = []
-        packed = []
-        for sequence in sequences:
-            images = []
-            for header, view in ((sample.header, sample.view) for sample in sequence):
-                try:
-                    shard = self.shards.open(header.reference.shard)
-                    images += cut_views(decode_sample(shard, header, [view], self.targets), self.targets)
-                except (BadSample, BadShard) as error:
-                    skipped.append(describe_skipped(error))
-            packed.append(images)
-        collate = partial(collate_targets, self.targets)
-        batch = PackedBatch.build(packed, seq_len, collate=collate)
-        return LoadedBatch(batch, batch.facts(), skipped=skipped)
+        for place in places:
+            try:
+                shown = self.images.load(self.images.headers[place], self.ways)
+            except (BadSample, BadShard) as error:
+                skipped.append(describe_skipped(error))
+                continue
+            for way, image in enumerate(shown):
+                used = sum(other.num_tokens for _, other in waiting[way])
+                if used and used + image.num_tokens > self.tokens:
+                    yield self._piece(number, way, waiting[way])
+                    waiting[way] = []
+                waiting[way].append((place, image))
+        last = len(self.ways) - 1
+        for way in range(last):
+            yield self._piece(number, way, waiting[way])
+        yield self._piece(number, last, waiting[last], True, skipped)
 
-
-class _EvalBatches(Dataset):
-    """Batch i is group i of sequences, loaded."""
-
-    def __init__(self, images: EvalSet, groups: list[list[list[Planned]]], seq_len: int) -> None:
-        self.images = images
-        self.groups = groups
-        self.seq_len = seq_len
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __getitem__(self, index: int) -> LoadedBatch:
-        return self.images.load(self.groups[index], self.seq_len)
+    def _piece(
+        self,
+        number: int,
+        way: int,
+        waiting: Sequence[tuple[int, PackedImage]],
+        last: bool = False,
+        skipped: Sequence[dict] = (),
+    ) -> Piece:
+        places = torch.tensor([place for place, _ in waiting], dtype=torch.int64)
+        batch = self.images.collate([image for _, image in waiting])
+        return Piece(number, way, places, batch, last, list(skipped))

@@ -1,5 +1,6 @@
 """Models in files: our own folder (`model.safetensors`, `config.json`) and everyone else's weights."""
 
+import hashlib
 import json
 import zipfile
 from pathlib import Path
@@ -28,6 +29,15 @@ def save_model(model: PackedViT, folder: str | Path) -> Path:
     config = {"model_type": "packvit", "format_version": FORMAT_VERSION, **model.config.to_dict()}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return folder
+
+
+def hash_model(model: PackedViT) -> str:
+    """SHA-256 of the weights, by name and bytes, in hexadecimal digits; the same on every device."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def load_model(path: str | Path, **config: Any) -> PackedViT:

@@ -8,7 +8,7 @@ import pytest
 
 from packvit.cli import dispatch
 from packvit.data import Shard, check_shards, expand_shards
-from packvit.evaluate import Evaluation
+from packvit.evaluate import run
 from packvit.models import PackedViT, ViTConfig, load_model, save_model
 
 
@@ -21,7 +21,8 @@ def model(tmp_path_factory) -> str:
 @pytest.fixture
 def evaluate(model, digits_set, tmp_path) -> list[str]:
     flags = ["--resolutions", "16", "32", "--patch-sizes", "8", "--workers", "0", "--device", "cpu"]
-    return ["eval", model, "--shards", str(digits_set / "val"), *flags, "--out", str(tmp_path / "eval")]
+    flags = ["--shards", str(digits_set / "val"), *flags, "--no-cost", "--out", str(tmp_path / "eval")]
+    return ["eval", model, *flags]
 
 
 def teach(model: str, shards: str, out: Path, *more: str) -> list[str]:
@@ -51,19 +52,20 @@ def test_every_command_checks_its_folder_before_it_looks_at_anything_else(tmp_pa
 def test_an_eval_that_fails_leaves_the_old_results_where_they_are(evaluate, tmp_path, capsys, monkeypatch):
     assert dispatch(evaluate) == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "eval").iterdir()}
-    rows, real = [], Evaluation.measure
+    real, asked = run.summarise, []
 
-    def failing(self: Evaluation, *setting) -> dict:
-        if rows:
-            raise OSError("the shards are gone")
-        rows.append(real(self, *setting))
-        return rows[0]
+    def failing(*arguments) -> tuple:
+        asked.append(arguments)
+        if len(asked) > 1:
+            raise OSError("the disk is gone")
+        return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Evaluation, "measure", failing)
+        patch.setattr(run, "summarise", failing)
         assert dispatch(evaluate) == 2
+    assert len(asked) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["eval"]
-    assert {path.name: path.read_bytes() for path in (tmp_path / "eval").iterdir()} == before
+    assert {name: (tmp_path / "eval" / name).read_bytes() for name in before} == before
     assert dispatch(evaluate) == 0
     assert f"Kept the results of before as {tmp_path / 'eval-1'}" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in (tmp_path / "eval-1").iterdir()} == before

@@ -23,6 +23,7 @@ from packvit.data import (
     expand_shards,
 )
 from packvit.data.shards import fetch
+from packvit.evaluate import Setting
 from packvit.packing import PackingConfig, ResolutionConfig, ViewsConfig
 
 STALLED = "pipe:sleep 5"  # a source that no byte comes from
@@ -168,6 +169,7 @@ def test_an_evaluation_fetches_again_as_it_is_told(workers, digits_set, cache, t
     gate.touch()
     for copy in cache.glob("*.tar"):
         copy.unlink()
-    loaded = next(images.batches(16, 8, PackingConfig(seq_len=64, sequences=1, lookahead=1), workers))
-    assert loaded.skipped
-    assert all(GAVE_UP in line["reason"] for line in loaded.skipped)
+    piece = next(images.pieces([Setting(8, 16)], 64, [range(2)], workers))
+    assert len(piece.places) == 0
+    assert len(piece.skipped) == 2
+    assert all(GAVE_UP in line["reason"] for line in piece.skipped)

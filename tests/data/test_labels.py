@@ -25,6 +25,7 @@ from packvit.data import (
     TrainLoader,
     check_shards,
 )
+from packvit.evaluate import Setting
 from packvit.packing import Flat, Mixed, PackedBatch, PackingConfig, ResolutionConfig, ViewsConfig
 from packvit.train.config import Config, TrainConfig
 from packvit.train.tasks.classification import Classification, classification_loss, mixed_labels
@@ -204,10 +205,9 @@ def test_evaluation_and_runs_read_the_field(tmp_path, run_flags, capsys):
     path = write(tmp_path / "a.tar", samples)
     images = EvalSet(str(path), {"label": ClassTarget("json:y", classes=10)})
     found = []
-    for loaded in images.batches(16, 4, PACKING):
-        assert loaded.batch is not None
-        assert loaded.batch.labels is not None
-        found += loaded.batch.labels.tolist()
+    for piece in images.pieces([Setting(4, 16)], 64, [range(12)]):
+        assert piece.batch.labels is not None
+        found += piece.batch.labels.tolist()
     assert sorted(found) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     shared = {"data__shards": path, "data__workers": 0, "train__steps": 2, "train__checkpoint_every": 1}
     one = run_flags(tmp_path / "one", **shared, data__label_field="json:y", data__val_shards=path)

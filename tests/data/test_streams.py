@@ -12,12 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from packvit.common.ranks import Ranks
 from packvit.data import (
-    ClassTarget,
     DataConfig,
     DataPlan,
-    EvalSet,
     Shard,
     ShardSet,
     Stream,
@@ -433,23 +430,6 @@ def test_an_oversize_view_is_refused_by_name_or_shrunk(shards):
 def test_ranks_must_divide_streams(shards):
     with pytest.raises(ValueError, match=r"data\.streams=4"):
         make_loader(shards, ranks=3)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_shows_every_image_once_and_whole(shards, workers):
-    images = EvalSet(str(shards), {"label": ClassTarget(classes=10)})
-    for resolution, p in [(16, 4), (48, 8)]:
-        keys: Counter = Counter()
-        for rank in range(2):
-            for loaded in images.batches(
-                resolution, p, PACKING, workers, Ranks(rank, 2, torch.device("cpu"))
-            ):
-                batch = loaded.batch
-                assert batch is not None
-                keys.update(batch.keys)
-                assert torch.equal(batch.image_lengths(), batch.grids.prod(1).long())
-                assert (batch.patch_sizes == p).all()
-        assert keys == Counter(f"s{i:03d}" for i in range(SAMPLES))
 
 
 def test_teachers_see_the_same_images_in_the_same_crop_and_flip_and_change_nothing_else(shards):

@@ -7,7 +7,7 @@ out by themselves where boxes and masks must be.
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from packvit.data import (
     TrainLoader,
     pixel_box,
 )
+from packvit.evaluate import Setting
 from packvit.packing import PackedBatch, PackingConfig, Ragged, ResolutionConfig, View, ViewsConfig
 
 SAMPLES, BATCHES = 14, 5
@@ -392,12 +393,11 @@ def test_evaluation_reads_them_too(workers, shard, scenes):
     images = EvalSet(str(shard), TARGETS)
     assert {line["key"] for line in images.skipped} == {"unboxed", "unmasked"}
     keys = []
-    for loaded in images.batches(32, 4, replace(PACKING, sequences=2), workers):
-        assert loaded.batch is not None
-        seen, lost = check(loaded.batch, scenes)
+    for piece in images.pieces([Setting(4, 32)], 128, [range(len(images.headers))], workers):
+        seen, lost = check(piece.batch, scenes)
         assert lost == 0
-        assert seen == sum(len(scenes[key].boxes) for key in loaded.batch.keys)
-        keys += loaded.batch.keys
+        assert seen == sum(len(scenes[key].boxes) for key in piece.batch.keys)
+        keys += piece.batch.keys
     assert sorted(keys) == sorted(scenes)
 
 

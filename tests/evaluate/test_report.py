@@ -40,13 +40,35 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch, tmp_path):
 
 
 def test_the_table_has_the_evaluators_values(capsys):
-    """The first value is the one by which the best budget is found."""
-    costs = {"patch_size": 8, "tokens_per_image": 16.0, "gflops_per_image": 0.5, "images": 3}
-    values = ({"recall_at_1": 0.25, "loss": 2.5}, {"recall_at_1": 0.75, "loss": 1.125})
-    rows = [{"resolution": 32 * (i + 1), **costs, **found} for i, found in enumerate(values)]
+    """The first value is the one by which the best setting is found."""
+    facts = {"patch_size": 8, "tokens": None, "tokens_per_image": 16.0, "gflops_per_image": 0.5, "images": 3}
+    values = [
+        {"recall_at_1": 0.25, "loss": 2.5},
+        {"recall_at_1": 0.75, "loss": 1.125},
+        {"recall_at_1": None, "loss": None},
+    ]
+    names = ("r32-p8", "r64-p8", "r96-p8")
+    rows = [{"setting": name, **facts, **v, "lists": [1]} for name, v in zip(names, values, strict=True)]
     show_results(rows, Display())
     shown = capsys.readouterr().out
-    assert "Recall at 1 by budget" in shown
-    assert "Best (*): 75.0% at resolution 64, patch size 8" in shown
+    assert "Recall at 1 by setting" in shown
+    assert "Best (*): 75.0% at r64-p8" in shown
     assert all(text in shown for text in ("recall_at_1", "loss", "25.0%", "75.0% *", "2.500", "1.125"))
     assert "accuracy" not in shown
+    assert "lists" not in shown
+
+
+def test_models_sets_and_limits_of_tokens_are_told_apart(capsys):
+    facts = {"tokens": 16, "tokens_per_image": 16.0, "gflops_per_image": 0.5}
+    rows = [
+        {"model": model, "setting": setting, "set": name, **facts, "accuracy": value}
+        for model, name, setting, value in (
+            ("a", "main", "t16-p4", 0.5),
+            ("a", "main", "t16-p8", 0.625),
+            ("b", "other", "t16-p4", 0.75),
+        )
+    ]
+    show_results(rows, Display())
+    shown = capsys.readouterr().out
+    assert "Best (*): 75.0% at t16-p4 of b of other" in shown
+    assert "At most 16 tokens: 62.5% at t16-p8" in shown

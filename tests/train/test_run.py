@@ -15,6 +15,7 @@ from packvit.cli import dispatch
 from packvit.common.json_lines import read_json_lines
 from packvit.data import write_shards
 from packvit.data.make.write import Sample
+from packvit.evaluate.cost import COSTS
 from packvit.models import load_model, save_model
 from packvit.train.config import load_config
 from packvit.train.run import lock_folder
@@ -25,7 +26,12 @@ LINE = {
     "nonfinite_steps", "shrunk", "loss_by_patch_size", "loss_by_resolution", "drop_rate",
     "drop_rate_by_resolution", "memory_gb",
 }  # fmt: skip
-ROW = {"resolution", "patch_size", "tokens_per_image", "gflops_per_image", "accuracy", "ece", "images"}
+ROW = {
+    "setting", "set", "resolution", "patch_size", "tokens", "protocol", "images", "tokens_per_image",
+    "gflops_per_image", "accuracy", "accuracy_low", "accuracy_high", "top5", "nll", "brier", "ece",
+    "temperature", "nll_calibrated", "ece_calibrated", "class_accuracy", "images_per_s", "latency_ms_p50",
+    "latency_ms_p99", "latency_tokens", "memory_mb",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +88,9 @@ def test_eval_of_a_run_gives_the_same_rows(finished, digits_set, tmp_path):
     assert dispatch(["eval", str(finished), *arguments]) == 0
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     old = json.loads((finished / "eval/results.json").read_text())["rows"]
-    assert rows[0]["accuracy"] == next(
-        row["accuracy"] for row in old if (row["resolution"], row["patch_size"]) == (32, 8)
-    )
+    [same] = [row for row in old if row["setting"] == "r32-p8"]
+    for name in ROW - set(COSTS):
+        assert rows[0][name] == same[name], name
     assert rows[1]["patch_size"] == 12
 
 

@@ -1,6 +1,7 @@
 """Classification: one class of an image, or any number of them, from labels."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,7 +42,8 @@ class Classification:
         self.targets: Mapping[str, Target] = {"label": config.data.class_target(config.model.num_classes)}
         self.eval_targets: Mapping[str, Target] = self.targets
         # Several labels of an image have no accuracy.
-        self.evaluators: Sequence[MakeEvaluator] = () if config.data.multi_label else (Accuracy,)
+        measures = partial(Accuracy, config.train.loss)
+        self.evaluators: Sequence[MakeEvaluator] = () if config.data.multi_label else (measures,)
 
     def initial(self) -> None:
         """See Task."""

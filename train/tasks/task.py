@@ -19,8 +19,8 @@ class Task(Protocol):
         targets: kinds that every image of training must come with, by name.
         teachers: (patch size, resolution in pixels) of further views of each image, which come with a batch.
         eval_targets: kinds that every image of validation must come with, by name.
-        evaluators: what measures the trained model on them; made when training has ended, so that one which
-            needs a head may be bound to the task.
+        evaluators: make what measures the trained model on them; called by all ranks together when training
+            has ended, so that one which needs a head may be bound to the task, and gather it.
     """
 
     targets: Mapping[str, Target]

@@ -1,0 +1,31 @@
+"""Which patch size a number of tokens is best spent at, as the measurements of a grid say."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+# A measured range of tokens counts for this factor beyond its ends, with the value at the end.
+BEYOND = 1.5
+
+
+def favoured_patch_size(rows: Sequence[Mapping[str, Any]], tokens: int, measure: str) -> int:
+    """The patch size of the highest value at a number of tokens, interpolated over log(tokens).
+
+    Patch sizes that were measured at about so many tokens are compared; where none was, those whose
+    measurements come nearest. Of equal ones the largest, whose images are shown in most detail, is taken.
+
+    Args:
+        rows: of results.json, of one model and set; each has `patch_size`, `tokens_per_image` and `measure`.
+        measure: name of the value, the higher the better.
+    """
+    wanted, found = math.log(tokens), []
+    for p in sorted({row["patch_size"] for row in rows}, reverse=True):
+        own = sorted(
+            (math.log(row["tokens_per_image"]), row[measure]) for row in rows if row["patch_size"] == p
+        )
+        places, values = zip(*own, strict=True)
+        distance = max(0.0, places[0] - wanted, wanted - places[-1])
+        found.append((max(0.0, distance - math.log(BEYOND)), -float(np.interp(wanted, places, values)), p))
+    return min(found, key=lambda candidate: candidate[:2])[2]

@@ -1,0 +1,39 @@
+"""What a model was trained with, as far as its files say."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from packvit.evaluate.measures.calibration import LossKind
+
+CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"  # RUN/checkpoints/step-00000100 is a model's folder, too
+
+
+def find_run_config(path: str | Path) -> Path | None:
+    """The config.yaml of the run that a model's folder, checkpoint or file belongs to; None without one."""
+    place = Path(path).absolute()
+    folder = place if place.is_dir() else place.parent
+    if folder.parent.name == CHECKPOINTS:
+        folder = folder.parent.parent
+    return folder / CONFIG if (folder / CONFIG).is_file() else None
+
+
+def loss_kind(path: str | Path) -> LossKind | None:
+    """`train.loss` of the run that a model belongs to; None where no file says it.
+
+    Raises:
+        ValueError: config.yaml is none.
+    """
+    config = find_run_config(path)
+    if config is None:
+        return None
+    try:
+        values: Any = yaml.safe_load(config.read_text())
+        loss = values["train"]["loss"]
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{config}: {' '.join(str(error).split())}") from error
+    except (KeyError, TypeError):
+        return None
+    return loss if loss in ("softmax", "sigmoid") else None

@@ -1,0 +1,172 @@
+"""A whole evaluation: models over sets of images, at all settings, into a folder."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+
+from packvit.common.device import device_name, make_autocast
+from packvit.data import EvalSet
+from packvit.evaluate.checks import check_pieces, check_settings
+from packvit.evaluate.cost import COSTS, measure_cost
+from packvit.evaluate.favoured import favoured_patch_size
+from packvit.evaluate.folder import Predictions, ResultsFolder
+from packvit.evaluate.grid import Evaluation, Subject, summarise
+from packvit.evaluate.report import measured, show_results
+from packvit.evaluate.setting import Setting
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an evaluation shall find out.
+
+    Args:
+        sets: of images, by name; costs and the patch sizes of `tokens` are those of the first.
+        settings: of the grid; at least one.
+        tokens: for each of them the largest grid of at most so many tokens is evaluated too, at the patch
+            size that the grid's results favour; see `favoured_patch_size`.
+        cost: whether each setting's costs are measured.
+        keep: results that are there already are kept under another name; see `ResultsFolder.finish`.
+    """
+
+    sets: Mapping[str, EvalSet]
+    settings: Sequence[Setting]
+    tokens: Sequence[int] = ()
+    cost: bool = True
+    keep: bool = False
+
+    @property
+    def possible(self) -> list[Setting]:
+        """All settings that may be evaluated."""
+        sizes = dict.fromkeys(setting.patch_size for setting in self.settings)
+        protocol = self.settings[0].protocol
+        within = [Setting(p, tokens=n, protocol=protocol) for n, p in product(self.tokens, sizes)]
+        return [*self.settings, *within]
+
+
+def evaluate(evaluation: Evaluation, subjects: Sequence[Subject], asked: Asked) -> Rows:
+    """Evaluate one model after the other, write what came out to a folder, and show it; every rank calls it.
+
+    Returns:
+        The rows of results.json; none on ranks other than the main one.
+
+    Raises:
+        ValueError: settings beyond memory, before any work; a set without an image that can be decoded.
+    """
+    ranks, display = evaluation.ranks, evaluation.display
+    for subject in subjects:
+        check_settings(subject.model.config, asked.possible, ranks.device)
+    check_pieces(evaluation.packing, asked.settings)
+    folder = ResultsFolder(evaluation.out) if ranks.is_main else None
+    several = len(subjects) > 1
+    rows: Rows = []
+    skipped = [line for images in asked.sets.values() for line in images.skipped]
+    for subject in subjects:
+        if several:
+            display.say(f"Evaluating {subject.name}")
+        run = _SubjectRun(evaluation, subject, asked, folder, several)
+        run.measure_all()
+        rows += run.rows
+        skipped += run.skipped
+        if several:
+            subject.model.to("cpu")  # one model on the device at a time
+    if folder is not None:
+        results = describe(evaluation, subjects, asked) | {"rows": rows}
+        unique = {tuple(line.values()): line for line in skipped}
+        rows = folder.finish(results, list(unique.values()), display, asked.keep)
+        show_results(rows, display)
+    ranks.barrier()
+    return rows
+
+
+class _SubjectRun:
+    """One model's part of an evaluation.
+
+    Attributes:
+        rows: of results.json, on the main rank.
+        skipped: images that could not be decoded.
+    """
+
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        subject: Subject,
+        asked: Asked,
+        folder: ResultsFolder | None,
+        several: bool,
+    ) -> None:
+        self.evaluation, self.subject, self.asked = evaluation, subject, asked
+        self.folder, self.name = folder, subject.name if several else None
+        self.rows: Rows = []
+        self.skipped: list[dict] = []
+
+    def measure_all(self) -> None:
+        """Every set at every setting."""
+        settings = list(self.asked.settings)
+        for number, name in enumerate(self.asked.sets):
+            opened = self.folder.predictions(self.name, name) if self.folder else nullcontext()
+            with opened as predictions:
+                self._measure(name, settings, predictions)
+                if number == 0 and self.asked.tokens:
+                    chosen = self._choose()
+                    self._measure(name, chosen, predictions)
+                    settings += chosen
+
+    def _measure(self, name: str, settings: Sequence[Setting], predictions: Predictions | None) -> None:
+        """One pass over a set."""
+        images, display = self.asked.sets[name], self.evaluation.display
+        store = self.evaluation.collect(self.subject, images, settings)
+        self.skipped += store.skipped()
+        if predictions is None:
+            return
+        first = name == next(iter(self.asked.sets))
+        if first and self.asked.cost:
+            display.say(f"Measuring the costs of {len(settings)} settings")
+        for setting in settings:
+            row, arrays = summarise(store, self.subject, setting, name)
+            predictions.add(images, setting.name, arrays)
+            row |= self._cost(images, setting) if first and self.asked.cost else dict.fromkeys(COSTS)
+            self.rows.append({"model": self.name, **row} if self.name else row)
+
+    def _cost(self, images: EvalSet, setting: Setting) -> dict[str, Any]:
+        evaluation = self.evaluation
+        autocast = make_autocast(evaluation.precision, evaluation.ranks.device)
+        return measure_cost(self.subject.model, images, setting, evaluation.tokens, autocast)
+
+    def _choose(self) -> list[Setting]:
+        """For each number of tokens the setting that the grid's results favour; the main rank decides."""
+        chosen = None
+        if self.folder is not None:
+            measure, protocol = measured(self.rows[0])[0], self.asked.settings[0].protocol
+            chosen = [
+                Setting(favoured_patch_size(self.rows, n, measure), tokens=n, protocol=protocol)
+                for n in dict.fromkeys(self.asked.tokens)
+            ]
+            names = ", ".join(setting.name for setting in chosen)
+            self.evaluation.display.say(f"The grid favours {names}")
+        return self.evaluation.ranks.gather(chosen)[0]
+
+
+def describe(evaluation: Evaluation, subjects: Sequence[Subject], asked: Asked) -> dict[str, Any]:
+    """What results.json says of models, device and classes."""
+    models = [
+        {
+            **({"name": subject.name} if len(subjects) > 1 else {}),
+            "path": subject.path,
+            "hash": subject.weights,
+            "loss": subject.loss,
+            "num_classes": subject.model.config.num_classes,
+            "config": subject.model.config.to_dict(),
+        }
+        for subject in subjects
+    ]
+    return {
+        "model": models if len(models) > 1 else models[0],
+        "device": {"name": device_name(evaluation.ranks.device), "threads": torch.get_num_threads()},
+        "classes": next(iter(asked.sets.values())).class_names(),
+    }
