@@ -95,7 +95,7 @@ def main(arguments: Sequence[str]) -> None:
             continue
         # A name that was found is no pattern any more.
         literal = re.sub(r"([\\{}])", r"\\\1", path)
-        images = EvalSet([literal], fetch=options.fetch)
+        images = EvalSet([literal], fetch=options.fetch, as_training=True)
         logits, skipped = answer_all(model, images, options, packing, autocast)
         write_with_logits(shards.open(number), target, logits, options.field)
         print(f"{target}: {len(logits)} images, {number + 1} of {len(shards)} shards")

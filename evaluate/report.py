@@ -58,12 +58,12 @@ def show_results(rows: list[dict[str, Any]], display: Display) -> None:
     others = [name for name in others if name not in DETAILS and not isinstance(rows[0][name], list)]
     # A name is in the table where it tells rows apart.
     names = [name for name in ("model", "set") if len({row.get(name) for row in rows}) > 1]
-    speeds = {"images_per_s": "images/s", "latency_ms_p50": "ms for one"}
+    speeds = {"images_per_s": "images/s", "latency_ms_p50": "ms"}
     speeds = {name: words for name, words in speeds.items() if rows[0].get(name) is not None}
     best = max(rows, key=lambda row: known(row[first]))
     display.table(
-        f"{title(first)} by setting",
-        ["setting", *names, "tokens/image", "GFLOPs/image", first, *others, *speeds.values()],
+        f"{title(first)} by setting; tokens and GFLOPs of an image" + (", ms of one alone" if speeds else ""),
+        ["setting", *names, "tokens", "GFLOPs", first, *others, *speeds.values()],
         [
             [
                 row["setting"],

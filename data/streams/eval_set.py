@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from packvit.data.samples.cut import cut_views
-from packvit.data.samples.decode import decode_upright, read_header, read_sample, show
+from packvit.data.samples.decode import decode_sample, decode_upright, read_header, read_sample, show
 from packvit.data.samples.sample import Decoded, Header, Reference, describe_skipped
 from packvit.data.samples.targets import Target, collate_targets
 from packvit.data.shards.fetch import FETCH, FetchConfig
@@ -75,6 +75,9 @@ class EvalSet:
         fetch: how shards that are not local tar files are fetched.
         alter: changes every image before it is shown; its repr says what it does. Views are those of an image
             of the altered size.
+        as_training: a JPEG is decoded for each view by itself, at the smallest scale that covers it, so that
+            images look as they do in training. Otherwise an image is decoded whole, and what is shown of it
+            depends on nothing else.
 
     Attributes:
         headers: of the samples that can be used.
@@ -91,10 +94,12 @@ class EvalSet:
         targets: Mapping[str, Target] = NO_TARGETS,
         fetch: FetchConfig = FETCH,
         alter: Alter | None = None,
+        as_training: bool = False,
     ) -> None:
         self.shards = ShardSet.find(patterns, fetch)
         self.targets = targets
         self.alter = alter
+        self.as_training = as_training
         self.headers: list[Header] = []
         self.skipped: list[dict] = []
         self.unknown_labels: list[dict] = []
@@ -133,6 +138,7 @@ class EvalSet:
             "samples": f"{samples:032x}",
             "targets": {name: repr(kind) for name, kind in self.targets.items()},
             "alter": repr(self.alter),
+            "as_training": self.as_training,
         }
 
     def class_names(self) -> list[str] | None:
@@ -168,12 +174,15 @@ class EvalSet:
         return load_in_order(_Pieces(self, ways, tokens, chunks), workers, device)
 
     def load(self, header: Header, ways: Sequence[Way]) -> list[PackedImage]:
-        """A sample in every way, decoded once.
+        """A sample in every way, decoded once unless images are shown as in training.
 
         Raises:
             BadSample, BadShard: it cannot be used.
         """
         shard = self.shards.open(header.reference.shard)
+        if self.as_training:
+            views = [way.view(header.native_size) for way in ways]
+            return cut_views(decode_sample(shard, header, views, self.targets), self.targets)
         data, values = read_sample(shard, header, self.targets)
         try:
             pixels = decode_upright(data, header.native_size)
