@@ -1,0 +1,209 @@
+"""What an evaluation left in its folder, and which of its settings stand out."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from packvit.common.json_lines import read_json_lines
+from packvit.evaluate.setting import Setting
+
+Row = dict[str, Any]  # of results.json
+MAIN = "main"  # the set that a model was evaluated on first
+MEASURES = ("accuracy", "average_precision")  # by the first of them that there is, settings are compared
+CLOSE = 0.01  # how much less accurate a cheaper setting may be to be worth naming
+
+
+@dataclass(frozen=True)
+class Results:
+    """results.json and skipped.jsonl.
+
+    Args:
+        folder: where they are.
+        models: path, hash, config and so on of each model.
+        device: name and threads.
+        classes: names, or None.
+        rows: of every model, set and setting.
+        skipped: {"shard", "key", "reason"} of each image that could not be used.
+    """
+
+    folder: Path
+    models: Sequence[dict[str, Any]]
+    device: dict[str, Any]
+    classes: Sequence[str] | None
+    rows: Sequence[Row]
+    skipped: Sequence[dict[str, Any]]
+
+    @cached_property
+    def measure(self) -> str:
+        """By which settings are compared."""
+        return measure_of(self.main)
+
+    @cached_property
+    def main(self) -> list[Row]:
+        """Rows of the main set."""
+        return [row for row in self.rows if row["set"] == MAIN]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Of the models, in the order of the rows; one empty name where there is one model."""
+        return list(dict.fromkeys(model_name(row) for row in self.rows)) or [""]
+
+    @cached_property
+    def best(self) -> Row | None:
+        """The row with the highest value on the main set, the cheapest of several; None without values."""
+        return best_of(self.main, self.measure)
+
+    @cached_property
+    def frugal(self) -> Row | None:
+        """The row of the cheapest setting of any model that loses less than `CLOSE` to the best."""
+        return frugal_of(self.main, self.measure)
+
+    def class_name(self, number: int) -> str:
+        """Of a class, or its number where it has no name."""
+        named = self.classes is not None and 0 <= number < len(self.classes)
+        return str(self.classes[number]) if named and self.classes else f"class {number}"
+
+    def predictions(self, row: Row) -> "Predictions | None":
+        """What the model of a row said to each image of the main set; None where it was not kept.
+
+        Raises:
+            ValueError: the file is damaged, or lacks what it must hold; names it.
+        """
+        path = self.folder / "predictions.npz"
+        if len(self.names) > 1:
+            path = self.folder / f"predictions-{model_name(row)}.npz"
+        return read_predictions(path, row["setting"]) if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said to N images at one setting.
+
+    Args:
+        keys, shards: str [N], names of the images.
+        labels: int64 [N]; -1 = unknown.
+        fit_half: bool [N], the half that the temperature was fitted on.
+        prediction: int64 [N], classes.
+        confidence: float32 [N], of the predicted class, after temperature.
+        logits: float32 [N, C], or None where they were not kept.
+    """
+
+    keys: np.ndarray
+    shards: np.ndarray
+    labels: np.ndarray
+    fit_half: np.ndarray
+    prediction: np.ndarray
+    confidence: np.ndarray
+    logits: np.ndarray | None
+
+    @property
+    def known(self) -> np.ndarray:
+        """bool [N], whether the label is known."""
+        return self.labels >= 0
+
+
+def read_results(folder: Path) -> Results:
+    """Read an evaluation's folder.
+
+    Raises:
+        ValueError: it has no results, or they are damaged or of an older version; names the file.
+    """
+    path = folder / "results.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} has no results.json: it is no evaluation's folder") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
+    rows = found.get("rows") if isinstance(found, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "setting" in row for row in rows):
+        raise ValueError(f"{path} has no rows with a `setting`: evaluate the model again")
+    models = found.get("model") or {}
+    skipped = folder / "skipped.jsonl"
+    return Results(
+        folder,
+        models if isinstance(models, list) else [models],
+        found.get("device") or {},
+        found.get("classes"),
+        [{"set": MAIN, **row} for row in rows],
+        read_json_lines(skipped) if skipped.is_file() else [],
+    )
+
+
+def read_predictions(path: Path, setting: str) -> Predictions | None:
+    """See `Results.predictions`; None where the file does not hold the setting."""
+    try:
+        with np.load(path) as arrays:
+            if f"prediction/{setting}" not in arrays:
+                return None
+            names = ("keys", "shards", "labels", "fit_half", f"prediction/{setting}", f"confidence/{setting}")
+            kept = [arrays[name] for name in names]
+            logits = arrays.get(f"logits/{setting}")
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
+    except KeyError as error:
+        raise ValueError(f"{path} lacks {error}: evaluate the model again") from error
+    if len({len(array) for array in kept}) != 1 or (logits is not None and len(logits) != len(kept[0])):
+        raise ValueError(f"{path} is damaged (its arrays are of different lengths)")
+    keys, shards, labels, fit_half, prediction, confidence = kept
+    return Predictions(keys, shards, labels, fit_half, prediction, confidence, logits)
+
+
+def model_name(row: Row) -> str:
+    """The model that a row is of; empty where there is only one."""
+    return str(row.get("model") or "")
+
+
+def full_name(row: Row) -> str:
+    """Of a row's setting, with its model where there are several."""
+    name = model_name(row)
+    return f"{name} at {row['setting']}" if name else str(row["setting"])
+
+
+def setting_of(row: Row) -> Setting:
+    """How images were shown."""
+    tokens = row.get("tokens")
+    resolution = None if tokens else row["resolution"]
+    return Setting(row["patch_size"], resolution, tokens, row.get("protocol") or "native")
+
+
+def measure_of(rows: Iterable[Row]) -> str:
+    """The first of `MEASURES` that any row has; the first of all without any."""
+    known = {name for row in rows for name in MEASURES if row.get(name) is not None}
+    return next((name for name in MEASURES if name in known), MEASURES[0])
+
+
+def cost(row: Row) -> float:
+    """GFLOPs an image, or its tokens where those are unknown."""
+    gflops = row.get("gflops_per_image")
+    return gflops if gflops is not None else row.get("tokens_per_image") or 0.0
+
+
+def best_of(rows: Iterable[Row], measure: str) -> Row | None:
+    """The row with the highest value, the cheapest of several; None where no row has one."""
+    known = [row for row in rows if row.get(measure) is not None]
+    return max(known, key=lambda row: (row[measure], -cost(row)), default=None)
+
+
+def frugal_of(rows: Iterable[Row], measure: str) -> Row | None:
+    """The cheapest row that loses at most `CLOSE` to the best, the best of several; None without values."""
+    known = [row for row in rows if row.get(measure) is not None]
+    enough = max((row[measure] for row in known), default=0.0) - CLOSE
+    close = [row for row in known if row[measure] >= enough - 1e-9]  # differences of floats are not exact
+    return min(close, key=lambda row: (cost(row), -row[measure]), default=None)
+
+
+def front_of(rows: Iterable[Row], measure: str, price: Callable[[Row], float | None]) -> list[Row]:
+    """The rows that no other beats or equals at the same price or less, cheapest first: the Pareto front."""
+    known = [row for row in rows if row.get(measure) is not None and price(row) is not None]
+    front: list[Row] = []
+    for row in sorted(known, key=lambda row: (price(row), -row[measure])):
+        if not front or row[measure] > front[-1][measure]:
+            front.append(row)
+    return front

@@ -1,0 +1,107 @@
+"""report.html: an evaluation on one page that needs nothing from outside."""
+
+import os
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+import numpy as np
+
+from packvit.common.files import write_whole
+from packvit.common.markup import el, write_document
+from packvit.data import redact
+from packvit.evaluate.page.blocks import amount
+from packvit.evaluate.page.budgets import compute_section, cost_section, grid_section, headline
+from packvit.evaluate.page.compare import models_section, sets_section, table_section
+from packvit.evaluate.page.folder import Predictions, Results, read_results
+from packvit.evaluate.page.pictures import Picture, skipped_section, worst_section
+from packvit.evaluate.page.quality import calibration_section, class_section, confusion_section
+from packvit.evaluate.page.style import SCRIPT, STYLE
+
+
+def write_report(folder: Path, picture: Picture | None = None) -> Path:
+    """Write report.html into an evaluation's folder, from what is there, and return its path.
+
+    The page depends on the folder's files alone. Tables and pictures are limited, so that it stays below
+    4 MB however large the evaluation is.
+
+    Args:
+        folder: with results.json, and, where they were kept, predictions.npz and skipped.jsonl.
+        picture: reads an image again, such as a `ShardPictures`; None leaves pictures out.
+
+    Raises:
+        ValueError: the folder holds no evaluation, or one of its files is damaged; names it.
+    """
+    results = read_results(folder)
+    row = results.best
+    predictions = results.predictions(row) if row is not None else None
+    sections = [
+        compute_section(results),
+        grid_section(results),
+        models_section(results),
+        cost_section(results),
+        sets_section(results),
+        row and calibration_section(results, row, predictions),
+        row and confusion_section(results, row, predictions),
+        row and class_section(results, row, predictions),
+        row and worst_section(results, row, predictions, picture),
+        skipped_section(results.skipped),
+        table_section(results),
+    ]
+    shown = [part for part in sections if part is not None]
+    name = _name(results)
+    body = el(
+        "body",
+        el("header", el("h1", name), _facts(results, predictions), headline(results), _contents(shown)),
+        el("main", *shown),
+    )
+    path = folder / "report.html"
+    write_whole(path, write_document(name, STYLE, body, SCRIPT))
+    return path
+
+
+def _name(results: Results) -> str:
+    if len(results.names) > 1:
+        return f"Evaluation of {amount(len(results.names), 'model')}"
+    path = results.models[0].get("path") if results.models else None
+    return f"Evaluation of {redact(str(path))}" if path else "Evaluation"
+
+
+def _facts(results: Results, predictions: Predictions | None) -> Element:
+    """Model, data and device in a line each."""
+    lines = []
+    for model in results.models:
+        config = model.get("config") or {}
+        parts = [redact(str(model["path"]))] if len(results.models) > 1 and model.get("path") else []
+        if "width" in config and "depth" in config:
+            parts.append(f"width {config['width']}, depth {config['depth']}")
+        if model.get("num_classes"):
+            parts.append(amount(model["num_classes"], "class", "classes"))
+        if model.get("loss"):
+            parts.append(f"{model['loss']} loss")
+        if model.get("hash"):
+            parts.append(f"weights {str(model['hash'])[:12]}")
+        lines.append(f"Model: {'; '.join(parts)}" if parts else "")
+    images = max((row.get("images") or 0 for row in results.main), default=0)
+    lines.append(f"Data: {amount(images, 'image')}{_shards(predictions)}")
+    device = [str(results.device["name"])] if results.device.get("name") else []
+    if results.device.get("threads"):
+        device.append(amount(results.device["threads"], "thread"))
+    lines.append(f"Device: {', '.join(device)}" if device else "")
+    return el("div", *(el("div", line) for line in lines if line), class_="facts")
+
+
+def _shards(predictions: Predictions | None) -> str:
+    """Where the images lie."""
+    if predictions is None or not len(predictions.shards):
+        return ""
+    paths = [redact(path) for path in np.unique(predictions.shards).tolist()]
+    if len(paths) == 1:
+        return f" of {paths[0]}"
+    folders = sorted({os.path.dirname(path) for path in paths})
+    more = f" and {amount(len(folders) - 1, 'other folder')}" if len(folders) > 1 else ""
+    return f" of {amount(len(paths), 'shard')} in {folders[0] or '.'}{more}"
+
+
+def _contents(sections: list[Element]) -> Element:
+    links = (el("li", el("a", part[0].text, href=f"#{part.get('id')}")) for part in sections)
+    return el("nav", el("ul", *links), aria_label="Sections")
