@@ -11,10 +11,11 @@ PYTHON_GPU ?= $(BIN)/python
 DRY := .venv-dry
 PYTHON_DRY ?= $(DRY)/bin/python
 GPU_FLAGS ?=
+BROWSER ?=
 DRY_FLAGS ?=
 SCRIPTS := PYTHONPATH=benchmarks:typings
 
-.PHONY: help demo test check bench gpu gpu-dry clean
+.PHONY: help demo test check bench gpu gpu-dry screenshot clean
 
 help:
 	@echo "make demo   train on the demo set, evaluate at every budget, draw (minutes, no GPU needed)"
@@ -23,6 +24,7 @@ help:
 	@echo "make bench  packers, data path and model against others; writes benchmarks/results and docs"
 	@echo "make gpu    everything that is measured on a GPU, ten minutes; writes benchmarks/results and docs/gpu.md"
 	@echo "make gpu-dry  what a GPU would do, counted without one, two minutes; likewise"
+	@echo "make screenshot  docs/images/report.png, of the demo's report; needs Chromium (BROWSER=its path)"
 	@echo "make clean  remove .venv, .venv-dry and the demo's run"
 
 # The extras of a stamp are installed when it is older than what pip reads.
@@ -67,6 +69,9 @@ gpu: $(if $(filter file,$(origin PYTHON_GPU)),$(VENV)/dev.stamp)
 
 gpu-dry: $(if $(filter file,$(origin PYTHON_DRY)),$(DRY)/dry.stamp)
 	$(SCRIPTS) $(PYTHON_DRY) -P -m dry $(DRY_FLAGS)
+
+screenshot:
+	$(BIN)/python benchmarks/screenshot.py $(RUN)/eval/report.html --browser "$(BROWSER)"
 
 clean:
 	rm -rf $(VENV) $(DRY) $(DATA) $(RUN)

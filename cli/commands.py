@@ -18,6 +18,10 @@ COMMANDS = {
         "eval CHECKPOINT --shards ... --resolutions ... --patch-sizes ...",
         "accuracy of one model at any resolution and patch size",
     ),
+    "report": (
+        "report EVAL [--shards ...]",
+        "report.html of a finished evaluation, written again",
+    ),
     "analyze": (
         "analyze --shards ... | --sizes-file ... [--seq-lens ...] [--algorithms ...]",
         "how well the views of a data set pack, and the sequence length to take",

@@ -8,6 +8,8 @@ from packvit.evaluate.grid import Evaluation, Subject, cut_chunks
 from packvit.evaluate.loss import find_run_config, loss_kind
 from packvit.evaluate.measures.calibration import LossKind
 from packvit.evaluate.measures.classification import measure_setting
+from packvit.evaluate.page.page import write_report
+from packvit.evaluate.page.pictures import Picture, ShardPictures
 from packvit.evaluate.report import draw_results
 from packvit.evaluate.run import Asked, evaluate
 from packvit.evaluate.setting import Setting
@@ -22,7 +24,9 @@ __all__ = [
     "Evaluator",
     "LossKind",
     "MakeEvaluator",
+    "Picture",
     "Setting",
+    "ShardPictures",
     "Subject",
     "check_classes",
     "check_memory",
@@ -34,4 +38,5 @@ __all__ = [
     "find_run_config",
     "loss_kind",
     "measure_setting",
+    "write_report",
 ]

@@ -1,0 +1,37 @@
+"""`packvit report EVAL`: the page of a finished evaluation, written again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from packvit.common.files import check_writable
+from packvit.data import FetchConfig, ShardSet
+from packvit.evaluate import ShardPictures, write_report
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write report.html into an evaluation's folder again.
+
+    Args:
+        folder: with results.json, and predictions.npz and skipped.jsonl where they were kept.
+        shards: that were evaluated, for pictures of the worst images; without them the page has none.
+        fetch: how remote and gzipped shards are fetched.
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    shards: tuple[str, ...] = ()
+    fetch: FetchConfig = field(default_factory=FetchConfig)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write the page and say where it is."""
+    options = tyro.cli(Report, prog="packvit report", args=arguments)
+    check_writable(options.folder, "EVAL")
+    pictures = ShardPictures(ShardSet.find(options.shards, options.fetch)) if options.shards else None
+    print(write_report(options.folder, pictures))
+    if pictures is None:
+        print("It has no pictures: --shards names the shards that they are read from")
