@@ -1,13 +1,13 @@
 """analysis.html: which sequence length to take, and why, on one page that needs nothing from outside."""
 
-import base64
 import io
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree.ElementTree import Element
 
 from packvit.analyze.analysis import NATIVE, TOLERANCE, Analysis
 from packvit.analyze.plots import draw_flops, draw_histogram, draw_images, draw_padding
+from packvit.common.markup import data_uri, el, write_document
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,51 +91,42 @@ def write_page(path: Path, report: dict[str, Any]) -> str | None:
     message = None
     sections = []
     for sampler in report["samplers"]:
-        what, brings, why = sampler["recommendation"]["words"]
+        what, *reasons = sampler["recommendation"]["words"]
         try:
-            plots = f'<div class="plots">{"".join(_plot(*plot, sampler) for plot in PLOTS)}</div>'
+            plots = el("div", *(_plot(*plot, sampler) for plot in PLOTS), class_="plots")
         except ImportError as error:
             message = f"The page has no plots: {error}"
-            plots = f'<p class="bad">{escape(message)}</p>'
-        sections.append(
-            f"<section><h1><b>Views {escape(sampler['name'])}</b>: {_views(sampler)}</h1>"
-            f'<div class="answer"><h2>{escape(what)}</h2><p>{escape(brings)}</p><p>{escape(why)}</p></div>'
-            f"{plots}<details><summary>All {len(sampler['rows'])} results</summary>{_table(sampler)}"
-            "</details></section>"
-        )
-    path.write_text(
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Packing analysis</title><style>{STYLE}</style></head><body>"
-        f'<p class="small">Packing analysis of {escape(report["source"])}: {report["images"]:,} images, '
-        f"{report['views']:,} views, packvit {escape(report['packvit'])}</p>"
-        f"{_bad(report)}{''.join(sections)}{_notes(report)}</body></html>\n",
-        encoding="utf-8",
+            plots = el("p", message, class_="bad")
+        answer = el("div", el("h2", what), *(el("p", reason) for reason in reasons), class_="answer")
+        summary = el("summary", f"All {len(sampler['rows'])} results")
+        heading = el("h1", el("b", f"Views {sampler['name']}"), f": {_views(sampler)}")
+        sections.append(el("section", heading, answer, plots, el("details", summary, _table(sampler))))
+    first = (
+        f"Packing analysis of {report['source']}: {report['images']:,} images, {report['views']:,} views, "
+        f"packvit {report['packvit']}"
     )
+    body = el("body", el("p", first, class_="small"), _bad(report), *sections, _notes(report))
+    path.write_text(write_document("Packing analysis", STYLE, body), encoding="utf-8")
     return message
 
 
-def _plot(draw: Any, title: str, caption: str, sampler: dict[str, Any]) -> str:
+def _plot(draw: Any, title: str, caption: str, sampler: dict[str, Any]) -> Element:
     figure: Figure = draw(sampler)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg")
     # As an image of its own, so that names inside one picture do not meet those of another.
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return (
-        f'<figure><h3>{escape(title)}</h3><p>{escape(caption)}</p><img alt="{escape(title)}" '
-        f'src="data:image/svg+xml;base64,{data}"></figure>'
-    )
+    picture = el("img", alt=title, src=data_uri(buffer.getvalue(), "image/svg+xml"))
+    return el("figure", el("h3", title), el("p", caption), picture)
 
 
-def _table(sampler: dict[str, Any]) -> str:
-    head = "".join(f"<th>{escape(title)}</th>" for title, _ in COLUMNS.values())
+def _table(sampler: dict[str, Any]) -> Element:
     choice = sampler["recommendation"]
-    body = ""
+    lines = [el("tr", *(el("th", title) for title, _ in COLUMNS.values()))]
     for row in sampler["rows"]:
-        cells = "".join(f"<td>{escape(format(row[key], form))}</td>" for key, (_, form) in COLUMNS.items())
         same = all(row[key] == choice[key] for key in ("seq_len", "algorithm", "lookahead"))
-        body += f"<tr{' class=choice' if same else ''}>{cells}</tr>"
-    return f'<div class="table"><table><tr>{head}</tr>{body}</table></div>'
+        cells = (el("td", format(row[key], form)) for key, (_, form) in COLUMNS.items())
+        lines.append(el("tr", *cells, class_="choice" if same else None))
+    return el("div", el("table", *lines), class_="table")
 
 
 def _views(sampler: dict[str, Any]) -> str:
@@ -154,18 +145,16 @@ def _views(sampler: dict[str, Any]) -> str:
     )
 
 
-def _bad(report: dict[str, Any]) -> str:
+def _bad(report: dict[str, Any]) -> Element | None:
     bad = report["bad_sizes"]
-    lines = "".join(f"<li>{escape(line)}</li>" for line in report["notes"] + bad["first"])
+    lines = [el("li", line) for line in report["notes"] + bad["first"]]
     if not lines:
-        return ""
-    return (
-        f'<details class="bad"><summary>{bad["count"]:,} bad sizes left out</summary>'
-        f"<ul>{lines}</ul></details>"
-    )
+        return None
+    summary = el("summary", f"{bad['count']:,} bad sizes left out")
+    return el("details", summary, el("ul", *lines), class_="bad")
 
 
-def _notes(report: dict[str, Any]) -> str:
+def _notes(report: dict[str, Any]) -> Element:
     settings = report["settings"]
     text = (
         f"Cost model: {report['cost_model']}. Packed: every image attends to itself. Packed, dense "
@@ -177,4 +166,4 @@ def _notes(report: dict[str, Any]) -> str:
         f"{TOLERANCE:.1%} of the least. p1 and p99 are percentiles over sequences. Seed {settings['seed']}, "
         f"{settings['epochs']} views of each image."
     )
-    return f'<details><summary>How this was computed</summary><p class="small">{escape(text)}</p></details>'
+    return el("details", el("summary", "How this was computed"), el("p", text, class_="small"))

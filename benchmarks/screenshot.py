@@ -1,8 +1,8 @@
 """A picture of a report, as a browser shows it, for the documentation.
 
-`make screenshot` takes the demo's report and writes docs/images/report.png; it needs Chromium or Chrome, found by
-name or given as `BROWSER=/path/to/it`. The browser reads the file from the disk, without a network, with a profile
-that is thrown away.
+`make screenshot` takes the demo's report and writes docs/images/report.png. It needs Chromium or Chrome,
+found by name or given as `BROWSER=/path/to/it`. The browser reads the file from the disk, with a profile that
+is thrown away.
 """
 
 import argparse

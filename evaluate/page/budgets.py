@@ -66,8 +66,8 @@ def interval(row: Row, measure: str) -> tuple[float, float] | None:
     return None if measure != "accuracy" or low is None or high is None else (low, high)
 
 
-def compute_section(results: Results) -> Element | None:
-    """The measure over tokens and over GFLOPs; None where no row has them."""
+def compute_section(results: Results) -> Element:
+    """The measure over tokens and over GFLOPs."""
     charts = [chart for key in COMPUTE if (chart := _trade(results, key)) is not None]
     text = (
         "A mark is a setting; point at it to see which. The dashed stairs are the Pareto front: what is "

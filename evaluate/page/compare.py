@@ -69,9 +69,9 @@ def models_section(results: Results) -> Element | None:
         return None
     measure = results.measure
     rows = []
-    for place, name in enumerate(results.names):
+    for name in results.names:
         own = [row for row in results.main if model_name(row) == name]
-        model = _model(results, place)
+        model = results.model(name)
         cells = [el("td", name), el("td", str(model.get("hash") or NOTHING)[:12]), el("td", _size(model))]
         for row in (best_of(own, measure), frugal_of(own, measure)):
             chosen = row or {"setting": NOTHING}
@@ -180,14 +180,6 @@ def _cell(row: Row, key: str) -> Element:
     if key in SHARES:
         return number(value, percent(value, 2))
     return number(value, f"{value:,}" if isinstance(value, int) else short(value))
-
-
-def _model(results: Results, place: int) -> dict:
-    """What results.json says of the model of a name: by its name, else by its place."""
-    for model in results.models:
-        if model.get("name") == results.names[place]:
-            return model
-    return results.models[place] if place < len(results.models) else {}
 
 
 def _size(model: dict) -> str:

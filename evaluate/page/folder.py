@@ -16,6 +16,7 @@ from packvit.evaluate.setting import Setting
 Row = dict[str, Any]  # of results.json
 MAIN = "main"  # the set that a model was evaluated on first
 MEASURES = ("accuracy", "average_precision")  # by the first of them that there is, settings are compared
+LONGEST_NAME = 60  # signs of a class's name
 CLOSE = 0.01  # how much less accurate a cheaper setting may be to be worth naming
 
 
@@ -64,10 +65,19 @@ class Results:
         """The row of the cheapest setting of any model that loses less than `CLOSE` to the best."""
         return frugal_of(self.main, self.measure)
 
+    def model(self, name: str) -> dict[str, Any]:
+        """What results.json says of the model of a name: by its name, else by its place among them."""
+        for model in self.models:
+            if model.get("name") == name:
+                return model
+        place = self.names.index(name)
+        return self.models[place] if place < len(self.models) else {}
+
     def class_name(self, number: int) -> str:
-        """Of a class, or its number where it has no name."""
-        named = self.classes is not None and 0 <= number < len(self.classes)
-        return str(self.classes[number]) if named and self.classes else f"class {number}"
+        """Of a class, shortened; its number where it has no name."""
+        if self.classes is None or not 0 <= number < len(self.classes):
+            return f"class {number}"
+        return shorten(str(self.classes[number]), LONGEST_NAME)
 
     def predictions(self, row: Row) -> "Predictions | None":
         """What the model of a row said to each image of the main set; None where it was not kept.
@@ -139,7 +149,7 @@ def read_results(folder: Path) -> Results:
 def read_predictions(path: Path, setting: str) -> Predictions | None:
     """See `Results.predictions`; None where the file does not hold the setting."""
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             if f"prediction/{setting}" not in arrays:
                 return None
             names = ("keys", "shards", "labels", "fit_half", f"prediction/{setting}", f"confidence/{setting}")
@@ -153,6 +163,11 @@ def read_predictions(path: Path, setting: str) -> Predictions | None:
         raise ValueError(f"{path} is damaged (its arrays are of different lengths)")
     keys, shards, labels, fit_half, prediction, confidence = kept
     return Predictions(keys, shards, labels, fit_half, prediction, confidence, logits)
+
+
+def shorten(text: str, signs: int) -> str:
+    """The text, cut off where it has more signs."""
+    return text if len(text) <= signs else text[: signs - 1] + "…"
 
 
 def model_name(row: Row) -> str:

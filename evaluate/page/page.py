@@ -21,8 +21,8 @@ from packvit.evaluate.page.style import SCRIPT, STYLE
 def write_report(folder: Path, picture: Picture | None = None) -> Path:
     """Write report.html into an evaluation's folder, from what is there, and return its path.
 
-    The page depends on the folder's files alone. Tables and pictures are limited, so that it stays below
-    4 MB however large the evaluation is.
+    The page depends on the folder's files and the pictures alone. It has at most 5 MB for up to 500 settings,
+    however many images, classes and other sets there are: tables and pictures are limited.
 
     Args:
         folder: with results.json, and, where they were kept, predictions.npz and skipped.jsonl.

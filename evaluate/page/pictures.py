@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image
 
 from packvit.common.markup import data_uri, el
-from packvit.data import BadSample, BadShard, ShardSet, redact
+from packvit.data import ShardSet, redact
 from packvit.data.samples.decode import decode_upright, read_native_size, show
 from packvit.evaluate.page.blocks import amount, note, number, percent, section, sortable
-from packvit.evaluate.page.folder import Predictions, Results, Row, full_name, setting_of
+from packvit.evaluate.page.folder import Predictions, Results, Row, full_name, setting_of, shorten
 from packvit.packing import View
 
 # From a shard's path, as predictions.npz has it, and a key to the whole upright image: uint8 [H, W, 3].
@@ -24,6 +24,7 @@ FINEST_CELL = 3.0  # units of a picture that is 100 wide; a finer patch grid wou
 MOST_BYTES = 40_000  # of a picture
 QUALITIES = (85, 60, 30, 10)  # of JPEG, until it is small enough
 MOST_REASONS = 20
+LONGEST_KEY, LONGEST_REASON = 120, 300  # signs
 EXAMPLES = 3  # of images for each reason
 
 
@@ -86,6 +87,7 @@ def _card(
     results: Results, row: Row, predictions: Predictions, place: int, picture: Picture | None
 ) -> Element:
     key, shard = str(predictions.keys[place]), str(predictions.shards[place])
+    name = shorten(key, LONGEST_KEY)
     label, taken = (
         results.class_name(int(values[place])) for values in (predictions.labels, predictions.prediction)
     )
@@ -94,10 +96,10 @@ def _card(
     shown = None
     if picture is not None:
         try:
-            shown = draw_patches(picture(shard, key), row, f"{key}: {label} taken for {taken}")
-        except (BadSample, BadShard, ValueError, OSError) as error:
-            shown = note(f"No picture: {redact(str(error))}")
-    return el("li", shown, words, el("p", key, class_="key", title=redact(shard)))
+            shown = draw_patches(picture(shard, key), row, f"{name}: {label} taken for {taken}")
+        except (ValueError, OSError) as error:
+            shown = note(shorten(f"No picture: {redact(str(error))}", LONGEST_REASON))
+    return el("li", shown, words, el("p", name, class_="key", title=shorten(redact(shard), LONGEST_REASON)))
 
 
 def draw_patches(image: np.ndarray, row: Row, words: str) -> Element:
@@ -155,7 +157,8 @@ def skipped_section(skipped: Sequence[dict]) -> Element | None:
     by_reason: dict[str, list[str]] = defaultdict(list)
     for line in skipped:
         where = line.get("key") if line.get("key") is not None else line.get("shard")
-        by_reason[redact(str(line.get("reason")))].append(redact(str(where)))
+        reason = shorten(redact(str(line.get("reason"))), LONGEST_REASON)
+        by_reason[reason].append(shorten(redact(str(where)), LONGEST_KEY))
     order = sorted(by_reason, key=lambda reason: (-len(by_reason[reason]), reason))
     rows = [
         (

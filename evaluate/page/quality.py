@@ -20,14 +20,13 @@ from packvit.evaluate.page.blocks import (
     sortable,
 )
 from packvit.evaluate.page.charts import Axis, Chart, short
-from packvit.evaluate.page.folder import Predictions, Results, Row, full_name
+from packvit.evaluate.page.folder import Predictions, Results, Row, full_name, model_name, shorten
 
 BINS = 15  # of the reliability diagram
 MATRIX_CLASSES, WRITTEN_CLASSES = 50, 20  # up to so many there is a matrix, and numbers in its cells
 MOST_PAIRS = 15  # of confused classes
 MOST_CLASSES = 1000  # in the table of classes
-# Signs of a class's name: at most in tables, at most beside the matrix, and so few that it needs no turning.
-TABLE_NAME, MATRIX_NAME, SHORT_NAME = 60, 20, 3
+MATRIX_NAME, SHORT_NAME = 20, 3  # signs of a name beside the matrix: at most, and so few that it stays level
 
 
 def calibration_section(results: Results, row: Row, predictions: Predictions | None) -> Element | None:
@@ -55,11 +54,12 @@ def raw_confidence(
     A softmax needs the logits; a sigmoid can be taken back to them.
     """
     if predictions.logits is not None:
-        logits = predictions.logits.astype(np.float64)
+        logits, taken = predictions.logits, predictions.prediction[:, None]
         if loss == "sigmoid":
-            return _sigmoid(np.take_along_axis(logits, predictions.prediction[:, None], 1)[:, 0])
-        powers = np.exp(logits - logits.max(1, keepdims=True))
-        return np.take_along_axis(powers, predictions.prediction[:, None], 1)[:, 0] / powers.sum(1)
+            return _sigmoid(np.take_along_axis(logits, taken, 1)[:, 0].astype(np.float64))
+        with np.errstate(invalid="ignore"):  # of infinities
+            powers = np.exp(logits - logits.max(1, keepdims=True))
+            return np.take_along_axis(powers, taken, 1)[:, 0] / powers.sum(1, dtype=np.float64)
     if loss == "sigmoid" and temperature:
         sure = np.clip(predictions.confidence.astype(np.float64), 1e-9, 1 - 1e-9)
         return _sigmoid(temperature * np.log(sure / (1 - sure)))
@@ -70,11 +70,13 @@ def reliability(confidence: np.ndarray, right: np.ndarray) -> list[tuple[float, 
     """(mean confidence, accuracy, share of the images) of each of `BINS` equal intervals that has any.
 
     Args:
-        confidence: float [N], 0..1.
+        confidence: float [N], 0..1; values that are not finite are left out.
         right: bool [N].
     """
+    finite = np.isfinite(confidence)
+    confidence, right = confidence[finite], right[finite]
     place = np.clip((confidence * BINS).astype(int), 0, BINS - 1)
-    found = [(place == number) for number in range(BINS)]
+    found = [place == number for number in range(BINS)]
     return [
         (float(confidence[inside].mean()), float(right[inside].mean()), float(inside.mean()))
         for inside in found
@@ -87,12 +89,11 @@ def _sigmoid(values: np.ndarray) -> np.ndarray:
 
 
 def _reliability(results: Results, row: Row, predictions: Predictions) -> Element | None:
-    use = predictions.known & ~predictions.fit_half & np.isfinite(predictions.confidence)
+    use = predictions.known & ~predictions.fit_half
     if not use.any():
         return None
     right = (predictions.prediction == predictions.labels)[use]
-    loss = next((model.get("loss") for model in results.models), None)
-    raw = raw_confidence(predictions, loss, row.get("temperature"))
+    raw = raw_confidence(predictions, results.model(model_name(row)).get("loss"), row.get("temperature"))
     chart = Chart(
         f"Accuracy over confidence at {full_name(row)}, {amount(len(right), 'image')}",
         Axis("confidence, %", 0, 1, percent=True),
@@ -159,11 +160,11 @@ def confusion_section(results: Results, row: Row, predictions: Predictions | Non
     for label, other in wrong:
         share = found[label, other] / numbers[label]
         cells = number(found[label, other]), number(share, percent(share), share)
-        lines.append((el("td", _name(results, label)), el("td", _name(results, other)), *cells))
+        lines.append((el("td", results.class_name(label)), el("td", results.class_name(other)), *cells))
     heads = "class", "taken for", "images", "share of the class"
     body: list[Element] = [sortable("The most confused classes", heads, lines)] if len(wrong) else []
     if classes <= MATRIX_CLASSES:
-        body.append(_matrix(found, numbers, [_name(results, c) for c in range(classes)]))
+        body.append(_matrix(found, numbers, [results.class_name(c) for c in range(classes)]))
     text = (
         f"{full_name(row)} is wrong about {int((labels != taken).sum()):,} of {amount(len(labels), 'image')}."
     )
@@ -184,7 +185,7 @@ def _matrix(found: Mapping[tuple[int, int], int], numbers: Sequence[int], names:
     kinds = ["matrix"]
     kinds += [] if written else ["tiny"]
     kinds += ["upright"] if max(map(len, names)) > SHORT_NAME or not written else []
-    sides = [_shorten(name, MATRIX_NAME) for name in names]
+    sides = [shorten(name, MATRIX_NAME) for name in names]
     return heat_map(caption, "", (sides, sides), cells, " ".join(kinds))
 
 
@@ -194,7 +195,8 @@ def class_section(results: Results, row: Row, predictions: Predictions | None) -
     if not found or all(value is None for value in found):
         return None
     frugal = results.frugal if results.frugal is not row else None
-    other = (frugal or {}).get("class_accuracy") or [None] * len(found)
+    other = (frugal or {}).get("class_accuracy") or []
+    other = other if len(other) == len(found) else [None] * len(found)  # of a model with other classes
     images = [None] * len(found)
     if predictions is not None and predictions.known.any():
         images = np.bincount(predictions.labels[predictions.known], minlength=len(found)).tolist()
@@ -202,7 +204,8 @@ def class_section(results: Results, row: Row, predictions: Predictions | None) -
     order = sorted(known, key=lambda number: found[number])
     shown = order[:MOST_CLASSES]
     heads = ["class", "images", full_name(row), *([full_name(frugal), "difference"] if frugal else [])]
-    rows = (_class_cells(_name(results, c), images[c], found[c], other[c], frugal is not None) for c in shown)
+    name = results.class_name
+    rows = (_class_cells(name(c), images[c], found[c], other[c], frugal is not None) for c in shown)
     values = sorted(found[c] for c in known)
     text = (
         f"{amount(len(known), 'class', 'classes')}: from {percent(values[0])} to "
@@ -224,11 +227,3 @@ def _class_cells(
     change = None if other is None else other - accuracy
     cells.append(number(other, percent(other), other))
     return [*cells, number(change, None if change is None else f"{100 * change:+.1f}")]
-
-
-def _name(results: Results, number: int) -> str:
-    return _shorten(results.class_name(number), TABLE_NAME)
-
-
-def _shorten(name: str, signs: int) -> str:
-    return name if len(name) <= signs else name[: signs - 1] + "…"

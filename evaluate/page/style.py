@@ -91,13 +91,15 @@ summary { cursor: pointer; font-weight: 600; margin: .6rem 0; }
 @media print { .scroll { max-height: none; } }
 """
 
-# Sorts by numbers where cells have them (data-v) and by text elsewhere; empty cells come last.
+# Sorts by numbers where cells have them (data-v), the largest first, and by text elsewhere; empty cells come
+# last.
 SCRIPT = """
 for (const table of document.querySelectorAll("table.sortable")) {
   table.tHead.addEventListener("click", (event) => {
     const head = event.target.closest("button")?.closest("th");
     if (!head) return;
-    const place = head.cellIndex, up = head.ariaSort === "descending";
+    const place = head.cellIndex, first = table.tBodies[0].rows[0]?.cells[place];
+    const up = head.ariaSort ? head.ariaSort === "descending" : !first?.classList.contains("n");
     const value = (row) => {
       const cell = row.cells[place];
       if (cell.classList.contains("n")) return cell.dataset.v === undefined ? null : Number(cell.dataset.v);
