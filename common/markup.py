@@ -39,7 +39,8 @@ def _add_text(element: Element, text: str) -> None:
 
 def visible(text: str) -> str:
     """The text with a replacement sign for each sign that a page cannot hold or that would disturb others."""
-    return UNSEEN.sub("\ufffd", text)
+    # What can be printed has none of them; most texts, and all long ones, end here.
+    return text if text.isprintable() else UNSEEN.sub("\ufffd", text)
 
 
 def data_uri(data: bytes, kind: str) -> str:

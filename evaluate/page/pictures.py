@@ -1,7 +1,7 @@
 """The images that went wrong, as the model saw them, and those that could not be used."""
 
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from xml.etree.ElementTree import Element
 
@@ -20,7 +20,7 @@ Picture = Callable[[str, str], np.ndarray]
 
 MOST_PICTURES = 24
 LONGEST_SIDE = 256  # pixels of a picture in the page
-FINEST_CELL = 3.0  # units of a picture that is 100 wide; a finer patch grid would hide the picture
+MOST_CELLS = 40  # along a side; the lines of more would hide the picture
 MOST_BYTES = 40_000  # of a picture
 QUALITIES = (85, 60, 30, 10)  # of JPEG, until it is small enough
 MOST_REASONS = 20
@@ -69,10 +69,9 @@ def worst_section(
         return None
     order = wrong[np.argsort(-predictions.confidence[wrong], kind="stable")][:MOST_PICTURES]
     cards = [_card(results, row, predictions, place, picture) for place in order.tolist()]
-    text = (
-        f"The {amount(len(cards), 'error')} of {full_name(row)} of which the model is surest. "
-        "Pictures are as the model sees them; lines are the borders of patches."
-    )
+    text = f"The {amount(len(cards), 'error')} of {full_name(row)} of which the model is surest."
+    if picture is not None:
+        text += " Pictures are as the model sees them; lines are the borders of patches, unless too many."
     toggle = el("label", el("input", type="checkbox", checked="", id="grid-lines"), " Draw patches")
     return section(
         "worst",
@@ -129,7 +128,7 @@ def draw_patches(image: np.ndarray, row: Row, words: str) -> Element:
 
 def _borders(view: View, width: float, height: float) -> Element | None:
     rows, cols = view.grid
-    if min(width / cols, height / rows) < FINEST_CELL * min(1.0, height / width):
+    if max(rows, cols) > MOST_CELLS:
         return None
     lines = [f"M{width * col / cols:.2f},0V{height:.2f}" for col in range(1, cols)]
     lines += [f"M0,{height * row / rows:.2f}H{width:.2f}" for row in range(1, rows)]
@@ -154,22 +153,19 @@ def skipped_section(skipped: Sequence[dict]) -> Element | None:
     """How many images could not be used, by reason; None where all could."""
     if not skipped:
         return None
-    by_reason: dict[str, list[str]] = defaultdict(list)
+    numbers, names = Counter[str](), defaultdict[str, list[str]](list)
     for line in skipped:
-        where = line.get("key") if line.get("key") is not None else line.get("shard")
-        reason = shorten(redact(str(line.get("reason"))), LONGEST_REASON)
-        by_reason[reason].append(shorten(redact(str(where)), LONGEST_KEY))
-    order = sorted(by_reason, key=lambda reason: (-len(by_reason[reason]), reason))
-    rows = [
-        (
-            el("td", reason),
-            number(len(by_reason[reason])),
-            el("td", ", ".join(by_reason[reason][:EXAMPLES]), class_="key"),
-        )
-        for reason in order[:MOST_REASONS]
-    ]
+        reason = str(line.get("reason"))
+        numbers[reason] += 1
+        if len(names[reason]) < EXAMPLES:
+            names[reason].append(str(line.get("shard") if line.get("key") is None else line["key"]))
+    rows = []
+    for reason, count in sorted(numbers.items(), key=lambda item: (-item[1], item[0]))[:MOST_REASONS]:
+        examples = ", ".join(shorten(redact(name), LONGEST_KEY) for name in names[reason])
+        words = shorten(redact(reason), LONGEST_REASON)
+        rows.append((el("td", words), number(count), el("td", examples, class_="key")))
     text = f"{amount(len(skipped), 'image')} could not be used; skipped.jsonl names each."
-    if len(order) > MOST_REASONS:
-        text += f" The table has the {MOST_REASONS} most frequent of {len(order):,} reasons."
+    if len(numbers) > MOST_REASONS:
+        text += f" The table has the {MOST_REASONS} most frequent of {len(numbers):,} reasons."
     heads = "reason", "images", "such as"
     return section("skipped", "Skipped images", note(text), sortable("Skipped images", heads, rows))
