@@ -1,6 +1,7 @@
 """The images that went wrong, as the model saw them, and those that could not be used."""
 
 import io
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from xml.etree.ElementTree import Element
@@ -37,7 +38,11 @@ class ShardPictures:
 
     def __init__(self, shards: ShardSet) -> None:
         self._shards = shards
-        self._numbers = {redact(path): number for number, path in enumerate(shards.paths)}
+        names = [os.path.basename(path) for path in shards.paths]
+        times = Counter(names)
+        # A shard that lies elsewhere now is found by its name, where no other has the same.
+        self._by_name = {redact(name): n for n, name in enumerate(names) if times[name] == 1}
+        self._by_path = {redact(path): number for number, path in enumerate(shards.paths)}
         self._members: dict[int, dict[str, int]] = {}
 
     def __call__(self, shard: str, key: str) -> np.ndarray:
@@ -46,15 +51,16 @@ class ShardPictures:
         Raises:
             ValueError: there is no such shard or sample, or it cannot be read or decoded.
         """
-        number = self._numbers.get(redact(shard))
+        path = redact(shard)
+        number = self._by_path.get(path, self._by_name.get(os.path.basename(path)))
         if number is None:
-            raise ValueError(f"{redact(shard)} is none of the shards")
+            raise ValueError(f"{path} is none of the shards")
         found = self._shards.open(number)
         if number not in self._members:
             self._members[number] = {found.key(member): member for member in range(len(found))}
         member = self._members[number].get(key)
         if member is None:
-            raise ValueError(f"{redact(shard)} has no sample {key!r}")
+            raise ValueError(f"{path} has no sample {key!r}")
         return decode_upright(found.image(member), read_native_size(found, member))
 
 
