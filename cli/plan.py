@@ -1,0 +1,107 @@
+"""`packvit plan EVAL`: which setting, or which cascade of settings, a budget should buy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from packvit.common.display import Display
+from packvit.common.files import check_writable
+from packvit.evaluate.plan.choose import Budget
+from packvit.evaluate.plan.curve import draw_curve
+from packvit.evaluate.plan.folder import read_evaluation
+from packvit.evaluate.plan.latency import fit_latency, interpolate, latency_samples, parse_setting
+from packvit.evaluate.plan.make import make_plan
+from packvit.evaluate.plan.plan import write_plan
+from packvit.evaluate.plan.show import say_errors, show_plan, show_predictions
+
+WIDTH = 120  # characters of a table where no terminal says its own
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Choose what a budget should buy, from an evaluation; without a budget, the most accurate.
+
+    Args:
+        evaluation: folder that `packvit eval` wrote.
+        max_tokens: mean tokens of an image at most.
+        max_gflops: mean GFLOPs of an image at most.
+        max_ms: milliseconds of an image at batch 1 at most, on the machine of the evaluation.
+        percentile: of the latency that --max-ms limits.
+        min_accuracy: instead of a budget: the cheapest in GFLOPs with at least this accuracy, a share in
+            [0, 1].
+        stages: of a cascade at most; 1 looks for no cascade.
+        model: name of one model of an evaluation of several.
+        interpolate: with --max-ms, also consider settings whose latency was not measured, at a predicted one.
+        setting: names of settings, such as r96-p8 or t100-p16, whose latency is predicted and printed.
+        out: the plan; by default EVALUATION/plan.json. The figure cascade.png stands beside it.
+    """
+
+    evaluation: Annotated[Path, tyro.conf.Positional]
+    max_tokens: float | None = None
+    max_gflops: float | None = None
+    max_ms: float | None = None
+    percentile: Literal["p50", "p99"] = "p50"
+    min_accuracy: float | None = None
+    stages: Literal[1, 2, 3] = 2
+    model: str | None = None
+    interpolate: bool = False
+    setting: tuple[str, ...] = ()
+    out: Path | None = None
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Choose, print, write."""
+    options = tyro.cli(PlanOptions, prog="packvit plan", args=arguments)
+    budget = find_budget(options)
+    settings = [parse_setting(name) for name in options.setting]
+    out = options.out or options.evaluation / "plan.json"
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder: name the file to write, such as {out / 'plan.json'}")
+    evaluated = read_evaluation(options.evaluation, options.model)
+    check_writable(out.parent)
+    display = Display()
+    if not display.console.is_terminal:
+        display.console.width = WIDTH
+    if settings:
+        latency = fit_latency(latency_samples(evaluated.rows, "p50"), evaluated.config)
+        show_predictions(settings, latency, evaluated.rows, display)
+    if options.interpolate and budget.unit in ("p50", "p99"):
+        measured = latency_samples(evaluated.rows, budget.unit)
+        if len(measured) < len(evaluated.rows):
+            evaluated = interpolate(evaluated, budget.unit)
+            say_errors(fit_latency(measured, evaluated.config), display)
+    planned = make_plan(evaluated, budget, options.stages)
+    show_plan(planned, evaluated.device, display)
+    write_plan(planned.plan, out)
+    display.say(f"Wrote {out}")
+    if planned.points:
+        picture = out.with_name("cascade.png")
+        display.draw(partial(draw_curve, planned.halves, planned.points, picture))
+
+
+def find_budget(options: PlanOptions) -> Budget:
+    """What the flags ask for.
+
+    Raises:
+        ValueError: several limits, or a flag without the one that it belongs to.
+    """
+    limits = {
+        "--max-tokens": options.max_tokens,
+        "--max-gflops": options.max_gflops,
+        "--max-ms": options.max_ms,
+        "--min-accuracy": options.min_accuracy,
+    }
+    given = [flag for flag, value in limits.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)}: give one of them")
+    if options.max_ms is None and (options.percentile != "p50" or options.interpolate):
+        raise ValueError("--percentile and --interpolate belong to --max-ms")
+    if options.max_tokens is not None:
+        return Budget("tokens", options.max_tokens)
+    if options.max_ms is not None:
+        return Budget(options.percentile, options.max_ms)
+    return Budget("gflops", options.max_gflops, options.min_accuracy)

@@ -1,0 +1,102 @@
+"""What a planner knows of a model: each setting's cost and accuracy, and its answer to each image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from packvit.evaluate.plan.plan import PlannedModel
+from packvit.evaluate.setting import Setting
+from packvit.models import ViTConfig
+
+Unit = Literal["tokens", "gflops", "p50", "p99"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measured setting.
+
+    Args:
+        accuracy, accuracy_low, accuracy_high: over all images.
+        tokens, gflops: means over images, of one forward pass.
+        p50, p99: milliseconds at batch 1; None where they were not measured.
+        latency_tokens: tokens of the image whose latency was measured.
+        images_per_s: in packed batches.
+        predicted: whether p50 and p99 come from a fitted model instead of a measurement.
+    """
+
+    setting: Setting
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    ece_calibrated: float | None
+    temperature: float
+    tokens: float
+    gflops: float
+    p50: float | None = None
+    p99: float | None = None
+    latency_tokens: float | None = None
+    images_per_s: float | None = None
+    predicted: bool = False
+
+    def cost(self, unit: Unit) -> float | None:
+        """Its cost; None where it is not known."""
+        return getattr(self, unit)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The settings of one model with their answers to N images of known labels.
+
+    Args:
+        rows: K settings.
+        device: on which latency was measured, and with how many threads.
+        fit_half: bool [N]; the images that temperatures were fitted on. What is chosen is chosen by these.
+        correct: bool [K, N]; whether the predicted class is the image's label.
+        confidence: float64 [K, N]; of the predicted class, after temperature.
+        tokens: int64 [K, N].
+        left_out: a sentence for each setting that cannot be planned with.
+    """
+
+    model: PlannedModel
+    config: ViTConfig
+    device: str
+    classes: tuple[str, ...] | None
+    rows: tuple[Row, ...]
+    fit_half: np.ndarray
+    correct: np.ndarray
+    confidence: np.ndarray
+    tokens: np.ndarray
+    left_out: tuple[str, ...] = ()
+
+    def costs(self, unit: Unit) -> np.ndarray:
+        """float64 [K, N]: what each setting costs on each image.
+
+        Tokens and FLOPs are each image's own. Latency was measured on one image of each setting, so every
+        image of a setting has the same.
+        """
+        if unit == "tokens":
+            return self.tokens.astype(np.float64)
+        costs = np.empty(self.tokens.shape)
+        for index, (row, tokens) in enumerate(zip(self.rows, self.tokens, strict=True)):
+            if unit == "gflops":
+                lengths, place = np.unique(tokens, return_inverse=True)
+                p = row.setting.patch_size
+                costs[index] = np.array([self.config.flops(int(n), p) / 1e9 for n in lengths])[place]
+            else:
+                costs[index] = np.nan if (cost := row.cost(unit)) is None else cost
+        return costs
+
+    def only(self, indices: Sequence[int], reason: str) -> "Evaluated":
+        """The same with these settings only; of the others it says that they are left out for this reason."""
+        others = [row for index, row in enumerate(self.rows) if index not in indices]
+        kept = list(indices)
+        return replace(
+            self,
+            rows=tuple(self.rows[index] for index in kept),
+            correct=self.correct[kept],
+            confidence=self.confidence[kept],
+            tokens=self.tokens[kept],
+            left_out=(*self.left_out, *(f"{row.setting.name} is left out: {reason}" for row in others)),
+        )

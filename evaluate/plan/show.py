@@ -1,0 +1,197 @@
+"""What `packvit plan` prints."""
+
+from collections.abc import Sequence
+
+from packvit.common.display import Display
+from packvit.evaluate.plan.choose import UNITS
+from packvit.evaluate.plan.curve import runs_above
+from packvit.evaluate.plan.evaluated import Row
+from packvit.evaluate.plan.latency import LatencyModel, nominal_tokens
+from packvit.evaluate.plan.make import Comparison, Planned
+from packvit.evaluate.setting import Setting
+
+
+def show_plan(planned: Planned, device: str, display: Display) -> None:
+    """The chosen setting and its alternatives, the best cascade, and where cascades are worth it."""
+    evaluated = planned.halves.evaluated
+    for sentence in evaluated.left_out:
+        display.say(sentence)
+    row = evaluated.rows[planned.chosen]
+    accuracy = percent(row.accuracy, row.accuracy_low, row.accuracy_high)
+    cost = f"{row.tokens:.1f} tokens, {row.gflops:.4g} GFLOPs"
+    if row.p50 is not None:
+        cost += f", {ms(row, 'p50')} ms (p50) on {device}"
+    images = evaluated.correct.shape[1]
+    display.say(
+        f"Best setting: {row.setting.name}, accuracy {accuracy} on {images} images, calibrated ECE "
+        f"{number(row.ece_calibrated)}; {cost}"
+    )
+    rows = [(planned.chosen, "", "chosen")]
+    rows += [(other.index, chance(other.p_value), other.why) for other in planned.alternatives]
+    display.table(
+        "The setting and its alternatives (p: McNemar's exact test against it, on the same images)",
+        ["setting", "accuracy, 95 %", "ECE", "tokens", "GFLOPs", "p50 ms", "p99 ms", "p", ""],
+        [_cells(evaluated.rows[index], p_value, why) for index, p_value, why in rows],
+    )
+    if planned.points:
+        show_comparison(planned, display)
+        show_curve(planned, display)
+
+
+def _cells(row: Row, p_value: str, why: str) -> list[str]:
+    return [
+        row.setting.name,
+        percent(row.accuracy, row.accuracy_low, row.accuracy_high),
+        number(row.ece_calibrated),
+        f"{row.tokens:.1f}",
+        f"{row.gflops:.4g}",
+        ms(row, "p50"),
+        ms(row, "p99"),
+        p_value,
+        why,
+    ]
+
+
+def show_comparison(planned: Planned, display: Display) -> None:
+    """The best cascade beside the chosen setting, and which of them is the plan."""
+    found, unit = planned.comparison, UNITS[planned.halves.budget.unit]
+    if found is None:
+        display.say("No cascade meets this budget on the half of the images that chooses.")
+        return
+    name = " > ".join(planned.halves.names(found.cascade.cascade))
+    images = len(found.cascade.right)
+    display.table(
+        f"The best cascade beside the setting, on the {images} images that it was not chosen by",
+        ["", "accuracy, 95 %", "ECE", f"{unit} an image", "tokens", "GFLOPs"],
+        [
+            [
+                label,
+                percent(m.accuracy, m.accuracy_low, m.accuracy_high),
+                number(m.ece_calibrated),
+                f"{outcome.cost:.4g}",
+                f"{m.tokens_per_image:.1f}",
+                f"{m.gflops_per_image:.4g}",
+            ]
+            for label, outcome in ((name, found.cascade), (f"{_single(planned)}", found.single))
+            for m in (outcome.measured,)
+        ],
+    )
+    rule = ", ".join(
+        f"{share:.1%} go on from {stage} (confidence below {threshold:.4f})"
+        for share, stage, threshold in zip(
+            found.cascade.shares[1:],
+            planned.halves.names(found.cascade.cascade),
+            found.cascade.cascade.thresholds,
+            strict=False,
+        )
+    )
+    display.say(f"Cascade {name}: {rule}; p {chance(found.p_value)} against {_single(planned)}.")
+    display.say(_verdict(found, planned))
+
+
+def _verdict(found: Comparison, planned: Planned) -> str:
+    name = _single(planned)
+    if found.taken:
+        return "The plan is the cascade."
+    if planned.halves.budget.accuracy is None:
+        return f"The plan is {name}: on these images the cascade is not more accurate."
+    return f"The plan is {name}: on these images the cascade is not as accurate, or not cheaper."
+
+
+def _single(planned: Planned) -> str:
+    return planned.halves.evaluated.rows[planned.chosen].setting.name
+
+
+def show_curve(planned: Planned, display: Display) -> None:
+    """At which budgets a cascade is above every single setting, or that there are none."""
+    unit, points, halves = UNITS[planned.halves.budget.unit], planned.points, planned.halves
+    runs = runs_above(points)
+    images = "on images that it was not chosen by"
+    if not runs:
+        display.say(
+            f"At none of {len(points)} budgets, {points[0].budget:.4g} to {points[-1].budget:.4g} {unit}, is "
+            f"the best cascade above every single setting of its cost, {images}."
+        )
+        return
+    longest = max(runs, key=len)
+    most = max(points, key=lambda point: point.gain)
+    assert most.cascade is not None
+    assert most.single is not None
+    assert most.p_value is not None
+    display.say(
+        f"At {sum(map(len, runs))} of {len(points)} budgets the best cascade is above every single setting of"
+        f" its cost, {images}; the longest stretch is {longest[0].budget:.4g} to {longest[-1].budget:.4g} "
+        f"{unit}."
+    )
+    display.say(
+        f"The largest gain is at {most.budget:.4g} {unit}: {' > '.join(halves.names(most.cascade.cascade))} "
+        f"{most.cascade.measured.accuracy:.2%}, {halves.names(most.single.cascade)[0]} "
+        f"{most.single.measured.accuracy:.2%} (p {chance(most.p_value)} alone, but it is the best of many)."
+    )
+    best = max((p.single for p in points if p.single), key=lambda s: (s.measured.accuracy, -s.cost))
+    for point in points:
+        found = point.cascade
+        if found and found.measured.accuracy >= best.measured.accuracy and found.cost < best.cost:
+            display.say(
+                f"The accuracy of the best single setting, {halves.names(best.cascade)[0]} with "
+                f"{best.measured.accuracy:.2%} at {best.cost:.4g} {unit}, is reached at {found.cost:.4g} "
+                f"({found.cost / best.cost:.0%}) by {' > '.join(halves.names(found.cascade))}."
+            )
+            return
+
+
+def show_predictions(
+    settings: Sequence[Setting], p50: LatencyModel, rows: Sequence[Row], display: Display
+) -> None:
+    """Predicted latency of settings, and how well such predictions were at those that were measured."""
+    measured = {row.setting.name: row for row in rows if row.p50 is not None}
+    lines = []
+    for setting in settings:
+        tokens = nominal_tokens(setting)
+        row = measured.get(setting.name)
+        lines.append(
+            [
+                setting.name,
+                str(tokens),
+                f"{p50.config.flops(tokens, setting.patch_size) / 1e9:.4g}",
+                f"{p50.predict(tokens, setting.patch_size):.3g}",
+                "-" if row is None else ms(row, "p50"),
+                "" if p50.tokens[0] <= tokens <= p50.tokens[1] else "beyond what was measured",
+            ]
+        )
+    display.table(
+        "Predicted latency of a square image at batch 1",
+        ["setting", "tokens", "GFLOPs", "p50 ms", "measured", ""],
+        lines,
+    )
+    say_errors(p50, display)
+
+
+def say_errors(model: LatencyModel, display: Display) -> None:
+    """How well a fitted latency predicts settings that are left out of its fit."""
+    errors = sorted(model.errors)
+    display.say(
+        f"Predicted from {len(errors)} measured settings; each of them, predicted from the others, is off by "
+        f"{errors[len(errors) // 2]:.1%} (median) and at most {errors[-1]:.1%}."
+    )
+
+
+def percent(value: float, low: float, high: float) -> str:
+    """A share with its interval."""
+    return f"{value:.2%} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def chance(p_value: float) -> str:
+    """A p-value."""
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def number(value: float | None) -> str:
+    """A small number, or a dash."""
+    return "-" if value is None else f"{value:.4f}"
+
+
+def ms(row: Row, percentile: str) -> str:
+    """Milliseconds, with a ~ if they are predicted, or a dash."""
+    value = getattr(row, percentile)
+    return "-" if value is None else f"{'~' if row.predicted else ''}{value:.3g}"
