@@ -22,6 +22,10 @@ COMMANDS = {
         "report EVAL [--shards ...]",
         "report.html of a finished evaluation, written again",
     ),
+    "plan": (
+        "plan EVAL [--max-tokens N | --max-gflops G | --max-ms M | --min-accuracy A]",
+        "the setting, or the cascade of settings, that a budget should buy",
+    ),
     "analyze": (
         "analyze --shards ... | --sizes-file ... [--seq-lens ...] [--algorithms ...]",
         "how well the views of a data set pack, and the sequence length to take",

@@ -67,13 +67,12 @@ def main(arguments: Sequence[str]) -> None:
     if not display.console.is_terminal:
         display.console.width = WIDTH
     if settings:
-        latency = fit_latency(latency_samples(evaluated.rows, "p50"), evaluated.config)
-        show_predictions(settings, latency, evaluated.rows, display)
+        show_predictions(settings, evaluated, display)
     if options.interpolate and budget.unit in ("p50", "p99"):
         measured = latency_samples(evaluated.rows, budget.unit)
         if len(measured) < len(evaluated.rows):
             evaluated = interpolate(evaluated, budget.unit)
-            say_errors(fit_latency(measured, evaluated.config), display)
+            say_errors("Latency at batch 1", fit_latency(measured, evaluated.config), display)
     planned = make_plan(evaluated, budget, options.stages)
     show_plan(planned, evaluated.device, display)
     write_plan(planned.plan, out)

@@ -132,8 +132,10 @@ def draw_curve(halves: Halves, points: Sequence[Point], path: Path) -> None:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
     # Settings that are far below the rest would leave it no room.
-    floor = sorted(100 * point.single.measured.accuracy for point in points if point.single)[len(points) // 4]
-    axes.set_ylim(bottom=floor - 1)
+    lowest = points[len(points) // 4]
+    if lowest.single is not None:
+        axes.set_xlim(left=lowest.budget)
+        axes.set_ylim(bottom=100 * lowest.single.measured.accuracy - 1)
     axes.set_xlabel(f"{UNITS[halves.budget.unit]} an image")
     axes.set_ylabel("accuracy, %")
     images = len(singles[0].right)

@@ -2,11 +2,20 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from packvit.common.display import Display
 from packvit.evaluate.plan.choose import UNITS
 from packvit.evaluate.plan.curve import runs_above
-from packvit.evaluate.plan.evaluated import Row
-from packvit.evaluate.plan.latency import LatencyModel, nominal_tokens
+from packvit.evaluate.plan.evaluated import Evaluated, Row
+from packvit.evaluate.plan.latency import (
+    FEWEST,
+    LatencyModel,
+    fit_latency,
+    latency_samples,
+    nominal_tokens,
+    packed_samples,
+)
 from packvit.evaluate.plan.make import Comparison, Planned
 from packvit.evaluate.setting import Setting
 
@@ -140,39 +149,48 @@ def show_curve(planned: Planned, display: Display) -> None:
             return
 
 
-def show_predictions(
-    settings: Sequence[Setting], p50: LatencyModel, rows: Sequence[Row], display: Display
-) -> None:
-    """Predicted latency of settings, and how well such predictions were at those that were measured."""
-    measured = {row.setting.name: row for row in rows if row.p50 is not None}
+def show_predictions(settings: Sequence[Setting], evaluated: Evaluated, display: Display) -> None:
+    """The predicted latency of settings, and how well such predictions are at those that were measured.
+
+    Raises:
+        ValueError: too few settings have a measured latency.
+    """
+    config = evaluated.config
+    alone = fit_latency(latency_samples(evaluated.rows, "p50"), config)
+    packed_from = packed_samples(evaluated.rows)
+    packed = fit_latency(packed_from, config) if len(packed_from) >= FEWEST else None
+    measured = {row.setting.name: row for row in evaluated.rows}
     lines = []
     for setting in settings:
-        tokens = nominal_tokens(setting)
+        tokens, p = nominal_tokens(setting), setting.patch_size
         row = measured.get(setting.name)
         lines.append(
             [
                 setting.name,
                 str(tokens),
-                f"{p50.config.flops(tokens, setting.patch_size) / 1e9:.4g}",
-                f"{p50.predict(tokens, setting.patch_size):.3g}",
+                f"{config.flops(tokens, p) / 1e9:.4g}",
+                f"{alone.predict(tokens, p):.3g}",
                 "-" if row is None else ms(row, "p50"),
-                "" if p50.tokens[0] <= tokens <= p50.tokens[1] else "beyond what was measured",
+                "-" if packed is None else f"{packed.predict(tokens, p):.3g}",
+                "" if alone.tokens[0] <= tokens <= alone.tokens[1] else "beyond what was measured",
             ]
         )
     display.table(
-        "Predicted latency of a square image at batch 1",
-        ["setting", "tokens", "GFLOPs", "p50 ms", "measured", ""],
+        "Predicted milliseconds of a square image: at batch 1, and in a packed batch",
+        ["setting", "tokens", "GFLOPs", "p50", "p50 measured", "packed", ""],
         lines,
     )
-    say_errors(p50, display)
+    say_errors("Latency at batch 1", alone, display)
+    if packed is not None:
+        say_errors("Images in a packed batch", packed, display)
 
 
-def say_errors(model: LatencyModel, display: Display) -> None:
+def say_errors(what: str, model: LatencyModel, display: Display) -> None:
     """How well a fitted latency predicts settings that are left out of its fit."""
-    errors = sorted(model.errors)
+    errors = model.errors
     display.say(
-        f"Predicted from {len(errors)} measured settings; each of them, predicted from the others, is off by "
-        f"{errors[len(errors) // 2]:.1%} (median) and at most {errors[-1]:.1%}."
+        f"{what}: predicted from {len(errors)} measured settings; each of them, predicted from the others, is "
+        f"off by {np.median(errors):.1%} (median) and at most {errors.max():.1%}."
     )
 
 
