@@ -13,7 +13,6 @@ for each triple. It is exact where G is at least the number of different confide
 """
 
 from dataclasses import dataclass
-from itertools import combinations, permutations
 
 import numpy as np
 
@@ -47,7 +46,8 @@ class Front:
             cost: float64 [M], summed over images.
             right: int64 [M].
         """
-        order = np.lexsort((-right, cost))
+        rising = bool(np.all(cost[:-1] < cost[1:]))
+        order = np.arange(len(cost)) if rising else np.lexsort((-right, cost))
         reached = np.maximum.accumulate(right[order])
         order = order[np.diff(reached, prepend=-1) > 0]
         for place in order[cost[order] < self._cost[right[order]]]:
@@ -89,38 +89,32 @@ def search(
         worst: see `stage_costs`.
         grid: G.
     """
-    settings, images = correct.shape
-    front = Front(images)
+    front = Front(correct.shape[1])
     if stages >= 2:
-        for pair in permutations(range(settings), 2):
-            paid = stage_costs(pair, costs, worst)
-            front.offer(pair, *_pair(correct, confidence, paid, pair))
+        _offer_pairs(front, correct, confidence, costs, worst)
     if stages >= 3:
-        means = costs.mean(1)
-        by_cost = sorted(range(settings), key=lambda index: (means[index], index))
-        edges = [_edges(row, grid) for row in confidence]
-        # How many thresholds are not above an image's confidence: the i-th sends it on if that is <= i.
-        bins = [np.searchsorted(edges[k], confidence[k], side="right") for k in range(settings)]
-        for triple in combinations(by_cost, 3):
-            if all(len(edges[k]) for k in triple[:2]):
-                paid = stage_costs(triple, costs, worst)
-                front.offer(triple, *_triple(correct, paid, triple, edges, bins))
+        _offer_triples(front, correct, confidence, costs, worst, grid)
     return front
 
 
-def _pair(
-    correct: np.ndarray, confidence: np.ndarray, paid: np.ndarray, pair: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Thresholds, cost and right answers of two settings, at every threshold that parts the images."""
-    first, second = pair
-    order = np.argsort(confidence[first], kind="stable")
-    values = confidence[first][order]
-    change = correct[second][order].astype(np.int64) - correct[first][order]
-    right = correct[first].sum() + np.cumsum(change)
-    cost = paid[0].sum() + np.cumsum(paid[1][order])
-    # Images of the same confidence go on together.
-    last = np.flatnonzero(values[:-1] < values[1:])
-    return ((values[last] + values[last + 1]) / 2)[:, None], cost[last], right[last]
+def _offer_pairs(
+    front: Front, correct: np.ndarray, confidence: np.ndarray, costs: np.ndarray, worst: bool
+) -> None:
+    """All pairs of settings, at every threshold that parts the images."""
+    for first in range(len(correct)):
+        order = np.argsort(confidence[first], kind="stable")
+        values = confidence[first][order]
+        # Images of the same confidence go on together: after these places there is a threshold.
+        last = np.flatnonzero(values[:-1] < values[1:])
+        thresholds = ((values[last] + values[last + 1]) / 2)[:, None]
+        for second in range(len(correct)):
+            if second == first:
+                continue
+            change = (correct[second].astype(np.int8) - correct[first])[order]
+            right = correct[first].sum() + np.cumsum(change, dtype=np.int64)[last]
+            paid = stage_costs((first, second), costs, worst)
+            cost = paid[0].sum() + np.cumsum(paid[1][order])[last]
+            front.offer((first, second), thresholds, cost, right)
 
 
 def _edges(confidence: np.ndarray, grid: int) -> np.ndarray:
@@ -134,30 +128,40 @@ def _edges(confidence: np.ndarray, grid: int) -> np.ndarray:
     return np.unique(edges[np.searchsorted(edges, wanted).clip(0, len(edges) - 1)])
 
 
-def _triple(
-    correct: np.ndarray,
-    paid: np.ndarray,
-    triple: tuple[int, ...],
-    edges: list[np.ndarray],
-    bins: list[np.ndarray],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Thresholds, cost and right answers of three settings, at all pairs of thresholds of the grid."""
-    first, second = triple[:2]
-    shape = len(edges[first]) + 1, len(edges[second]) + 1
-    cell = bins[first] * shape[1] + bins[second]
+def _offer_triples(
+    front: Front, correct: np.ndarray, confidence: np.ndarray, costs: np.ndarray, worst: bool, grid: int
+) -> None:
+    """All triples of settings of rising cost, at all pairs of thresholds of the grid."""
+    means = costs.mean(1)
+    by_cost = sorted(range(len(costs)), key=lambda index: (means[index], index))
+    edges = [_edges(row, grid) for row in confidence]
+    # How many thresholds are not above an image's confidence: the i-th sends it on if that is <= i.
+    bins = [np.searchsorted(own, row, side="right") for own, row in zip(edges, confidence, strict=True)]
+    for place, first in enumerate(by_cost):
+        for later, second in enumerate(by_cost[place + 1 :], place + 1):
+            shape = len(edges[first]) + 1, len(edges[second]) + 1
+            if min(shape) < 2:
+                continue
+            cell = bins[first] * shape[1] + bins[second]
+            rows, cols = np.indices((shape[0] - 1, shape[1] - 1)).reshape(2, -1)
+            thresholds = np.stack([edges[first][rows], edges[second][cols]], 1)
+            one, two = (_below(cell, shape, correct[index]) for index in (first, second))
+            # Those that end at the first stage, and those that go on from it and end at the second.
+            early = one[-1, -1] - one[:, -1:] + two[:, -1:] - two
+            for third in by_cost[later + 1 :]:
+                right = early + _below(cell, shape, correct[third])
+                triple = (first, second, third)
+                paid = stage_costs(triple, costs, worst)
+                onward = _below(cell, shape, paid[1])[:, -1:] + _below(cell, shape, paid[2])
+                cost = paid[0].sum() + onward
+                whole = np.rint(right[rows, cols]).astype(np.int64)
+                front.offer(triple, thresholds, cost[rows, cols], whole)
 
-    def below(values: np.ndarray) -> np.ndarray:
-        """Sums over the images in the cells up to (i, j), along both axes."""
-        sums = np.bincount(cell, weights=values, minlength=shape[0] * shape[1]).reshape(shape)
-        return sums.cumsum(0).cumsum(1)
 
-    one, two, three = (below(correct[k]) for k in triple)
-    # All images, less those that go on from the first stage, less those that go on from the second.
-    right = one[-1, -1] - one[:, -1:] + two[:, -1:] - two + three
-    cost = paid[0].sum() + below(paid[1])[:, -1:] + below(paid[2])
-    rows, cols = np.indices((shape[0] - 1, shape[1] - 1)).reshape(2, -1)
-    thresholds = np.stack([edges[first][rows], edges[second][cols]], 1)
-    return thresholds, cost[rows, cols], np.rint(right[rows, cols]).astype(np.int64)
+def _below(cell: np.ndarray, shape: tuple[int, int], values: np.ndarray) -> np.ndarray:
+    """float64 [shape]: sums over the images in the cells up to (i, j), along both axes."""
+    sums = np.bincount(cell, weights=values, minlength=shape[0] * shape[1]).reshape(shape)
+    return sums.cumsum(0).cumsum(1)
 
 
 def follow(cascade: Cascade, confidence: np.ndarray) -> np.ndarray:

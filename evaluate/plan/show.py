@@ -189,8 +189,8 @@ def say_errors(what: str, model: LatencyModel, display: Display) -> None:
     """How well a fitted latency predicts settings that are left out of its fit."""
     errors = model.errors
     display.say(
-        f"{what}: predicted from {len(errors)} measured settings; each of them, predicted from the others, is "
-        f"off by {np.median(errors):.1%} (median) and at most {errors.max():.1%}."
+        f"{what}: predicted from {len(errors)} measured settings; each, predicted from the others, is off "
+        f"by {np.median(errors):.1%} (median) and at most {errors.max():.1%}."
     )
 
 
