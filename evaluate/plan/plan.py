@@ -83,7 +83,9 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the plan gave on images that it was not chosen by; None where it was not measured.
+    """What the plan gave: a setting on all images, a cascade on the half that it was not chosen by.
+
+    What was not measured is None.
 
     Args:
         accuracy, accuracy_low, accuracy_high: share of images, with its 95 % interval (Wilson).
