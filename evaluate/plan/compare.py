@@ -1,25 +1,10 @@
-"""Comparisons of what was measured: intervals of shares, a paired test, and the Pareto front."""
+"""Comparisons of what was measured: a paired test, and the Pareto front."""
 
-import math
 from collections.abc import Sequence
-from statistics import NormalDist
 
 import numpy as np
 
 ALPHA = 0.05  # two answers whose p-value is at least this are not told apart
-
-
-def wilson(right: int, images: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927), which also holds near 0 and 1.
-
-    Args:
-        right, images: how many of how many; at least one image.
-    """
-    z = NormalDist().inv_cdf(1 - ALPHA / 2)
-    share, weight = right / images, 1 + z * z / images
-    middle = (share + z * z / (2 * images)) / weight
-    half = z / weight * math.sqrt(share * (1 - share) / images + z * z / (4 * images * images))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:

@@ -5,14 +5,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from packvit.evaluate.evaluators import expected_calibration_error
+from packvit.evaluate.measures.accuracy import wilson_interval
+from packvit.evaluate.measures.calibration import expected_calibration_error
 from packvit.evaluate.plan.cascade import Cascade, Front, cascade_costs, follow, search
 from packvit.evaluate.plan.choose import Budget
-from packvit.evaluate.plan.compare import wilson
 from packvit.evaluate.plan.evaluated import Evaluated
 from packvit.evaluate.plan.plan import Measured
-
-BINS = 30
 
 
 @dataclass(frozen=True)
@@ -64,12 +62,12 @@ class Halves:
         answer = np.array(cascade.stages)[end], np.arange(len(end))
         right = known.correct[:, half][answer]
         shown = confidence[answer]
-        ece = expected_calibration_error(torch.from_numpy(shown), torch.from_numpy(right), BINS)
+        ece = expected_calibration_error(torch.from_numpy(shown), torch.from_numpy(right))
         shares = tuple(float((end >= place).mean()) for place in range(len(cascade.stages)))
         rows = [known.rows[index] for index in cascade.stages]
         p50 = [None if row.predicted else row.p50 for row in rows]
         medians = [ms * share for ms, share in zip(p50, shares, strict=True) if ms is not None]
-        low, high = wilson(int(right.sum()), len(right))
+        low, high = wilson_interval(int(right.sum()), len(right))
         measured = Measured(
             accuracy=float(right.mean()),
             accuracy_low=low,

@@ -13,7 +13,7 @@ from packvit.cli import dispatch
 from packvit.evaluate.plan.latency import parts
 from packvit.evaluate.plan.plan import read_plan
 from packvit.evaluate.setting import Setting
-from packvit.models import ViTConfig
+from packvit.models import PackedViT, ViTConfig, hash_model, load_model, save_model
 
 CONFIG = ViTConfig(width=32, depth=1, heads=2, num_classes=10, patch_buffer=16)
 SETTINGS = [Setting(p, resolution) for p in (8, 16) for resolution in (16, 32, 48, 64)]
@@ -203,6 +203,19 @@ def test_one_of_several_models_is_planned_by_name(folder, plan, capsys):
         error = capsys.readouterr().err
         assert what in error
         assert "--model aa | bb" in error
+
+
+def test_what_an_evaluation_leaves_is_what_a_plan_is_made_from(digits_set, tmp_path, capsys):
+    model = PackedViT(CONFIG)
+    source = save_model(model, tmp_path / "model")
+    flags = ["--resolutions", "16", "32", "--patch-sizes", "8", "--workers", "0", "--device", "cpu"]
+    out = str(tmp_path / "eval")
+    assert dispatch(["eval", str(source), "--shards", str(digits_set / "val"), *flags, "--out", out]) == 0
+    assert dispatch(["plan", out, "--max-tokens", "10"]) == 0, capsys.readouterr().err
+    found = read_plan(tmp_path / "eval/plan.json")
+    found.check(hash_model(load_model(source)))
+    assert found.stages[0].setting in (Setting(8, 16), Setting(8, 32))
+    assert found.measured.latency_ms_p50 is not None
 
 
 # ---- bad input ----
