@@ -5,23 +5,29 @@ from packvit.data.images import pack_images
 from packvit.data.make.check import check_shards
 from packvit.data.make.digits import write_digits
 from packvit.data.make.images import WriteConfig, write_images
+from packvit.data.make.sources import read_image
 from packvit.data.make.teach import write_with_logits
 from packvit.data.make.write import write_shards
 from packvit.data.samples.augment import AugmentConfig
+from packvit.data.samples.cut import cut_image
+from packvit.data.samples.decode import decode_upright, native_size_of, show, upright
 from packvit.data.samples.mix import MixConfig, pixel_box
 from packvit.data.samples.sample import Mix, Mixing
 from packvit.data.samples.targets import ClassTarget, LogitsTarget, Target, TextTarget, collate_targets
 from packvit.data.shards.fetch import FetchConfig
 from packvit.data.shards.losses import count_samples
-from packvit.data.shards.paths import ShardSet, expand_shards
+from packvit.data.shards.paths import SHARD_SUFFIXES, ShardSet, expand_shards
 from packvit.data.shards.redact import redact
-from packvit.data.shards.shard import BadSample, BadShard, Shard
+from packvit.data.shards.shard import IMAGE_FIELDS, BadSample, BadShard, Shard
+from packvit.data.shards.source import is_remote
 from packvit.data.streams.eval_set import Alter, EvalSet, Piece, Way
 from packvit.data.streams.loader import TrainLoader, end_workers, merge_states
 from packvit.data.streams.plan import DataPlan
 from packvit.data.streams.stream import DataError, LoadedBatch, Stream
 
 __all__ = [
+    "IMAGE_FIELDS",
+    "SHARD_SUFFIXES",
     "Alter",
     "AugmentConfig",
     "BadSample",
@@ -49,12 +55,19 @@ __all__ = [
     "check_shards",
     "collate_targets",
     "count_samples",
+    "cut_image",
+    "decode_upright",
     "end_workers",
     "expand_shards",
+    "is_remote",
     "merge_states",
+    "native_size_of",
     "pack_images",
     "pixel_box",
+    "read_image",
     "redact",
+    "show",
+    "upright",
     "write_digits",
     "write_images",
     "write_shards",

@@ -188,9 +188,19 @@ def _decode_whole(data: bytes, needed: tuple[int, int], native_size: tuple[int, 
                     return Image.fromarray(pixels)
             height, width = needed[::-1] if orientation >= 5 else needed
             image.draft(None, (width, height))
-        image.load()
-        rgb = _to_rgb(image)
-        return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb
+        return upright(image)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An opened image as people see it: RGB, turned as its EXIF orientation says; see `decode`.
+
+    Raises:
+        Exception: of nearly any kind, where the file is broken.
+    """
+    orientation = _orientation(image)  # before it is loaded, as the header's size was taken
+    image.load()
+    rgb = _to_rgb(image)
+    return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
