@@ -10,6 +10,8 @@ from packvit.evaluate.measures.calibration import LossKind
 from packvit.evaluate.measures.classification import measure_setting
 from packvit.evaluate.page.page import write_report
 from packvit.evaluate.page.pictures import Picture, ShardPictures
+from packvit.evaluate.predict.prediction import Prediction
+from packvit.evaluate.predict.predictor import Predictor
 from packvit.evaluate.report import draw_results
 from packvit.evaluate.run import Asked, evaluate
 from packvit.evaluate.setting import Setting
@@ -25,6 +27,8 @@ __all__ = [
     "LossKind",
     "MakeEvaluator",
     "Picture",
+    "Prediction",
+    "Predictor",
     "Setting",
     "ShardPictures",
     "Subject",

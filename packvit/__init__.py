@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from packvit.data import pack_images
+    from packvit.evaluate import Predictor
     from packvit.models import PackedViT, ViTConfig, load_model
     from packvit.packing import PackedBatch, pack_lengths
     from packvit.train.api import recipes, train
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PackedBatch",
     "PackedViT",
+    "Predictor",
     "ViTConfig",
     "__version__",
     "load_model",
@@ -33,6 +35,7 @@ except PackageNotFoundError:  # a checkout that is not installed
 ROOMS = {
     "PackedBatch": "packvit.packing",
     "PackedViT": "packvit.models",
+    "Predictor": "packvit.evaluate",
     "ViTConfig": "packvit.models",
     "load_model": "packvit.models",
     "pack_images": "packvit.data",

@@ -1,0 +1,104 @@
+"""Which setting, or cascade, a prediction takes: a plan's, the caller's, or the best that was measured."""
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from packvit.evaluate.plan.plan import Plan, Stage, read_plan
+from packvit.evaluate.predict.known import Results
+from packvit.evaluate.setting import Setting
+from packvit.models import PackedViT, ViTConfig, hash_model
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the caller asks for; None leaves it open.
+
+    Args:
+        resolution, patch_size, tokens, protocol: see Setting.
+    """
+
+    resolution: int | None = None
+    patch_size: int | None = None
+    tokens: int | None = None
+    protocol: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.patch_size is not None and self.resolution is None and self.tokens is None:
+            raise ValueError(
+                f"patch_size={self.patch_size} alone is no setting: give a resolution or a number of tokens"
+            )
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing is asked for but perhaps a protocol."""
+        return self.resolution is None and self.tokens is None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is run.
+
+    Args:
+        stages: one setting, or a cascade.
+        why: where they come from, as a sentence.
+    """
+
+    stages: tuple[Stage, ...]
+    why: str
+
+
+def stages_of_plan(plan: Plan | str | Path, model: PackedViT) -> tuple[Plan, Choice]:
+    """A plan, read if it is a file, and its stages.
+
+    Raises:
+        ValueError: it cannot be read, or is of another model.
+    """
+    plan = plan if isinstance(plan, Plan) else read_plan(Path(plan))
+    plan.check(hash_model(model))
+    config = model.config
+    if (tuple(plan.preprocessing.mean), tuple(plan.preprocessing.std)) != (
+        config.image_mean,
+        config.image_std,
+    ):
+        raise ValueError(
+            f"the plan's preprocessing has mean {plan.preprocessing.mean} and std {plan.preprocessing.std}, "
+            f"the model {config.image_mean} and {config.image_std}"
+        )
+    if plan.classes is not None and len(plan.classes) != config.num_classes:
+        raise ValueError(f"the plan names {len(plan.classes)} classes, the model has {config.num_classes}")
+    names = " then ".join(stage.setting.name for stage in plan.stages)
+    return plan, Choice(plan.stages, f"Setting {names}, as planned")
+
+
+def choose(wish: Wish, config: ViTConfig, results: Results | None) -> Choice:
+    """The setting that the caller asks for; what is left open is taken from an evaluation, or else from the
+    model.
+
+    Without a resolution and a number of tokens it is the most accurate setting of the evaluation, with its
+    temperature. A number of tokens alone goes with the patch size of the most accurate setting that needs no
+    more. Without an evaluation the patch size is that of the stored patch embedding, and the number of
+    tokens that of the position table.
+
+    Raises:
+        ValueError: the wish is no setting.
+    """
+    protocol = wish.protocol or "native"
+    rows = [row for row in results.rows if wish.protocol in (None, row.setting.protocol)] if results else []
+    if wish.tokens is not None:
+        rows = [row for row in rows if row.tokens <= wish.tokens]
+    best = max(rows, key=lambda row: row.accuracy, default=None)
+    if wish.is_open and best and results:
+        why = f"Setting {best.setting.name}, the most accurate ({best.accuracy:.1%}) in {results.path}"
+        return Choice((Stage(best.setting, best.temperature),), why)
+    p, source = wish.patch_size, "as asked"
+    if p is None and wish.resolution is None and best and results:
+        p, source = best.setting.patch_size, f"with the best patch size for so many tokens in {results.path}"
+    elif p is None:
+        p, source = config.patch_buffer, "with the patch size of the model's stored patch embedding"
+    tokens = wish.tokens
+    if wish.is_open:
+        tokens = prod(config.pos_grid)
+        source += " and as many tokens as its position table: no evaluation says what is better"
+    setting = Setting(p, wish.resolution, tokens, protocol)
+    return Choice((Stage(setting, 1.0),), f"Setting {setting.name}, {source}")

@@ -1,0 +1,226 @@
+"""Answers of one model to any images, at one setting or along a cascade of settings.
+
+Images of all sizes are packed into batches of at most so many tokens, without padding. At most one batch is
+on the device and one more is decoded ahead, so memory does not grow with the number of images.
+"""
+
+import os
+import threading
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import InitVar, dataclass, field, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from packvit.common.ranks import find_ranks
+from packvit.evaluate.grid import check_budgets
+from packvit.evaluate.plan.plan import Plan, Stage
+from packvit.evaluate.predict.answer import Asked, answer, is_unsure
+from packvit.evaluate.predict.choose import Choice, Wish, choose, stages_of_plan
+from packvit.evaluate.predict.known import Loss, find_classes, loss_of, read_results
+from packvit.evaluate.predict.prediction import Prediction
+from packvit.evaluate.predict.read import Source, check_source, in_order, read_view
+from packvit.models import PackedViT, hash_model, load_model
+from packvit.packing import PackedImage
+
+MOST_IMAGES = 1024  # of a batch, and decoded ahead of one
+WINDOW = 2048  # images that a cascade takes from its first stage to its last before it begins with the next
+
+
+@dataclass(eq=False)
+class Predictor:
+    """A model and how it is run; callable on a list of images, from any number of threads.
+
+    Without plan, resolution and tokens it takes the most accurate setting of the evaluation in the run's
+    folder, or else what the model's own shapes suggest; `choice.why` says which.
+
+    Args:
+        model: a PackedViT, which is put in eval mode, or whatever load_model reads.
+        plan: of this model, or its file; excludes the four below.
+        resolution, patch_size, tokens, protocol: as in Setting.
+        top: classes in an answer.
+        features: whether answers have the model's features.
+        device: auto takes a GPU if there is one; a PackedViT stays where it is.
+        precision: of matrix products: bf16, fp32, or auto, which is bf16 on CUDA and fp32 on a CPU.
+        loss: that the model was trained with, softmax or sigmoid; None asks the run's configuration, and
+            takes softmax where there is none.
+        batch_tokens: most tokens in a batch, unless a single image has more.
+        workers: threads that decode; 0 decodes in the caller's. None: one for each core, at most 16.
+
+    Attributes:
+        vit: the model.
+        choice: the stages that are run, and why.
+        classes: names, or None.
+
+    Raises:
+        ValueError: the plan is of another model, the setting is impossible or beyond all memory, or there is
+            nothing to predict.
+        FileNotFoundError, ImportError: see load_model.
+    """
+
+    model: InitVar[PackedViT | str | Path]
+    plan: InitVar[Plan | str | Path | None] = None
+    resolution: InitVar[int | None] = None
+    patch_size: InitVar[int | None] = None
+    tokens: InitVar[int | None] = None
+    protocol: InitVar[str | None] = None
+    top: int = 5
+    features: bool = False
+    device: InitVar[str] = "auto"
+    precision: str = "auto"
+    loss: Loss | None = None
+    batch_tokens: int = 8192
+    workers: int | None = None
+    vit: PackedViT = field(init=False)
+    choice: Choice = field(init=False)
+    classes: tuple[str, ...] | None = field(init=False, default=None)
+
+    def __post_init__(
+        self,
+        model: PackedViT | str | Path,
+        plan: Plan | str | Path | None,
+        resolution: int | None,
+        patch_size: int | None,
+        tokens: int | None,
+        protocol: str | None,
+        device: str,
+    ) -> None:
+        self._check_values()
+        wish = Wish(resolution, patch_size, tokens, protocol)
+        if plan is not None and wish != Wish():
+            raise ValueError("a plan decides on resolution, patch size, tokens and protocol: leave them out")
+        folder = None
+        if isinstance(model, PackedViT):
+            self.vit = model.eval()
+            own = next(model.parameters()).device
+            self._device = own if device == "auto" else find_ranks(device).device
+        else:
+            folder = Path(model) if Path(model).is_dir() else Path(model).parent
+            self._device = find_ranks(device).device
+            self.vit = load_model(model)
+        self._check_head(self.vit.config.num_classes)
+        self._choose(plan, wish, folder)
+        for stage in self.choice.stages:
+            side, p = round(stage.setting.side), stage.setting.patch_size
+            check_budgets(self.vit.config, [side], [p], self._device)
+        self.vit.to(self._device)
+        assert self.loss is not None
+        self._asked = Asked(self.loss, self.top, self.features, self.precision, self.classes)
+        self._one_batch = threading.Lock()
+
+    def _check_values(self) -> None:
+        for name, least in (("top", 0), ("batch_tokens", 1), ("workers", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value} must be at least {least}")
+        if self.loss not in (None, "softmax", "sigmoid"):
+            raise ValueError(f"loss={self.loss!r} is neither softmax nor sigmoid")
+        if self.workers is None:
+            self.workers = min(16, len(os.sched_getaffinity(0)))
+
+    def _check_head(self, classes: int) -> None:
+        if classes == 0 and not self.features:
+            raise ValueError("the model has no classification head: all it can give is its features")
+
+    def _choose(self, plan: Plan | str | Path | None, wish: Wish, folder: Path | None) -> None:
+        """Set the stages, the names of classes and the kind of loss."""
+        config = self.vit.config
+        results = read_results(folder, lambda: hash_model(self.vit)) if folder else None
+        if plan is not None:
+            plan, self.choice = stages_of_plan(plan, self.vit)
+            self.classes = plan.classes
+        else:
+            self.choice = choose(wish, config, results)
+        if len(self.choice.stages) > 1 and config.num_classes == 0:
+            raise ValueError("the model has no classification head, so a cascade has no confidence to go by")
+        if folder is not None and self.classes is None:
+            known = results.classes if results else None
+            fits = known is not None and len(known) == config.num_classes
+            self.classes = known if fits else find_classes(folder, config.num_classes)
+        if self.loss is None:
+            self.loss = loss_of(folder) if folder else "softmax"
+
+    def __call__(self, images: Sequence[Source]) -> list[Prediction]:
+        """An answer for each image, in their order; of an image that cannot be used, its error.
+
+        Args:
+            images: any mix of uint8 arrays [H, W, 3], [H, W, 4] (alpha is dropped) and [H, W] (grey), PIL
+                images, paths, and bytes of files, of any sizes. Files and PIL images are turned upright as
+                EXIF says.
+
+        Raises:
+            ValueError: it is no list, or one of them is no image at all; names its place.
+        """
+        single = isinstance(images, Image.Image | str | os.PathLike | bytes)
+        if single or (isinstance(images, np.ndarray) and images.ndim != 4):
+            raise ValueError("images must be a list, also of a single image")
+        for index, image in enumerate(images):
+            check_source(image, f"images[{index}]")
+        return list(self.stream(images))
+
+    def stream(self, images: Iterable[Source]) -> Generator[Prediction, None, None]:
+        """As a call, for any number of images that need not be in memory: an answer comes when its batch, and
+        in a cascade its window of images, is done.
+
+        Args:
+            images: may also be functions that give the bytes of a file; a cascade calls them once a stage.
+        """
+        with self._decoders(images) as pool:
+            if len(self.choice.stages) == 1:
+                yield from self._stage(self.choice.stages[0], images, pool)
+                return
+            iterator = iter(images)
+            while window := list(islice(iterator, WINDOW)):
+                yield from self._cascade(window, pool)
+
+    @contextmanager
+    def _decoders(self, images: Iterable[Source]) -> Iterator[Executor | None]:
+        """Threads that read and decode; none where there is one image, which they would only delay."""
+        assert self.workers is not None
+        if self.workers == 0 or (isinstance(images, Sequence) and len(images) < 2):
+            yield None
+            return
+        pool = ThreadPoolExecutor(self.workers, "packvit-decode")
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _cascade(self, window: Sequence[Source], pool: Executor | None) -> list[Prediction]:
+        """The answers to some images; those whose best score is below a stage's threshold go to the next."""
+        answers: list[Prediction] = [Prediction()] * len(window)
+        going = list(range(len(window)))
+        for stage in self.choice.stages:
+            found = self._stage(stage, [window[i] for i in going], pool)
+            for i, new in zip(going, found, strict=True):
+                answers[i] = replace(new, tokens=new.tokens + answers[i].tokens)
+            going = [i for i in going if is_unsure(answers[i], stage)]
+        return answers
+
+    def _stage(self, stage: Stage, images: Iterable[Source], pool: Executor | None) -> Iterator[Prediction]:
+        """The answers to images at one setting, a batch at a time."""
+        usual = max(1, round((stage.setting.side / stage.setting.patch_size) ** 2))  # tokens of an image
+        ahead = 1 + min(MOST_IMAGES, self.batch_tokens // usual)
+        batch: list[PackedImage | str] = []
+        tokens = 0
+        for view in in_order(pool, partial(read_view, setting=stage.setting), images, ahead):
+            more = view.num_tokens if isinstance(view, PackedImage) else 0
+            if len(batch) == MOST_IMAGES or (batch and tokens + more > self.batch_tokens):
+                yield from self._batch(batch, stage)
+                batch, tokens = [], 0
+            batch.append(view)
+            tokens += more
+        yield from self._batch(batch, stage)
+
+    def _batch(self, views: Sequence[PackedImage | str], stage: Stage) -> Iterator[Prediction]:
+        """The answers to the images of a batch, and the errors of those that could not be read."""
+        good = [view for view in views if isinstance(view, PackedImage)]
+        with self._one_batch:  # threads would need the memory of a batch each
+            answers = iter(answer(self.vit, good, stage, self._asked) if good else ())
+        for view in views:
+            yield next(answers) if isinstance(view, PackedImage) else Prediction(error=view)
