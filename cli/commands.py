@@ -8,7 +8,7 @@ from importlib import import_module
 
 from packvit import __version__
 
-# By name: the module whose `main` takes the arguments, and what the command is for.
+# By name: how it is called, and what it is for.
 COMMANDS = {
     "train": (
         "train RECIPE|CONFIG.yaml [--model MODEL] [--section.field VALUE ...]",
@@ -26,6 +26,10 @@ COMMANDS = {
         "plan EVAL [--max-tokens N | --max-gflops G | --max-ms M | --min-accuracy A]",
         "the setting, or the cascade of settings, that a budget should buy",
     ),
+    "predict": (
+        "predict MODEL IMAGES... [--plan plan.json | --resolution R --patch-size P | --tokens N]",
+        "classes and scores of images: files, folders, globs, shards, names on standard input",
+    ),
     "analyze": (
         "analyze --shards ... | --sizes-file ... [--seq-lens ...] [--algorithms ...]",
         "how well the views of a data set pack, and the sequence length to take",
@@ -41,6 +45,7 @@ COMMANDS = {
     ),
     "info": ("info", "versions, devices and attention backends, for bug reports"),
 }
+MODULES: dict[str, str] = {}  # of commands that are named otherwise than their module
 INTERRUPTED = 130  # what shells expect of a program that Ctrl-C ended: 128 + SIGINT
 READER_GONE = 141  # and of one whose output nobody reads any more, as with `| head`: 128 + SIGPIPE
 OTHERS_WAIT = 5.0  # seconds that other ranks leave the first one to say what is wrong
@@ -55,11 +60,11 @@ def dispatch(arguments: Sequence[str]) -> int:
     """Run one command.
 
     Returns:
-        The exit status: 0, 2 after a sentence on standard error, 130 after Ctrl-C, 141 when the reader of the
-        output has gone.
+        The exit status: the command's, 2 after a sentence on standard error, 130 after Ctrl-C, 141 when the
+        reader of the output has gone.
     """
     try:
-        run(arguments)
+        status = run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
         # What is still buffered would fail once more when Python ends.
@@ -73,11 +78,14 @@ def dispatch(arguments: Sequence[str]) -> int:
         if os.environ.get("PACKVIT_TRACEBACK"):
             raise
         return fail(str(error))
-    return 0
+    return status
 
 
-def run(arguments: Sequence[str]) -> None:
+def run(arguments: Sequence[str]) -> int:
     """Run one command; what goes wrong is raised.
+
+    Returns:
+        The exit status: 0, unless the command gives another.
 
     Raises:
         ValueError: there is no such command, and see the commands.
@@ -89,7 +97,9 @@ def run(arguments: Sequence[str]) -> None:
     elif arguments[0] not in COMMANDS:
         raise ValueError(f"{arguments[0]!r} is not a command: it is one of {', '.join(COMMANDS)}")
     else:
-        import_module(f"packvit.cli.{arguments[0]}").main(arguments[1:])
+        module = MODULES.get(arguments[0], arguments[0])
+        return import_module(f"packvit.cli.{module}").main(arguments[1:]) or 0
+    return 0
 
 
 def usage() -> str:

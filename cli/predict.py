@@ -1,0 +1,191 @@
+"""`packvit predict MODEL IMAGES...`: what a model says of images, streamed.
+
+Status 0: all images have an answer. 1: some are broken, and named. 130: interrupted; 141: the reader of
+standard output went away, as `head` does.
+"""
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import tyro
+from rich.console import Console
+
+from packvit.common.display import Bar
+from packvit.data import FetchConfig
+from packvit.evaluate import Predictor
+from packvit.evaluate.predict.read import Source
+from packvit.evaluate.predict.sources import Found, find_named
+from packvit.evaluate.predict.write import (
+    JsonWriter,
+    TableWriter,
+    Writer,
+    check_out,
+    columns,
+    open_out,
+    partial_name,
+)
+
+SOME_BROKEN = 1
+READER_GONE = 141  # what shells see of a program that SIGPIPE ended: 128 + SIGPIPE
+SHOW_EVERY = 64  # images
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Say what a model sees in images, of any sizes and any number.
+
+    Without --plan, --resolution and --tokens the most accurate setting in MODEL/eval/results.json is taken.
+
+    Args:
+        model: a run's folder, a checkpoint, or any file that load_model reads.
+        images: files, folders with all below them, globs, shards and their URLs, or - for names on standard
+            input, one a line.
+        plan: plan.json of this model; decides on resolution, patch size, tokens and protocol.
+        resolution: side in pixels of the square with a view's area.
+        patch_size: side in pixels; by default that of the model's stored patch embedding.
+        tokens: most tokens of an image, instead of a resolution.
+        protocol: native shows whole images at their aspect ratio, square squashed to a square, crop:0.875 the
+            central square with that share of the shorter side.
+        top: classes in an answer.
+        features: also write what enters the model's head.
+        out: .jsonl, .csv or .parquet, replaced when all is done; by default lines of JSON, or a table in a
+            terminal, on standard output.
+        null: names on standard input end with NUL, as find -print0 writes them.
+        precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU.
+        batch_tokens: most tokens in a batch.
+        workers: threads that decode; by default one for each core.
+        device: auto takes a GPU when there is one.
+        fetch: how remote and gzipped shards are fetched.
+    """
+
+    model: Annotated[str, tyro.conf.Positional]
+    images: Annotated[tuple[str, ...], tyro.conf.Positional]
+    plan: Path | None = None
+    resolution: int | None = None
+    patch_size: int | None = None
+    tokens: int | None = None
+    protocol: str | None = None
+    top: int = 5
+    features: bool = False
+    out: Path | None = None
+    null: Annotated[bool, tyro.conf.arg(aliases=["-0"])] = False
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    batch_tokens: int = 8192
+    workers: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    fetch: FetchConfig = field(default_factory=FetchConfig)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Predict; returns the exit status."""
+    options = tyro.cli(Predict, prog="packvit predict", args=arguments)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "packvit predict is one process: without torchrun, start one for each GPU, with images of its own"
+        )
+    if options.out is not None:
+        check_out(options.out)
+    found = find_named(options.images, sys.stdin.buffer, b"\0" if options.null else b"\n", options.fetch)
+    predictor = Predictor(
+        options.model,
+        options.plan,
+        options.resolution,
+        options.patch_size,
+        options.tokens,
+        options.protocol,
+        top=options.top,
+        features=options.features,
+        device=options.device,
+        precision=options.precision,
+        batch_tokens=options.batch_tokens,
+        workers=options.workers,
+    )
+    print(f"{predictor.choice.why}.", file=sys.stderr)
+    try:
+        with open_writer(options, predictor) as writer:
+            done = predict(predictor, found, writer, show=not is_table(options))
+    except BrokenPipeError:
+        # What is still buffered would fail once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
+    rate = done.images / done.seconds
+    print(f"{done.images} images, {done.broken} of them broken, {rate:.0f} images/s", file=sys.stderr)
+    return SOME_BROKEN if done.broken else 0
+
+
+class Done(NamedTuple):
+    """Counts of images, and how long they took."""
+
+    images: int
+    broken: int
+    seconds: float
+
+
+def predict(predictor: Predictor, found: Found, writer: Writer, show: bool) -> Done:
+    """Write the answers to all images, in their order.
+
+    Args:
+        show: a progress bar on standard error.
+    """
+    names: deque[str] = deque()
+
+    def sources() -> Iterator[Source]:
+        for image in found.images:
+            names.append(image.name)
+            yield image.source
+
+    done = broken = 0
+    began = time.perf_counter()
+    bar = Bar(Console(stderr=True, quiet=not show), "predicting", found.number)
+    # Closed at once when this ends early, so that nothing goes on decoding.
+    with bar, closing(predictor.stream(sources())) as predictions:
+        for prediction in predictions:
+            done += 1
+            writer.write(names.popleft(), prediction)
+            broken += prediction.error is not None
+            if done % SHOW_EVERY == 0:
+                bar.update(done, state=f"{done / (time.perf_counter() - began):.0f} images/s")
+    return Done(done, broken, time.perf_counter() - began)
+
+
+def is_table(options: Predict) -> bool:
+    """Whether a person reads the answers as they come."""
+    return options.out is None and sys.stdout.isatty()
+
+
+def open_writer(options: Predict, predictor: Predictor) -> AbstractContextManager[Writer]:
+    """Where the answers go."""
+    if options.out is None:
+        return open_stdout(is_table(options))
+    config = predictor.vit.config
+    top = min(options.top, config.num_classes)
+    features = config.feature_dim if options.features else 0
+    return open_file(options.out, columns(top, predictor.classes is not None, features))
+
+
+@contextmanager
+def open_stdout(table: bool) -> Iterator[Writer]:
+    """Standard output as it is now: a progress bar puts another in its place."""
+    writer = TableWriter(sys.stdout) if table else JsonWriter(sys.stdout)
+    try:
+        yield writer
+    finally:
+        writer.close()
+
+
+@contextmanager
+def open_file(path: Path, names: list[str]) -> Iterator[Writer]:
+    """A file; says where the answers are that were made before an interruption or a failure."""
+    try:
+        with open_out(path, names) as writer:
+            yield writer
+    except BaseException:
+        print(f"packvit: the answers so far are in {partial_name(path)}", file=sys.stderr)
+        raise
