@@ -55,6 +55,8 @@ class Predict:
             central square with that share of the shorter side.
         top: classes in an answer.
         features: also write what enters the model's head.
+        loss: that the model was trained with, which makes scores of logits; by default what its run's
+            configuration says, or else softmax.
         out: .jsonl, .csv or .parquet, replaced when all is done; by default lines of JSON, or a table in a
             terminal, on standard output.
         null: names on standard input end with NUL, as find -print0 writes them.
@@ -74,6 +76,7 @@ class Predict:
     protocol: str | None = None
     top: int = 5
     features: bool = False
+    loss: Literal["softmax", "sigmoid"] | None = None
     out: Path | None = None
     null: Annotated[bool, tyro.conf.arg(aliases=["-0"])] = False
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -104,6 +107,7 @@ def main(arguments: Sequence[str]) -> int:
         features=options.features,
         device=options.device,
         precision=options.precision,
+        loss=options.loss,
         batch_tokens=options.batch_tokens,
         workers=options.workers,
     )

@@ -55,9 +55,9 @@ def answer(vit: PackedViT, images: Sequence[PackedImage], stage: Stage, asked: A
     is_finite = features.isfinite().all(1) & scores.isfinite().all(1)
     return [
         Prediction(
-            tuple(own_labels[: asked.top]),
-            tuple(own_scores[: asked.top]),
-            asked.classes and tuple(asked.classes[label] for label in own_labels[: asked.top]),
+            tuple(own_labels),
+            tuple(own_scores),
+            asked.classes and tuple(asked.classes[label] for label in own_labels),
             own_features.numpy() if asked.features else None,
             image.num_tokens,
             stage.setting.name,
@@ -71,11 +71,11 @@ def answer(vit: PackedViT, images: Sequence[PackedImage], stage: Stage, asked: A
 
 
 def best_classes(logits: Tensor, stage: Stage, asked: Asked) -> tuple[Tensor, Tensor]:
-    """Labels int64 [N, k] and scores float32 [N, k] on the CPU, the best first; k is at least 1.
+    """Labels int64 [N, k] and scores float32 [N, k] on the CPU, the best first; k is at most the classes.
 
     Classes are ordered by their logits: scores of several may round to 1.
     """
-    best, labels = logits.topk(min(max(1, asked.top), logits.shape[1]))
+    best, labels = logits.topk(min(asked.top, logits.shape[1]))
     if asked.loss == "sigmoid":
         scores = (best / stage.temperature).sigmoid()
     else:

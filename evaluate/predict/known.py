@@ -122,9 +122,14 @@ def _shard_folders(folder: Path) -> list[Path]:
 
 
 def run_field(folder: Path, section: str, name: str) -> Any:
-    """A value of the run's configuration; None where there is none that can be read."""
+    """A value of the run's configuration; None where there is none that can be read.
+
+    Args:
+        folder: the run's, or that of one of its checkpoints, RUN/checkpoints/step-00000100.
+    """
+    run = folder.absolute().parents[1] if folder.absolute().parent.name == "checkpoints" else folder
     try:
-        return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))[section][name]
+        return yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))[section][name]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return None
 

@@ -100,7 +100,9 @@ class Predictor:
             own = next(model.parameters()).device
             self._device = own if device == "auto" else find_ranks(device).device
         else:
-            folder = Path(model) if Path(model).is_dir() else Path(model).parent
+            path = Path(model)
+            if path.exists():  # a model on a hub has no run here
+                folder = path if path.is_dir() else path.parent
             self._device = find_ranks(device).device
             self.vit = load_model(model)
         self._check_head(self.vit.config.num_classes)
@@ -114,14 +116,15 @@ class Predictor:
         self._one_batch = threading.Lock()
 
     def _check_values(self) -> None:
-        for name, least in (("top", 0), ("batch_tokens", 1), ("workers", 0)):
+        for name, least in (("top", 1), ("batch_tokens", 1), ("workers", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value} must be at least {least}")
         if self.loss not in (None, "softmax", "sigmoid"):
             raise ValueError(f"loss={self.loss!r} is neither softmax nor sigmoid")
         if self.workers is None:
-            self.workers = min(16, len(os.sched_getaffinity(0)))
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            self.workers = min(16, cores)
 
     def _check_head(self, classes: int) -> None:
         if classes == 0 and not self.features:
@@ -145,7 +148,7 @@ class Predictor:
         if self.loss is None:
             self.loss = loss_of(folder) if folder else "softmax"
 
-    def __call__(self, images: Sequence[Source]) -> list[Prediction]:
+    def __call__(self, images: Iterable[Source]) -> list[Prediction]:
         """An answer for each image, in their order; of an image that cannot be used, its error.
 
         Args:
@@ -159,6 +162,7 @@ class Predictor:
         single = isinstance(images, Image.Image | str | os.PathLike | bytes)
         if single or (isinstance(images, np.ndarray) and images.ndim != 4):
             raise ValueError("images must be a list, also of a single image")
+        images = list(images)
         for index, image in enumerate(images):
             check_source(image, f"images[{index}]")
         return list(self.stream(images))

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,6 +208,7 @@ def test_an_image_that_cannot_be_used_has_an_error_and_the_others_their_answers(
         assert what in str(error)
     assert predictor([b""])[0].labels == ()
     assert predictor([]) == []
+    assert_same(predictor(image for image in images[:3]), predictor(images[:3]))
 
 
 @pytest.mark.parametrize(
@@ -265,8 +267,8 @@ def test_the_temperature_changes_scores_and_no_prediction(model, images):
 
 
 def test_scores_of_sigmoid_models_are_sigmoids(model, images, tmp_path):
-    run = save_model(model, tmp_path)
-    (run / "config.yaml").write_text("train:\n  loss: sigmoid\n")
+    run = save_model(model, tmp_path / "run/checkpoints/step-00000100")
+    (tmp_path / "run/config.yaml").write_text("train:\n  loss: sigmoid\n")
     plan = make_plan(model, Stage(SETTING, 2.0))
     answer = Predictor(run, plan, top=7)([images[0]])[0]
     with torch.inference_mode():
@@ -366,6 +368,20 @@ def test_names_of_classes_are_found_beside_the_training_shards(model, images, tm
     assert Predictor(run, resolution=40).classes is None
 
 
+def test_the_example_in_the_documentation_runs(model, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_model(model, tmp_path / "runs/digits")
+    (tmp_path / "photo.jpg").write_bytes(encode(images[0], "JPEG"))
+    page = (Path(__file__).parents[2] / "docs/predict.md").read_text()
+    names: dict[str, Any] = {"scan_array": images[1]}
+    exec(page.split("```python\n")[1].split("```")[0].replace("1000", "3"), names)
+    assert len(names["photo"].labels) == len(names["scan"].scores) == 3
+    assert names["scan"].tokens <= 36
+    assert names["scan"].setting == "t36-p8"
+    assert "decoded" in names["broken"].error
+    assert_same([names["prediction"]], [names["photo"]])
+
+
 # ---- refusals ----
 
 
@@ -376,7 +392,7 @@ def test_names_of_classes_are_found_beside_the_training_shards(model, images, tm
         ({"resolution": 40, "tokens": 9}, "either a resolution or a number of tokens"),
         ({"resolution": 40, "protocol": "stretch"}, "stretch"),
         ({"resolution": 10**7}, "too many"),
-        ({"resolution": 40, "top": -1}, "top=-1"),
+        ({"resolution": 40, "top": 0}, "top=0"),
         ({"resolution": 40, "batch_tokens": 0}, "batch_tokens=0"),
         ({"resolution": 40, "workers": -1}, "workers=-1"),
         ({"resolution": 40, "loss": "hinge"}, "hinge"),
