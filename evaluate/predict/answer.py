@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from packvit.common.device import make_autocast
+from packvit.evaluate.measures.calibration import LossKind
 from packvit.evaluate.plan.plan import Stage
-from packvit.evaluate.predict.known import Loss
 from packvit.evaluate.predict.prediction import Prediction
 from packvit.models import PackedViT
 from packvit.packing import PackedBatch, PackedImage
@@ -26,7 +26,7 @@ class Asked:
         classes: names, or None.
     """
 
-    loss: Loss
+    loss: LossKind
     top: int
     features: bool
     precision: str

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from packvit.evaluate.favoured import favoured_patch_size
 from packvit.evaluate.plan.plan import Plan, Stage, read_plan
 from packvit.evaluate.predict.known import Results
 from packvit.evaluate.setting import Setting
@@ -76,27 +77,25 @@ def choose(wish: Wish, config: ViTConfig, results: Results | None) -> Choice:
     model.
 
     Without a resolution and a number of tokens it is the most accurate setting of the evaluation, with its
-    temperature. A number of tokens alone goes with the patch size of the most accurate setting that needs no
-    more. Without an evaluation the patch size is that of the stored patch embedding, and the number of
-    tokens that of the position table.
+    temperature. A number of tokens alone goes with the patch size that the evaluation favours. Without an
+    evaluation the patch size is that of the stored patch embedding, and the number of tokens that of the
+    position table.
 
     Raises:
         ValueError: the wish is no setting.
     """
     protocol = wish.protocol or "native"
     rows = [row for row in results.rows if wish.protocol in (None, row.setting.protocol)] if results else []
-    if wish.tokens is not None:
-        rows = [row for row in rows if row.tokens <= wish.tokens]
-    best = max(rows, key=lambda row: row.accuracy, default=None)
-    if wish.is_open and best and results:
+    if rows and results and wish.is_open:
+        best = max(rows, key=lambda row: row.accuracy)
         why = f"Setting {best.setting.name}, the most accurate ({best.accuracy:.1%}) in {results.path}"
         return Choice((Stage(best.setting, best.temperature),), why)
-    p, source = wish.patch_size, "as asked"
-    if p is None and wish.resolution is None and best and results:
-        p, source = best.setting.patch_size, f"with the best patch size for so many tokens in {results.path}"
+    p, tokens, source = wish.patch_size, wish.tokens, "as asked"
+    if p is None and tokens is not None and rows and results:
+        p = favoured_patch_size([row.as_mapping() for row in rows], tokens, "accuracy")
+        source = f"with the patch size that {results.path} favours"
     elif p is None:
         p, source = config.patch_buffer, "with the patch size of the model's stored patch embedding"
-    tokens = wish.tokens
     if wish.is_open:
         tokens = prod(config.pos_grid)
         source += " and as many tokens as its position table: no evaluation says what is better"

@@ -1,18 +1,18 @@
-"""What a run's folder tells prediction: settings that were measured, names of classes, the kind of loss."""
+"""What a run's folder tells prediction: settings that were measured, and names of classes."""
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from packvit.data import is_remote
+from packvit.evaluate.loss import find_run_config
 from packvit.evaluate.plan.fields import check_fields, read_object
 from packvit.evaluate.setting import Setting
 
-Loss = Literal["softmax", "sigmoid"]
 NONE = type(None)
 
 
@@ -30,6 +30,14 @@ class Row:
     accuracy: float
     tokens: float
     temperature: float
+
+    def as_mapping(self) -> dict[str, float]:
+        """What `favoured_patch_size` looks at."""
+        return {
+            "patch_size": self.setting.patch_size,
+            "tokens_per_image": self.tokens,
+            "accuracy": self.accuracy,
+        }
 
 
 @dataclass(frozen=True)
@@ -115,25 +123,11 @@ def find_classes(folder: Path, number: int) -> tuple[str, ...] | None:
 
 
 def _shard_folders(folder: Path) -> list[Path]:
-    shards = run_field(folder, "data", "shards")
+    config = find_run_config(folder)
+    try:
+        shards = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["shards"] if config else None
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return []
     patterns = [str(pattern) for pattern in shards] if isinstance(shards, list) else []
     paths = [Path(pattern) for pattern in patterns if not is_remote(pattern)]
     return [path if path.is_dir() else path.parent for path in paths]
-
-
-def run_field(folder: Path, section: str, name: str) -> Any:
-    """A value of the run's configuration; None where there is none that can be read.
-
-    Args:
-        folder: the run's, or that of one of its checkpoints, RUN/checkpoints/step-00000100.
-    """
-    run = folder.absolute().parents[1] if folder.absolute().parent.name == "checkpoints" else folder
-    try:
-        return yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))[section][name]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return None
-
-
-def loss_of(folder: Path) -> Loss:
-    """The classification loss that a run was trained with; softmax where nothing is known."""
-    return "sigmoid" if run_field(folder, "train", "loss") == "sigmoid" else "softmax"

@@ -18,11 +18,13 @@ import numpy as np
 from PIL import Image
 
 from packvit.common.ranks import find_ranks
-from packvit.evaluate.grid import check_budgets
+from packvit.evaluate.checks import check_settings, mean_tokens
+from packvit.evaluate.loss import loss_kind
+from packvit.evaluate.measures.calibration import LossKind
 from packvit.evaluate.plan.plan import Plan, Stage
 from packvit.evaluate.predict.answer import Asked, answer, is_unsure
 from packvit.evaluate.predict.choose import Choice, Wish, choose, stages_of_plan
-from packvit.evaluate.predict.known import Loss, find_classes, loss_of, read_results
+from packvit.evaluate.predict.known import find_classes, read_results
 from packvit.evaluate.predict.prediction import Prediction
 from packvit.evaluate.predict.read import Source, check_source, in_order, read_view
 from packvit.models import PackedViT, hash_model, load_model
@@ -73,7 +75,7 @@ class Predictor:
     features: bool = False
     device: InitVar[str] = "auto"
     precision: str = "auto"
-    loss: Loss | None = None
+    loss: LossKind | None = None
     batch_tokens: int = 8192
     workers: int | None = None
     vit: PackedViT = field(init=False)
@@ -107,9 +109,8 @@ class Predictor:
             self.vit = load_model(model)
         self._check_head(self.vit.config.num_classes)
         self._choose(plan, wish, folder)
-        for stage in self.choice.stages:
-            side, p = round(stage.setting.side), stage.setting.patch_size
-            check_budgets(self.vit.config, [side], [p], self._device)
+        settings = [stage.setting for stage in self.choice.stages]
+        check_settings(self.vit.config, settings, self._device)
         self.vit.to(self._device)
         assert self.loss is not None
         self._asked = Asked(self.loss, self.top, self.features, self.precision, self.classes)
@@ -146,7 +147,7 @@ class Predictor:
             fits = known is not None and len(known) == config.num_classes
             self.classes = known if fits else find_classes(folder, config.num_classes)
         if self.loss is None:
-            self.loss = loss_of(folder) if folder else "softmax"
+            self.loss = (loss_kind(folder) if folder else None) or "softmax"
 
     def __call__(self, images: Iterable[Source]) -> list[Prediction]:
         """An answer for each image, in their order; of an image that cannot be used, its error.
@@ -208,8 +209,7 @@ class Predictor:
 
     def _stage(self, stage: Stage, images: Iterable[Source], pool: Executor | None) -> Iterator[Prediction]:
         """The answers to images at one setting, a batch at a time."""
-        usual = max(1, round((stage.setting.side / stage.setting.patch_size) ** 2))  # tokens of an image
-        ahead = 1 + min(MOST_IMAGES, self.batch_tokens // usual)
+        ahead = 1 + min(MOST_IMAGES, self.batch_tokens // mean_tokens(stage.setting))
         batch: list[PackedImage | str] = []
         tokens = 0
         for view in in_order(pool, partial(read_view, setting=stage.setting), images, ahead):

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -120,6 +121,28 @@ def test_shards_name_their_samples_and_folders_hold_shards_too(model, digits_set
     both = lines(capsys.readouterr().out)
     assert_same(both[:-1], alone)
     assert both[-1]["image"] == str(tmp_path / "all/c/d/e.png")
+
+
+def test_answers_are_those_of_an_evaluation(model, digits_set, tmp_path, capsys):
+    val = str(digits_set / "val")
+    flags = ["--resolutions", "16", "--patch-sizes", "8", "--protocol", "crop:0.75", "--workers", "0"]
+    command = ["eval", model, "--shards", val, *flags, "--device", "cpu", "--out", str(tmp_path / "run/eval")]
+    assert dispatch(command) == 0
+    with np.load(tmp_path / "run/eval/predictions.npz") as found:
+        keys, prediction, confidence = (
+            found[name].tolist()
+            for name in ("keys", "prediction/r16-p8-crop0.75", "confidence/r16-p8-crop0.75")
+        )
+    for path in Path(model).iterdir():
+        shutil.copy(path, tmp_path / "run")
+    capsys.readouterr()
+    assert dispatch(["predict", str(tmp_path / "run"), val, "--device", "cpu"]) == 0
+    printed = capsys.readouterr()
+    assert "Setting r16-p8-crop0.75, the most accurate" in printed.err
+    answers = {line["image"].rpartition("/")[2]: line for line in lines(printed.out)}
+    assert sorted(answers) == sorted(keys)
+    assert [answers[key]["labels"][0] for key in keys] == prediction
+    assert [answers[key]["scores"][0] for key in keys] == pytest.approx(confidence, abs=2e-6)
 
 
 def test_broken_images_are_named_and_the_rest_is_done(model, photos, names, feed, capsys, tmp_path):
