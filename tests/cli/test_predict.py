@@ -125,7 +125,17 @@ def test_shards_name_their_samples_and_folders_hold_shards_too(model, digits_set
 
 def test_answers_are_those_of_an_evaluation(model, digits_set, tmp_path, capsys):
     val = str(digits_set / "val")
-    flags = ["--resolutions", "16", "--patch-sizes", "8", "--protocol", "crop:0.75", "--workers", "0"]
+    flags = [
+        "--resolutions",
+        "16",
+        "--patch-sizes",
+        "8",
+        "--protocol",
+        "crop:0.75",
+        "--no-cost",
+        "--workers",
+        "0",
+    ]
     command = ["eval", model, "--shards", val, *flags, "--device", "cpu", "--out", str(tmp_path / "run/eval")]
     assert dispatch(command) == 0
     with np.load(tmp_path / "run/eval/predictions.npz") as found:
