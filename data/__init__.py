@@ -9,6 +9,7 @@ from packvit.data.make.sources import read_image
 from packvit.data.make.teach import write_with_logits
 from packvit.data.make.write import write_shards
 from packvit.data.samples.augment import AugmentConfig
+from packvit.data.samples.corrupt import Corruption, every_corruption, parse_corruptions
 from packvit.data.samples.cut import cut_image
 from packvit.data.samples.decode import decode_upright, native_size_of, show, upright
 from packvit.data.samples.mix import MixConfig, pixel_box
@@ -33,6 +34,7 @@ __all__ = [
     "BadSample",
     "BadShard",
     "ClassTarget",
+    "Corruption",
     "DataConfig",
     "DataError",
     "DataPlan",
@@ -58,11 +60,13 @@ __all__ = [
     "cut_image",
     "decode_upright",
     "end_workers",
+    "every_corruption",
     "expand_shards",
     "is_remote",
     "merge_states",
     "native_size_of",
     "pack_images",
+    "parse_corruptions",
     "pixel_box",
     "read_image",
     "redact",

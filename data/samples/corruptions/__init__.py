@@ -1,0 +1,1 @@
+"""What corruptions do to pixels, kind by kind."""
