@@ -30,6 +30,10 @@ COMMANDS = {
         "predict MODEL IMAGES... [--plan plan.json | --resolution R --patch-size P | --tokens N]",
         "classes and scores of images: files, folders, globs, shards, names on standard input",
     ),
+    "probe": (
+        "probe TRAIN TEST [--shots ...] [--knn K] [--across]",
+        "few-shot and nearest-neighbour accuracy of features that `eval --features` has stored",
+    ),
     "analyze": (
         "analyze --shards ... | --sizes-file ... [--seq-lens ...] [--algorithms ...]",
         "how well the views of a data set pack, and the sequence length to take",

@@ -1,0 +1,45 @@
+"""Classification by the nearest neighbours among labelled features."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+NEIGHBOURS = 20
+TEMPERATURE = 0.07
+CHUNK = 2**24  # similarities that are held at once
+
+Vote = Literal["weighted", "majority"]
+
+
+def classify_by_neighbours(
+    train: tuple[Tensor, Tensor],
+    features: Tensor,
+    k: int = NEIGHBOURS,
+    vote: Vote = "weighted",
+    chunk: int = CHUNK,
+) -> Tensor:
+    """The class that the k nearest images vote for: int64 [M].
+
+    Nearness is the cosine of the angle between features. A neighbour's vote weighs exp(cosine / 0.07) as in
+    DINO (arXiv 2104.14294, after 1805.01978), or 1; of classes with equal votes the lowest is taken.
+
+    Args:
+        train: features [N, D] and labels int64 [N] of the labelled images.
+        features: [M, D] of the images to classify, of the same setting or of another one.
+        chunk: similarities held at once, though at least those of one image to all N.
+
+    Raises:
+        ValueError: there are fewer than k labelled images.
+    """
+    known, labels = torch.nn.functional.normalize(train[0], dim=1), train[1]
+    if not 1 <= k <= len(labels):
+        raise ValueError(f"{k} neighbours cannot be found among {len(labels)} images")
+    classes = int(labels.max()) + 1
+    found = [torch.zeros(0, dtype=torch.int64, device=features.device)]
+    for part in torch.nn.functional.normalize(features, dim=1).split(max(1, chunk // len(labels))):
+        nearness, places = (part @ known.T).topk(k)
+        weights = (nearness / TEMPERATURE).exp() if vote == "weighted" else torch.ones_like(nearness)
+        votes = weights.new_zeros(len(part), classes).scatter_add_(1, labels[places], weights)
+        found.append(votes.argmax(1))
+    return torch.cat(found)
