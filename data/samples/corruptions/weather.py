@@ -1,17 +1,18 @@
 """Snow, frost and fog: each takes float32 [H, W, 3] in 0..1 and may leave that range."""
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from packvit.data.samples.corruptions.filters import gaussian, motion, zoom
+from packvit.data.samples.corruptions.filters import gaussian, mirror, motion, zoom
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 PLASMA_SIDE = 256  # pixels after which clouds repeat; images have about 224
 ICE = np.array([0.84, 0.94, 1.0], np.float32)  # the colour of frost
-FERNS = 30
-FINER = 2  # frost is drawn so many times as large, for smooth lines
+PANES, PANE_SIDE, FERNS = 5, 384, 75  # panes of frost, their side in pixels, ferns of ice on each
+FINER = 2  # ice is drawn so many times as large, for smooth lines
 
 
 def snow(
@@ -56,8 +57,12 @@ def fog(image: np.ndarray, rng: np.random.Generator, density: float, decay: floa
 
 
 def frost(image: np.ndarray, rng: np.random.Generator, clear: float, opaque: float) -> np.ndarray:
-    """Frost on a pane: so much of the picture, and so much of the frost."""
-    return clear * image + opaque * frost_texture(image.shape[:2], rng)
+    """Frost on a pane: so much of the picture, and so much of a random part of one of the panes."""
+    ice = pane(int(rng.integers(PANES)))
+    top, left = rng.integers(PANE_SIDE, size=2)
+    height, width = image.shape[:2]
+    rows, cols = mirror(top + np.arange(height), PANE_SIDE), mirror(left + np.arange(width), PANE_SIDE)
+    return clear * image + opaque * ice[rows[:, None], cols]
 
 
 def plasma(shape: tuple[int, int], decay: float, rng: np.random.Generator) -> np.ndarray:
@@ -88,21 +93,21 @@ def plasma(shape: tuple[int, int], decay: float, rng: np.random.Generator) -> np
     return field[rows[:, None], cols].astype(np.float32)
 
 
-def frost_texture(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Ice on glass, drawn: float32 [H, W, 3] in 0..1.
+@lru_cache
+def pane(number: int) -> np.ndarray:
+    """A pane with ice: float32 [PANE_SIDE, PANE_SIDE, 3] in 0..1.
 
-    The original corruption lays photographs of frosted panes over the picture. Here ferns of ice grow with
-    the 60 degrees of ice crystals between a stem and its branches, over a haze of rime.
+    The original corruption lays one of a few photographs of frosted panes over the picture. Here ferns of ice
+    grow with the 60 degrees of ice crystals between a stem and its branches, over a haze of rime.
     """
-    height, width = shape
-    drawn = Image.new("L", (width * FINER, height * FINER))
+    rng = np.random.default_rng(number)
+    drawn = Image.new("L", (PANE_SIDE * FINER, PANE_SIDE * FINER))
     pen = ImageDraw.Draw(drawn)
     for _ in range(FERNS):
-        start = rng.uniform(0, width * FINER), rng.uniform(0, height * FINER)
-        length = rng.uniform(0.2, 0.55) * math.sqrt(height * width) * FINER
-        _draw_fern(pen, rng, start, rng.uniform(0, 2 * math.pi), length, 2)
-    ferns = np.asarray(drawn.resize((width, height), Image.Resampling.BOX), np.float32) / 255
-    rime = plasma(shape, 1.5, rng)
+        x, y, angle = rng.uniform(0, (drawn.width, drawn.height, 2 * math.pi))
+        _draw_fern(pen, rng, (x, y), angle, rng.uniform(45, 125) * FINER, 2)
+    ferns = np.asarray(drawn.resize((PANE_SIDE, PANE_SIDE), Image.Resampling.BOX), np.float32) / 255
+    rime = plasma(ferns.shape, 1.5, rng)
     grey = 0.1 + 0.35 * rime + 0.45 * gaussian(ferns, 2.0) + 0.4 * ferns * (0.4 + 0.6 * rime)
     return grey.clip(0, 1)[..., None] * ICE
 
