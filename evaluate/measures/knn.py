@@ -18,6 +18,7 @@ def classify_by_neighbours(
     k: int = NEIGHBOURS,
     vote: Vote = "weighted",
     chunk: int = CHUNK,
+    leave_one_out: bool = False,
 ) -> Tensor:
     """The class that the k nearest images vote for: int64 [M].
 
@@ -33,12 +34,17 @@ def classify_by_neighbours(
         ValueError: there are fewer than k labelled images.
     """
     known, labels = torch.nn.functional.normalize(train[0], dim=1), train[1]
-    if not 1 <= k <= len(labels):
-        raise ValueError(f"{k} neighbours cannot be found among {len(labels)} images")
+    others = len(labels) - leave_one_out
+    if not 1 <= k <= others:
+        raise ValueError(f"{k} neighbours cannot be found among {others} images")
     classes = int(labels.max()) + 1
     found = [torch.zeros(0, dtype=torch.int64, device=features.device)]
     for part in torch.nn.functional.normalize(features, dim=1).split(max(1, chunk // len(labels))):
-        nearness, places = (part @ known.T).topk(k)
+        similarity = part @ known.T
+        if leave_one_out:
+            # The diagonal of all images' similarities, as far as it runs through this part.
+            similarity.diagonal(sum(map(len, found))).fill_(-torch.inf)
+        nearness, places = similarity.topk(k)
         weights = (nearness / TEMPERATURE).exp() if vote == "weighted" else torch.ones_like(nearness)
         votes = weights.new_zeros(len(part), classes).scatter_add_(1, labels[places], weights)
         found.append(votes.argmax(1))
