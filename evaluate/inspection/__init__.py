@@ -1,1 +1,1 @@
-"""What a model makes of one image at different budgets."""
+"""What a model makes of the same images at different budgets."""
