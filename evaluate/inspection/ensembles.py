@@ -1,0 +1,115 @@
+"""Ensembles of one model with itself: the mean of several settings against one setting of at most their cost.
+
+Every other image decides which single setting is the rival. What is reported is measured on the images
+between them, so that nothing is judged by the images on which it was chosen.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, combinations
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Z = 1.959964  # of a two-sided 95 % interval
+SIZES = (2, 3)  # settings in an ensemble
+LOSSES = {"softmax": lambda logits: logits.softmax(-1), "sigmoid": torch.sigmoid}
+Loss = Literal["softmax", "sigmoid"]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def wilson(right: int, total: int) -> Share:
+    """Wilson's interval of `right` of `total`, total at least 1 (JASA 22, 1927)."""
+    share, squared = right / total, Z**2 / total
+    centre = (share + squared / 2) / (1 + squared)
+    half = Z / (1 + squared) * math.sqrt(share * (1 - share) / total + squared / (4 * total))
+    return Share(share, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def gain(new: Tensor, old: Tensor) -> Share:
+    """By how much a share grew on the same images, with the interval of Agresti and Min (2005), which adds
+    half an image to each of the four ways in which the two can agree or not.
+
+    Args:
+        new, old: bool [N].
+    """
+    n = len(new)
+    won, lost = int((new & ~old).sum()), int((old & ~new).sum())
+    better, worse, total = won + 0.5, lost + 0.5, n + 2
+    centre = (better - worse) / total
+    half = Z * math.sqrt(max(0.0, better + worse - (better - worse) ** 2 / total)) / total
+    return Share((won - lost) / n, max(-1.0, centre - half), min(1.0, centre + half))
+
+
+def compare_ensembles(
+    logits: Tensor, labels: Tensor, gflops: Sequence[float], names: Sequence[str], loss: Loss
+) -> dict[str, Any]:
+    """Every pair and triple of settings against the best single setting that costs at most as much.
+
+    The probabilities of the settings are averaged, softmax or sigmoid as the model was trained, not their
+    logits; the class with the highest mean is the answer.
+
+    Args:
+        logits: [S, N, classes], of at least 2 images.
+        labels: int64 [N].
+        gflops: of one image at each setting.
+        names: of the settings.
+
+    Returns:
+        `chosen_on` and `measured_on`, images of the two halves; `singles`, each setting's accuracy on the
+        second half; `rows`, one for each ensemble: `settings`, `gflops_per_image`, `chosen_accuracy` (on
+        the first half), `accuracy`, `single` (the rival's name), `single_gflops_per_image`,
+        `single_accuracy`, and `gain`, the one accuracy less the other. Accuracies and gain on the second half
+        come with `_low` and `_high`, their 95 % interval.
+    """
+    probabilities = LOSSES[loss](logits.float())  # [S, N, classes]
+    right = probabilities.argmax(-1) == labels  # [S, N]
+    chosen_by, held_out = right[:, ::2].double().mean(1).tolist(), right[:, 1::2]
+    singles = [as_fields("accuracy", accuracy(answers)) for answers in held_out]
+    rows = []
+    for members in chain.from_iterable(combinations(range(len(names)), size) for size in SIZES):
+        cost = sum(gflops[s] for s in members)
+        affordable = (s for s in range(len(names)) if gflops[s] <= cost)
+        rival = max(affordable, key=lambda s: (chosen_by[s], -gflops[s]))
+        together = probabilities[list(members)].mean(0).argmax(-1) == labels  # [N]
+        rows.append(
+            {
+                "settings": [names[s] for s in members],
+                "gflops_per_image": cost,
+                "chosen_accuracy": float(together[::2].double().mean()),
+                **as_fields("accuracy", accuracy(together[1::2])),
+                "single": names[rival],
+                "single_gflops_per_image": gflops[rival],
+                **as_fields("single_accuracy", accuracy(held_out[rival])),
+                **as_fields("gain", gain(together[1::2], held_out[rival])),
+            }
+        )
+    return {
+        "chosen_on": right.shape[1] - held_out.shape[1],
+        "measured_on": held_out.shape[1],
+        "singles": [
+            {"setting": name, "gflops_per_image": cost, "chosen_accuracy": chosen, **single}
+            for name, cost, chosen, single in zip(names, gflops, chosen_by, singles, strict=True)
+        ],
+        "rows": rows,
+    }
+
+
+def accuracy(right: Tensor) -> Share:
+    """The share of right answers, bool [N]."""
+    return wilson(int(right.sum()), len(right))
+
+
+def as_fields(name: str, share: Share) -> dict[str, float]:
+    """{name, name_low, name_high}."""
+    return {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
