@@ -43,13 +43,18 @@ COMMANDS = {
         "teach SHARDS --teacher MODEL --patch-size P --resolution R --out OUT",
         "shards with a teacher's logits beside each image, to distil from",
     ),
+    "inspect": (
+        "inspect MODEL --shards ... --resolutions ... --patch-sizes ...",
+        "how alike a model's features are across patch sizes: CKA, pictures, k-NN, ensembles",
+    ),
     "convert": (
         "convert SOURCE TARGET [--heads H ...]",
         "weights to packvit's folder, big_vision's .npz or timm's .safetensors",
     ),
     "info": ("info", "versions, devices and attention backends, for bug reports"),
 }
-MODULES: dict[str, str] = {}  # of commands that are named otherwise than their module
+# The modules of the others are named like them.
+MODULES = {"inspect": "inspection"}  # the standard library has a module `inspect`
 INTERRUPTED = 130  # what shells expect of a program that Ctrl-C ended: 128 + SIGINT
 READER_GONE = 141  # and of one whose output nobody reads any more, as with `| head`: 128 + SIGPIPE
 OTHERS_WAIT = 5.0  # seconds that other ranks leave the first one to say what is wrong
