@@ -13,13 +13,12 @@ from packvit.common.display import Display
 from packvit.common.files import check_writable
 from packvit.common.ranks import Ranks, find_ranks, join_ranks
 from packvit.data import ClassTarget, FetchConfig
-from packvit.evaluate import check_budgets
+from packvit.evaluate import LossKind, Setting, check_classes, check_settings, loss_kind
 from packvit.evaluate.inspection.cka import LEAST_ROWS
 from packvit.evaluate.inspection.images import InspectedImages
 from packvit.evaluate.inspection.inspection import Inspection
 from packvit.evaluate.inspection.report import show_inspection, write_inspection
-from packvit.evaluate.setting import Setting
-from packvit.models import load_model
+from packvit.models import hash_model, load_model
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,8 @@ class Inspect:
         minibatch: least number of images of which CKA compares all pairs.
         neighbours: of k-NN.
         pictures: images whose attention and token similarity are drawn.
-        loss: what the model was trained with, which says how its probabilities are averaged.
+        loss: that the model was trained with, which says how logits become probabilities; by default what a
+            run's configuration says, else softmax.
         out: folder for inspect.json and the pictures; by default MODEL/inspect. Files of before are replaced.
         precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU.
         device: auto takes a GPU when there is one.
@@ -51,7 +51,7 @@ class Inspect:
     minibatch: int = 64
     neighbours: int = 20
     pictures: int = 4
-    loss: Literal["softmax", "sigmoid"] = "softmax"
+    loss: LossKind | None = None
     out: Path | None = None
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -71,18 +71,21 @@ def main(arguments: Sequence[str]) -> None:
         options.minibatch,
         options.neighbours,
         options.pictures,
-        options.loss,
+        options.loss or loss_kind(options.model) or "softmax",
         make_autocast(options.precision, ranks.device),
     )
     model = load_model(options.model)
-    check_budgets(model.config, options.resolutions, options.patch_sizes, ranks.device)
+    check_settings(model.config, inspection.settings, ranks.device)
     target = ClassTarget(options.label_field, classes=model.config.num_classes or None)
     images = InspectedImages(options.shards, options.images, target, options.fetch)
+    if model.config.num_classes:
+        check_classes(images.set, model.config.num_classes, str(options.model))
     join_ranks(ranks)
     model = model.to(ranks.device)
     display = Display()
-    results = {"model": {"path": str(options.model)}, **inspection.run(model, images, display)}
+    results = inspection.run(model, images, display)
     looked = inspection.look(model, images)
+    results["model"] = {"path": str(options.model), "hash": hash_model(model)}
     results["pictures"] = [image.key for image in looked]
     write_inspection(results, looked, folder, display)
     show_inspection(results, display)

@@ -8,15 +8,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Z = 1.959964  # of a two-sided 95 % interval
+from packvit.evaluate.measures.accuracy import DEVIATIONS, wilson_interval
+from packvit.evaluate.measures.calibration import LossKind, probabilities
+
 SIZES = (2, 3)  # settings in an ensemble
-LOSSES = {"softmax": lambda logits: logits.softmax(-1), "sigmoid": torch.sigmoid}
-Loss = Literal["softmax", "sigmoid"]
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,6 @@ class Share:
     value: float
     low: float
     high: float
-
-
-def wilson(right: int, total: int) -> Share:
-    """Wilson's interval of `right` of `total`, total at least 1 (JASA 22, 1927)."""
-    share, squared = right / total, Z**2 / total
-    centre = (share + squared / 2) / (1 + squared)
-    half = Z / (1 + squared) * math.sqrt(share * (1 - share) / total + squared / (4 * total))
-    return Share(share, max(0.0, centre - half), min(1.0, centre + half))
 
 
 def gain(new: Tensor, old: Tensor) -> Share:
@@ -47,12 +39,12 @@ def gain(new: Tensor, old: Tensor) -> Share:
     won, lost = int((new & ~old).sum()), int((old & ~new).sum())
     better, worse, total = won + 0.5, lost + 0.5, n + 2
     centre = (better - worse) / total
-    half = Z * math.sqrt(max(0.0, better + worse - (better - worse) ** 2 / total)) / total
+    half = DEVIATIONS * math.sqrt(max(0.0, better + worse - (better - worse) ** 2 / total)) / total
     return Share((won - lost) / n, max(-1.0, centre - half), min(1.0, centre + half))
 
 
 def compare_ensembles(
-    logits: Tensor, labels: Tensor, gflops: Sequence[float], names: Sequence[str], loss: Loss
+    logits: Tensor, labels: Tensor, gflops: Sequence[float], names: Sequence[str], loss: LossKind
 ) -> dict[str, Any]:
     """Every pair and triple of settings against the best single setting that costs at most as much.
 
@@ -72,8 +64,8 @@ def compare_ensembles(
         `single_accuracy`, and `gain`, the one accuracy less the other. Accuracies and gain on the second half
         come with `_low` and `_high`, their 95 % interval.
     """
-    probabilities = LOSSES[loss](logits.float())  # [S, N, classes]
-    right = probabilities.argmax(-1) == labels  # [S, N]
+    shares = torch.stack([probabilities(z.float(), loss) for z in logits])  # [S, N, classes]
+    right = shares.argmax(-1) == labels  # [S, N]
     chosen_by, held_out = right[:, ::2].double().mean(1).tolist(), right[:, 1::2]
     singles = [as_fields("accuracy", accuracy(answers)) for answers in held_out]
     rows = []
@@ -81,7 +73,7 @@ def compare_ensembles(
         cost = sum(gflops[s] for s in members)
         affordable = (s for s in range(len(names)) if gflops[s] <= cost)
         rival = max(affordable, key=lambda s: (chosen_by[s], -gflops[s]))
-        together = probabilities[list(members)].mean(0).argmax(-1) == labels  # [N]
+        together = shares[list(members)].mean(0).argmax(-1) == labels  # [N]
         rows.append(
             {
                 "settings": [names[s] for s in members],
@@ -106,8 +98,9 @@ def compare_ensembles(
 
 
 def accuracy(right: Tensor) -> Share:
-    """The share of right answers, bool [N]."""
-    return wilson(int(right.sum()), len(right))
+    """The share of right answers, bool [N], with Wilson's interval."""
+    correct, total = int(right.sum()), len(right)
+    return Share(correct / total, *wilson_interval(correct, total))
 
 
 def as_fields(name: str, share: Share) -> dict[str, float]:

@@ -41,6 +41,7 @@ class InspectedImages:
         fetch: how remote and gzipped shards are fetched.
 
     Attributes:
+        set: all of them.
         headers: of all images with a label, in the order in which they are drawn.
         skipped: {"shard", "key", "reason"} of the images that could not be used.
 
@@ -49,10 +50,10 @@ class InspectedImages:
     """
 
     def __init__(self, shards: Sequence[str], count: int, target: ClassTarget, fetch: FetchConfig) -> None:
-        images = EvalSet(shards, {"label": target}, fetch)
-        self.shards, self.skipped = images.shards, images.skipped
+        self.set = EvalSet(shards, {"label": target}, fetch)
+        self.shards, self.skipped = self.set.shards, self.set.skipped
         self.target, self.count = target, count
-        labelled = images.headers
+        labelled = self.set.headers
         if target.classes is None:  # then it takes images without a label, too
             labelled = [header for header in labelled if self._label(header) is not None]
         if len(labelled) < LEAST_ROWS:

@@ -10,10 +10,11 @@ from packvit.data import BadSample, BadShard
 from packvit.evaluate.inspection.agreement import find_agreement
 from packvit.evaluate.inspection.attention import ATTENTION, look_at
 from packvit.evaluate.inspection.cka import LEAST_ROWS, MinibatchCKA
-from packvit.evaluate.inspection.ensembles import Loss, as_fields, compare_ensembles, wilson
+from packvit.evaluate.inspection.ensembles import accuracy, as_fields, compare_ensembles
 from packvit.evaluate.inspection.features import Gathered
 from packvit.evaluate.inspection.images import InspectedImages, show_at
 from packvit.evaluate.inspection.pictures import Looked
+from packvit.evaluate.measures.calibration import LossKind
 from packvit.evaluate.setting import Setting
 from packvit.models import PackedViT
 from packvit.packing import PackedBatch
@@ -39,7 +40,7 @@ class Inspection:
     minibatch: int = 64
     neighbours: int = 20
     pictures: int = 4
-    loss: Loss = "softmax"
+    loss: LossKind = "softmax"
     autocast: AbstractContextManager = field(default_factory=nullcontext)
 
     def __post_init__(self) -> None:
@@ -58,7 +59,7 @@ class Inspection:
         return [setting.name for setting in self.settings]
 
     def run(self, model: PackedViT, images: InspectedImages, display: Display) -> dict[str, Any]:
-        """What inspect.json says of the model, besides its name; see docs/inspect.md.
+        """What inspect.json says, besides the model; see docs/inspect.md.
 
         Args:
             model: in eval mode, its blocks not compiled.
@@ -123,7 +124,7 @@ class Inspection:
                 "gflops_per_image": gflops,
             }
             if model.head is not None:
-                row |= as_fields("accuracy", wilson(int(answers.sum()), len(answers)))
+                row |= as_fields("accuracy", accuracy(answers))
             rows.append(row)
         return rows
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from packvit.evaluate.inspection.agreement import find_agreement
-from packvit.evaluate.inspection.ensembles import compare_ensembles, gain, wilson
+from packvit.evaluate.inspection.ensembles import compare_ensembles, gain
 from packvit.evaluate.inspection.figures import choose_by_cost
 from packvit.evaluate.measures.knn import classify_by_neighbours
 
@@ -17,14 +17,6 @@ GFLOPS = [1.0, 2.0, 3.0, 9.0]
 
 def draw(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def test_wilson_is_the_interval_of_newcombes_example():
-    """Statistics in Medicine 17 (1998), table I: 81 of 263, method 3."""
-    found = wilson(81, 263)
-    assert (round(found.low, 4), round(found.high, 4)) == (0.2553, 0.3662)
-    assert wilson(0, 10).low == 0
-    assert wilson(10, 10).high == pytest.approx(1)
 
 
 def test_a_gain_is_the_difference_and_turns_round():
