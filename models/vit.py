@@ -6,6 +6,7 @@ between loops over images. With cls or register tokens T grows by N * prefix (se
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ from packvit.models.attention.segments import Layout, Segments
 from packvit.models.config import ViTConfig
 from packvit.models.encoder.block import Block, Context, after, before, make_norm
 from packvit.models.encoder.pool import Pool
+from packvit.models.files.hub import HubModel
+from packvit.models.files.weights import build_model, read_weights, write_weights
 from packvit.models.position.embedding import ADDED, Places, PosEmbed, centres, rope_tables
 from packvit.models.resample import PatchEmbed
 from packvit.packing import PackedBatch
@@ -71,8 +74,10 @@ def pool_tokens(model: "PackedViT", x: Tensor, layout: Layout) -> Tensor:
     return model.pool(x, layout)
 
 
-class PackedViT(nn.Module):
-    """The model.
+class PackedViT(
+    nn.Module, HubModel, library_name="packvit", pipeline_tag="image-classification", tags=["packvit"]
+):
+    """The model; with huggingface_hub also one of its PyTorchModelHubMixin.
 
     Args:
         config: what it is.
@@ -122,6 +127,40 @@ class PackedViT(nn.Module):
     def stream_dtype(self) -> torch.dtype:
         """Of the residual stream."""
         return self.residual_dtype or self.patch_embed.weight.dtype
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        **model_kwargs: Any,
+    ) -> "PackedViT":
+        """`load_model`, with the options of a download from the hub; `save_pretrained` and `push_to_hub` are
+        those of PyTorchModelHubMixin.
+
+        Args:
+            pretrained_model_name_or_path: whatever `load_model` takes.
+            force_download, token, cache_dir, local_files_only, revision: of huggingface_hub.
+            model_kwargs: ViTConfig fields, as of `load_model`.
+        """
+        options = {
+            "force_download": force_download,
+            "token": token,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "revision": revision,
+        }
+        given = {name: value for name, value in options.items() if value}
+        return build_model(cls, read_weights(Path(pretrained_model_name_or_path), model_kwargs, **given))
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """What `save_pretrained` of PyTorchModelHubMixin asks for."""
+        write_weights(self, self.config, save_directory)
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Logits [N, num_classes], in the order of the batch's images; features if there is no head."""

@@ -1,34 +1,19 @@
 """Models in files: our own folder (`model.safetensors`, `config.json`) and everyone else's weights."""
 
 import hashlib
-import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from packvit.models.config import ViTConfig
-from packvit.models.files.hub import download, is_hub_name
-from packvit.models.files.translate import translate
+from packvit.models.files.weights import build_model, read_weights, write_weights
 from packvit.models.vit import PackedViT
-
-FORMAT_VERSION = 1
 
 
 def save_model(model: PackedViT, folder: str | Path) -> Path:
     """Write `model.safetensors` and `config.json` to `folder`, which is made if needed; returns it."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    config = {"model_type": "packvit", "format_version": FORMAT_VERSION, **model.config.to_dict()}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    return folder
+    write_weights(model, model.config, Path(folder))
+    return Path(folder)
 
 
 def hash_model(model: PackedViT) -> str:
@@ -58,102 +43,4 @@ def load_model(path: str | Path, **config: Any) -> PackedViT:
         ImportError: it might be on the hub, and huggingface_hub is not installed.
         ValueError: weights and configuration do not fit; names the keys, shapes or fields.
     """
-    weights = _find_weights(Path(path))
-    tensors = read_tensors(weights)
-    stored = _stored_config(weights)
-    origin: dict[str, str] = {}
-    if stored.get("model_type") == "packvit":
-        version = stored.pop("format_version", None)
-        if version != FORMAT_VERSION:
-            raise ValueError(
-                f"{weights.parent} has format version {version}, this packvit reads {FORMAT_VERSION}"
-            )
-        fields = {key: value for key, value in stored.items() if key != "model_type"}
-    else:
-        try:
-            tensors, fields, origin = translate(tensors, stored)
-        except ValueError as error:
-            raise ValueError(f"{weights}: {error}") from None
-    return _build(ViTConfig.from_dict({**fields, **config}), tensors, origin, weights)
-
-
-def _find_weights(path: Path) -> Path:
-    """The file of weights that `path` names."""
-    if not path.exists() and is_hub_name(path.as_posix()):
-        path = download(path.as_posix())
-    weights = path / "model.safetensors" if path.is_dir() else path
-    if path.is_dir() and not weights.exists():
-        # big_vision's models on the hub are a single file of any name.
-        others = [*path.glob("*.npz"), *path.glob("*.safetensors")]
-        weights = others[0] if len(others) == 1 else weights
-    if not weights.exists():
-        raise FileNotFoundError(f"no model at {path}: {weights} does not exist")
-    return weights
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a .safetensors or .npz file.
-
-    Raises:
-        ValueError: the file is neither.
-    """
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return {
-                    key: torch.from_numpy(arrays[key])
-                    for key in arrays.files
-                    if arrays[key].dtype.kind == "f"
-                }
-        return load_file(path)
-    except (SafetensorError, zipfile.BadZipFile, EOFError, ValueError) as error:
-        raise ValueError(f"{path} is no readable .safetensors or .npz file: {error}") from None
-
-
-def _stored_config(weights: Path) -> dict[str, Any]:
-    """config.json beside our or a hub's model.safetensors, with image_mean and image_std of transformers'
-    preprocessor_config.json; empty when there is none."""
-    if weights.name != "model.safetensors":
-        return {}
-    stored = _read_json(weights.with_name("config.json"))
-    if stored.get("model_type") != "packvit":
-        preprocessor = _read_json(weights.with_name("preprocessor_config.json"))
-        if preprocessor.get("do_normalize", True):
-            stored |= {key: preprocessor[key] for key in ("image_mean", "image_std") if key in preprocessor}
-    return stored
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A file's object; empty when there is no file."""
-    if not path.exists():
-        return {}
-    try:
-        stored = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(stored, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return stored
-
-
-def _build(config: ViTConfig, state: dict[str, Tensor], origin: dict[str, str], source: Path) -> PackedViT:
-    """The model with its weights; `origin` gives the file's own names for messages."""
-    dtype = state["patch_embed.weight"].dtype if "patch_embed.weight" in state else torch.float32
-    model = PackedViT(config).to(dtype)
-    own = model.state_dict()
-    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or unknown:
-        parts = []
-        if missing:
-            parts.append(f"lacks {', '.join(missing)}")
-        if unknown:
-            parts.append(f"has unknown {', '.join(origin.get(name, name) for name in unknown)}")
-        raise ValueError(f"{source} {' and '.join(parts)}")
-    for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
-            raise ValueError(
-                f"{source}: {origin.get(name, name)} has shape {tuple(tensor.shape)}, "
-                f"{name} needs {tuple(own[name].shape)}"
-            )
-    model.load_state_dict(state)
-    return model.eval()
+    return build_model(PackedViT, read_weights(Path(path), config))

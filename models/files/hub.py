@@ -1,7 +1,32 @@
-"""Models from the Hugging Face hub, by name."""
+"""Models from the Hugging Face hub, by name, and what makes PackedViT a model of the hub."""
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from packvit.common.optional import need
+
+if TYPE_CHECKING:
+    from huggingface_hub import PyTorchModelHubMixin as HubModel
+else:
+    try:
+        from huggingface_hub import PyTorchModelHubMixin as HubModel
+    except ImportError:
+
+        class HubModel:
+            """Stands in for huggingface_hub's class where that is not installed."""
+
+            def __init_subclass__(cls, **about: Any) -> None:
+                super().__init_subclass__()
+
+            def save_pretrained(self, *_: Any, **__: Any) -> None:
+                """Says what is missing."""
+                need("huggingface_hub", "hub", "the Hugging Face hub needs huggingface_hub")
+
+            push_to_hub = save_pretrained
+
+
+__all__ = ["HubModel", "download", "is_hub_name"]
 
 PREFIX = "hf-hub:"
 FILES = ["*.safetensors", "*.json", "*.npz"]
@@ -12,8 +37,11 @@ def is_hub_name(name: str) -> bool:
     return bool(re.fullmatch(rf"(?:{PREFIX})?\w[\w.-]*/[\w.-]+(?<!\.npz)(?<!\.safetensors)", name))
 
 
-def download(name: str) -> Path:
+def download(name: str, **options: Any) -> Path:
     """The folder of a model on the hub: weights and JSON files, from the cache when they are there.
+
+    Args:
+        options: of huggingface_hub's snapshot_download, such as revision.
 
     Raises:
         ImportError: huggingface_hub is not installed.
@@ -29,7 +57,7 @@ def download(name: str) -> Path:
             "pip install 'packvit[hub]'"
         ) from None
     try:
-        return Path(snapshot_download(name.removeprefix(PREFIX), allow_patterns=FILES))
+        return Path(snapshot_download(name.removeprefix(PREFIX), allow_patterns=FILES, **options))
     except RepositoryNotFoundError:
         raise FileNotFoundError(
             f"no model at {name}: neither a path here nor a model on the Hugging Face hub that you may read "

@@ -190,7 +190,7 @@ class PosEmbed(nn.Module):
         step = centres(after, c.pos_coords, c.pos_grid, position.dtype) - position  # [T, A]
         if c.pos_coords == "absolute":
             position = _by_axis(position, c.pos_grid, lambda x, cells: x.clamp(max=cells - 1))
-        weights = position.new_ones(len(position), 1)
+        weights = position.new_ones(position.shape[0], 1)
         for axis, cells in enumerate(c.pos_grid):
             along = resample_weights(position[:, axis], step[:, axis], cells, c.pos_resize)  # [T, cells]
             weights = (weights[:, :, None] * along[:, None, :]).flatten(1)

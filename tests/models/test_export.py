@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from packvit.cli import dispatch
 from packvit.models import PackedViT, ViTConfig, export_model, load_model
-from packvit.models.files.checkpoint import read_tensors
+from packvit.models.files.weights import read_tensors
 from packvit.packing import PackedBatch
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -1,0 +1,156 @@
+"""Weights and configurations in files, before there is a model: found, read and written."""
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from packvit.models.config import ViTConfig
+from packvit.models.files.hub import download, is_hub_name
+from packvit.models.files.translate import translate
+
+FORMAT_VERSION = 1
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Weights(NamedTuple):
+    """What a model is made of.
+
+    config: its configuration.
+    state: weights under our names.
+    origin: the file's own names of foreign weights, for messages.
+    file: where they come from.
+    """
+
+    config: ViTConfig
+    state: dict[str, Tensor]
+    origin: dict[str, str]
+    file: Path
+
+
+def write_weights(model: nn.Module, config: ViTConfig, folder: Path) -> None:
+    """Write `model.safetensors` and `config.json` to `folder`, which is made if needed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    stored = {"model_type": "packvit", "format_version": FORMAT_VERSION, **config.to_dict()}
+    (folder / "config.json").write_text(json.dumps(stored, indent=2) + "\n")
+
+
+def read_weights(path: Path, config: dict[str, Any], **options: Any) -> Weights:
+    """Weights of any project under our names; arguments and errors as of `load_model`.
+
+    Args:
+        options: of a download from the hub; see `download`.
+    """
+    weights = _find_weights(path, options)
+    tensors = read_tensors(weights)
+    stored = _stored_config(weights)
+    origin: dict[str, str] = {}
+    if stored.get("model_type") == "packvit":
+        version = stored.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{weights.parent} has format version {version}, this packvit reads {FORMAT_VERSION}"
+            )
+        fields = {key: value for key, value in stored.items() if key != "model_type"}
+    else:
+        try:
+            tensors, fields, origin = translate(tensors, stored)
+        except ValueError as error:
+            raise ValueError(f"{weights}: {error}") from None
+    return Weights(ViTConfig.from_dict({**fields, **config}), tensors, origin, weights)
+
+
+def build_model(make: Callable[[ViTConfig], Model], weights: Weights) -> Model:
+    """What `make` makes of the configuration, with its weights, in eval mode and in their dtype.
+
+    Raises:
+        ValueError: names or shapes do not fit.
+    """
+    config, state, origin, source = weights
+    dtype = state["patch_embed.weight"].dtype if "patch_embed.weight" in state else torch.float32
+    model = make(config).to(dtype)
+    own = model.state_dict()
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unknown:
+        parts = []
+        if missing:
+            parts.append(f"lacks {', '.join(missing)}")
+        if unknown:
+            parts.append(f"has unknown {', '.join(origin.get(name, name) for name in unknown)}")
+        raise ValueError(f"{source} {' and '.join(parts)}")
+    for name, tensor in state.items():
+        if tensor.shape != own[name].shape:
+            raise ValueError(
+                f"{source}: {origin.get(name, name)} has shape {tuple(tensor.shape)}, "
+                f"{name} needs {tuple(own[name].shape)}"
+            )
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _find_weights(path: Path, options: dict[str, Any]) -> Path:
+    """The file of weights that `path` names."""
+    if not path.exists() and is_hub_name(path.as_posix()):
+        path = download(path.as_posix(), **options)
+    weights = path / "model.safetensors" if path.is_dir() else path
+    if path.is_dir() and not weights.exists():
+        # big_vision's models on the hub are a single file of any name.
+        others = [*path.glob("*.npz"), *path.glob("*.safetensors")]
+        weights = others[0] if len(others) == 1 else weights
+    if not weights.exists():
+        raise FileNotFoundError(f"no model at {path}: {weights} does not exist")
+    return weights
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a .safetensors or .npz file.
+
+    Raises:
+        ValueError: the file is neither.
+    """
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return {
+                    key: torch.from_numpy(arrays[key])
+                    for key in arrays.files
+                    if arrays[key].dtype.kind == "f"
+                }
+        return load_file(path)
+    except (SafetensorError, zipfile.BadZipFile, EOFError, ValueError) as error:
+        raise ValueError(f"{path} is no readable .safetensors or .npz file: {error}") from None
+
+
+def _stored_config(weights: Path) -> dict[str, Any]:
+    """config.json beside our or a hub's model.safetensors, with image_mean and image_std of transformers'
+    preprocessor_config.json; empty when there is none."""
+    if weights.name != "model.safetensors":
+        return {}
+    stored = _read_json(weights.with_name("config.json"))
+    if stored.get("model_type") != "packvit":
+        preprocessor = _read_json(weights.with_name("preprocessor_config.json"))
+        if preprocessor.get("do_normalize", True):
+            stored |= {key: preprocessor[key] for key in ("image_mean", "image_std") if key in preprocessor}
+    return stored
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A file's object; empty when there is no file."""
+    if not path.exists():
+        return {}
+    try:
+        stored = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return stored
