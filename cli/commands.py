@@ -51,6 +51,10 @@ COMMANDS = {
         "convert SOURCE TARGET [--heads H ...]",
         "weights to packvit's folder, big_vision's .npz or timm's .safetensors",
     ),
+    "export": (
+        "export MODEL OUT [--format onnx|torch|hub|siglip2]",
+        "a model for those who have no packvit: a graph for every budget, or a folder for the hub",
+    ),
     "info": ("info", "versions, devices and attention backends, for bug reports"),
 }
 # The modules of the others are named like them.

@@ -1,0 +1,141 @@
+"""`packvit export MODEL OUT [--format onnx|torch|hub|siglip2]`: a model for those who have no packvit."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from packvit.evaluate.export.card import hub_difference, read_results, write_hub
+from packvit.evaluate.export.siglip2 import siglip2_difference, write_siglip2
+from packvit.evaluate.export.verify import check_difference, graph_difference
+from packvit.evaluate.export.write import FILES, Answers, whole_folder, write_fixed, write_packed
+from packvit.evaluate.setting import Setting
+from packvit.models import PackedViT, load_model
+
+FORMATS = ("onnx", "torch", "hub", "siglip2")
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a model so that it runs without packvit, and check that it answers the same.
+
+    Args:
+        model: a run's folder, a checkpoint, or any file that load_model reads.
+        out: a new or empty folder.
+        format: onnx (ONNX), torch (torch.export), hub (Hugging Face hub) or siglip2 (transformers'
+            Siglip2VisionModel).
+        resolution: with patch_size: a graph of square images of this side alone, in batches of any size.
+        patch_size: of that graph.
+        square: what reader.py does for that graph: squash whole images, not only their central square.
+        pixels: what that graph takes.
+        verify: run what was written on random images and refuse a difference above 1e-4.
+        loss: that the scores of reader.py are made for; by default that of --results, or softmax.
+        classes: JSON file with a list of the classes' names; by default those of --results.
+        results: folder of an evaluation of this model, for the model card.
+        license: of the weights, as the hub names it, such as apache-2.0.
+    """
+
+    model: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional]
+    format: str = "onnx"
+    resolution: int | None = None
+    patch_size: int | None = None
+    square: bool = False
+    pixels: Literal["float32", "uint8"] = "float32"
+    verify: bool = True
+    loss: Literal["softmax", "sigmoid"] | None = None
+    classes: Path | None = None
+    results: Path | None = None
+    license: str | None = None
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Export."""
+    options = tyro.cli(Export, prog="packvit export", args=arguments)
+    check_values(options)
+    with whole_folder(options.out) as folder:
+        model = load_model(options.model)
+        results = read_results(options.results, model) if options.results else None
+        measure = write(options, model, results, folder)
+        found = measure() if options.verify else None
+        if found is not None:
+            check_difference(found, f"--format {options.format}")
+        size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"Wrote {options.out} ({size / 1e6:.1f} MB)")
+    if found is not None:
+        print(f"Largest difference from the packed model: {found:.1e}")
+    if options.format == "siglip2" and model.head is not None:
+        print(
+            f"Siglip2VisionModel has no classifier: the head of {model.config.num_classes} classes stays out"
+        )
+
+
+def check_values(options: Export) -> None:
+    """Refuse formats that do not exist and options that do not belong together.
+
+    Raises:
+        ValueError: names the flag.
+    """
+    kind, is_graph = options.format, options.format in FILES
+    if kind not in FORMATS:
+        raise ValueError(f"--format {kind}: it is one of {', '.join(FORMATS)}")
+    is_fixed = options.resolution is not None and options.patch_size is not None
+    if not is_fixed and (options.resolution is not None or options.patch_size is not None):
+        raise ValueError("--resolution and --patch-size go together: they make a graph of one shape")
+    if is_fixed and not is_graph:
+        raise ValueError(
+            f"--format {kind} has no graph of one shape: leave out --resolution and --patch-size"
+        )
+    if not is_fixed and (options.square or options.pixels != "float32"):
+        raise ValueError(
+            "--square and --pixels are of a graph of one shape: give --resolution and --patch-size"
+        )
+    if not is_graph and (options.classes or options.loss):
+        raise ValueError(f"--format {kind} has no place for --classes and --loss")
+    if options.license and kind != "hub":
+        raise ValueError(f"--format {kind} has no model card for --license: it is of --format hub")
+    if options.results and kind == "siglip2":
+        raise ValueError("--format siglip2 has no place for --results")
+
+
+def write(
+    options: Export, model: PackedViT, results: dict[str, Any] | None, folder: Path
+) -> Callable[[], float]:
+    """Write the format's files to `folder`; returns what measures their difference from the model."""
+    kind = options.format
+    if kind == "hub":
+        name = options.out.absolute().name
+        write_hub(model, folder, name, results, options.license)
+        return lambda: hub_difference(model, folder)
+    if kind == "siglip2":
+        write_siglip2(model, folder)
+        return lambda: siglip2_difference(model, folder)
+    kind = "torch" if kind == "torch" else "onnx"
+    loss = options.loss or (results or {}).get("model", {}).get("loss") or "softmax"
+    classes = read_classes(options.classes) if options.classes else (results or {}).get("classes")
+    answers = Answers(loss, classes)
+    if options.resolution is not None and options.patch_size is not None:
+        protocol = "square" if options.square else "crop:1"
+        setting = Setting(options.patch_size, options.resolution, protocol=protocol)
+        write_fixed(model, folder, kind, answers, setting, options.pixels)
+    else:
+        write_packed(model, folder, kind, answers)
+    return lambda: graph_difference(model, folder, kind)
+
+
+def read_classes(path: Path) -> list[str]:
+    """The names in a JSON file such as the classes.json of a set of shards.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    try:
+        classes = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--classes {path} is no JSON: {error}") from None
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"--classes {path} holds no list of names")
+    return classes
