@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -142,13 +142,13 @@ class Reader:
             yield {"image": name, "labels": labels, "scores": scores[best].tolist()}
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(file: str | Path | BinaryIO) -> Image.Image:
     """An image file as people see it: RGB, upright. 16-bit grey keeps its high byte, alpha is dropped.
 
     Raises:
         OSError: it cannot be decoded.
     """
-    with Image.open(path, formats=FORMATS) as image:
+    with Image.open(file, formats=FORMATS) as image:
         image.load()
         try:
             orientation = image.getexif().get(ORIENTATION) if "exif" in image.info else 1
@@ -267,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--resolution", type=float, nargs="+", help="one for all images or one for each")
     parser.add_argument("--tokens", type=int, nargs="+", help="at most so many an image; likewise")
     parser.add_argument("--protocol", default="native", help="native, square or crop:SHARE")
-    parser.add_argument("--batch", type=int, default=8, help="images in a call; attention is tokens x tokens")
+    parser.add_argument("--batch", type=int, default=1, help="images in a call; attention is tokens x tokens")
     parser.add_argument("--top", type=int, default=5, help="classes to name")
     options = parser.parse_args(arguments)
     given = (options.patch_size, options.resolution, options.tokens)
@@ -281,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name, *setting in rows[start : start + max(1, options.batch)]:
                 try:
                     readable.append((name, open_image(name), *setting))
-                except (OSError, ValueError, SyntaxError) as error:  # SyntaxError: what Pillow says of a PNG
+                except Exception as error:  # decoders of broken files raise nearly anything
                     print(json.dumps({"image": name, "error": str(error)}))
                     broken = True
             if readable:
