@@ -15,8 +15,8 @@ COMMANDS = {
         "train, evaluate and draw; the same --run-dir resumes; with --model, from its weights",
     ),
     "eval": (
-        "eval CHECKPOINT --shards ... --resolutions ... --patch-sizes ...",
-        "accuracy of one model at any resolution and patch size",
+        "eval MODEL... [--shards ...] [--resolutions ...] [--patch-sizes ...] [--tokens ...]",
+        "accuracy, calibration and cost of models at any resolution and patch size",
     ),
     "report": (
         "report EVAL [--shards ...]",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from packvit.common.files import check_writable, hash_file, write_whole
+from packvit.common.files import check_writable, hash_file, whole, write_whole
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
@@ -41,3 +41,17 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     check_writable(tmp_path / "a/b")
     check_writable(Path())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "gone"]
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "a.bin"
+    target.write_bytes(b"old")
+    with pytest.raises(RuntimeError), whole(target) as partial:
+        partial.write_bytes(b"ha")
+        raise RuntimeError
+    assert target.read_bytes() == b"old"
+    with whole(target) as partial:
+        partial.write_bytes(b"new")
+        assert target.read_bytes() == b"old"
+    assert target.read_bytes() == b"new"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
