@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from packvit.evaluate import loss_kind
 from packvit.evaluate.export.card import hub_difference, read_results, write_hub
 from packvit.evaluate.export.siglip2 import siglip2_difference, write_siglip2
 from packvit.evaluate.export.verify import check_difference, graph_difference
@@ -32,7 +33,8 @@ class Export:
         square: what reader.py does for that graph: squash whole images, not only their central square.
         pixels: what that graph takes.
         verify: run what was written on random images and refuse a difference above 1e-4.
-        loss: that the scores of reader.py are made for; by default that of --results, or softmax.
+        loss: that the scores of reader.py are made for; by default that of --results, of the run,
+            or softmax.
         classes: JSON file with a list of the classes' names; by default those of --results.
         results: folder of an evaluation of this model, for the model card.
         license: of the weights, as the hub names it, such as apache-2.0.
@@ -114,7 +116,8 @@ def write(
         write_siglip2(model, folder)
         return lambda: siglip2_difference(model, folder)
     kind = "torch" if kind == "torch" else "onnx"
-    loss = options.loss or (results or {}).get("model", {}).get("loss") or "softmax"
+    loss = options.loss or (results or {}).get("model", {}).get("loss")
+    loss = loss or loss_kind(options.model) or "softmax"
     classes = read_classes(options.classes) if options.classes else (results or {}).get("classes")
     answers = Answers(loss, classes)
     if options.resolution is not None and options.patch_size is not None:

@@ -15,6 +15,8 @@ from packvit.evaluate.cost import COSTS, measure_cost
 from packvit.evaluate.favoured import favoured_patch_size
 from packvit.evaluate.folder import Predictions, ResultsFolder
 from packvit.evaluate.grid import Evaluation, Subject, summarise
+from packvit.evaluate.page.page import write_report
+from packvit.evaluate.page.pictures import ShardPictures
 from packvit.evaluate.report import measured, show_results
 from packvit.evaluate.setting import Setting
 
@@ -79,6 +81,7 @@ def evaluate(evaluation: Evaluation, subjects: Sequence[Subject], asked: Asked) 
         results = describe(evaluation, subjects, asked) | {"rows": rows}
         unique = {tuple(line.values()): line for line in skipped}
         rows = folder.finish(results, list(unique.values()), display, asked.keep)
+        write_report(evaluation.out, ShardPictures(next(iter(asked.sets.values())).shards))
         show_results(rows, display)
     ranks.barrier()
     return rows

@@ -52,6 +52,7 @@ MADE = {
     "eval/results.json": "what the task measures, and what it costs, by resolution and patch size",
     "eval/predictions.npz": "the answer to every image; docs/evaluate.md says how to read it",
     "eval/*.png": "the same against tokens per image",
+    "eval/report.html": "all that was measured, as a page",
     "audit.jsonl": "the keys of every step's images",
     "skipped.jsonl": "samples that could not be used",
 }
