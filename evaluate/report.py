@@ -6,6 +6,7 @@ such as accuracy.png.
 
 import math
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from packvit.common.display import Display
 from packvit.common.plots import COLOURS, MARKERS, new_figure, save_figure
 from packvit.evaluate.cost import COSTS
 
+LINES = ("-", "--", ":", "-.")  # one for each model
 # What a row of results.json says besides the evaluators' values and what a setting costs.
 FACTS = (
     "model",
@@ -117,15 +119,16 @@ def draw_results(rows: Sequence[dict[str, Any]], path: Path) -> None:
     name = measured(rows[0])[0]
     rows = [row for row in rows if row.get("set") == rows[0].get("set") and row[name] is not None]
     models = list(dict.fromkeys(row.get("model", "") for row in rows))
-    groups = [(model, p) for model in models for p in sorted({row["patch_size"] for row in rows})]
-    for place, (model, p) in enumerate(groups):
+    sizes = sorted({row["patch_size"] for row in rows})
+    for (own, model), (place, p) in product(enumerate(models), enumerate(sizes)):
         line = [row for row in rows if (row.get("model", ""), row["patch_size"]) == (model, p)]
         line.sort(key=lambda row: row["tokens_per_image"])
         axes.plot(
             [row["tokens_per_image"] for row in line],
             [100 * row[name] for row in line],
             color=COLOURS[place % len(COLOURS)],
-            marker=MARKERS[place // len(COLOURS) % len(MARKERS) if len(models) > 1 else place % len(MARKERS)],
+            marker=MARKERS[place % len(MARKERS)],
+            linestyle=LINES[own % len(LINES)],
             label=f"{model}, patch size {p}" if model else f"patch size {p}",
         )
         for row in line:
@@ -137,8 +140,8 @@ def draw_results(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("tokens per image (mean)")
     axes.set_ylabel(f"{title(name).lower()}, %")
-    axes.set_title("One checkpoint at every budget (numbers: resolution in pixels)")
+    axes.set_title(f"{title(name)} at every budget (numbers: resolution in pixels)")
     axes.grid(alpha=0.3)
-    if groups:
+    if rows:
         axes.legend()
     save_figure(figure, path)

@@ -7,11 +7,11 @@ batch is a single sequence, just long enough for its images, so nothing is paddi
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -146,8 +146,8 @@ class EvalSet:
         path = self.shards.paths[0]
         if is_remote(path):
             return None
-        with suppress(OSError, ValueError), open(os.path.join(os.path.dirname(path), "classes.json")) as file:
-            names = json.load(file)
+        with suppress(OSError, ValueError):
+            names = json.loads(Path(path).with_name("classes.json").read_text(encoding="utf-8"))
             if isinstance(names, list):
                 return [str(name) for name in names]
         return None

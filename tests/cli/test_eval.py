@@ -334,9 +334,7 @@ def test_an_evaluation_that_was_killed_goes_on_and_gives_the_same(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_give_the_same_as_one_process_also_after_a_kill(
-    ranks, model, digits_set, undisturbed, tmp_path
-):
+def test_ranks_give_the_same_as_one_process_after_a_kill_too(ranks, model, digits_set, undisturbed, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     for out in (tmp_path / "whole", tmp_path / "killed"):
         arguments = command(model, digits_set, out)

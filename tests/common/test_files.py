@@ -46,9 +46,14 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     target = tmp_path / "a.bin"
     target.write_bytes(b"old")
-    with pytest.raises(RuntimeError), whole(target) as partial:
-        partial.write_bytes(b"ha")
-        raise RuntimeError
+
+    def stop_halfway() -> None:
+        with whole(target) as partial:
+            partial.write_bytes(b"ha")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        stop_halfway()
     assert target.read_bytes() == b"old"
     with whole(target) as partial:
         partial.write_bytes(b"new")
