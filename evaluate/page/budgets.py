@@ -206,7 +206,7 @@ def _front(results: Results, rows: Sequence[Row], key: str) -> list[Row]:
 
 
 def _lines(results: Results, rows: Sequence[Row], key: str) -> Iterator[list[Row]]:
-    """Rows to join: of one patch size by resolution, or each model's own front."""
+    """Rows to join, at least one in a line: of one patch size by resolution, or each model's own front."""
     several = len(results.names) > 1
     for number in sorted({_series(results, row) for row in rows}):
         own = [row for row in rows if _series(results, row) == number]
@@ -214,4 +214,5 @@ def _lines(results: Results, rows: Sequence[Row], key: str) -> Iterator[list[Row
             yield _front(results, own, key)
         else:
             whole = [row for row in own if not row.get("tokens") and not _protocol(row)]
-            yield sorted(whole, key=lambda row: row["resolution"])
+            if whole:
+                yield sorted(whole, key=lambda row: row["resolution"])

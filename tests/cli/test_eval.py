@@ -70,7 +70,7 @@ def results(out: Path) -> dict:
 def test_results_say_what_was_evaluated_and_what_came_out(out, model):
     assert {path.name for path in out.iterdir()} == {
         "results.json", "results.csv", "predictions.npz", "predictions-other.npz", "skipped.jsonl",
-        "accuracy.png",
+        "accuracy.png", "report.html",
     }  # fmt: skip
     found = results(out)
     loaded = load_model(model)
