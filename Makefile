@@ -40,6 +40,7 @@ $(DATA)/val/classes.json: $(VENV)/demo.stamp
 
 demo: $(VENV)/demo.stamp $(DATA)/val/classes.json
 	$(BIN)/packvit train digits --run-dir $(RUN) --data.shards $(DATA)/train --data.val-shards $(DATA)/val
+	$(BIN)/packvit plan $(RUN)/eval --max-tokens 40 --out $(RUN)/eval/plan.json
 
 test: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal

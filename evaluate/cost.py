@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,36 @@ from packvit.packing import PackedBatch, PackedImage, View
 
 COSTS = ("images_per_s", "latency_ms_p50", "latency_ms_p99", "latency_tokens", "memory_mb")
 SAMPLED = 512  # images of the set whose sizes are looked at
-WARM_UP = 5  # passes before latency is measured; one before throughput
-LATENCIES, BATCHES = 100, 5  # passes that are timed, and fewer where they take
-SECONDS = 1.0  # longer than this in all, but at least LEAST of them
-LEAST = 3
+BATCHES = 5  # passes of a full batch that are timed, after one that is not
+# Latencies come in rounds over all settings, so that what else the machine does meets all of them alike; each
+# setting's first pass in a round is not timed.
+ROUNDS, PASSES = 10, 10
+SECONDS = 1.0  # of latencies for a setting, after which rounds have a single timed pass
 
 
-def measure_cost(
-    model: PackedViT, images: EvalSet, setting: Setting, tokens: int, autocast: AbstractContextManager
-) -> dict[str, Any]:
-    """The costs of a row of results.json, on the model's device.
+@dataclass(frozen=True)
+class Trial:
+    """What is run at a setting.
+
+    Args:
+        one: a batch of one image with the median number of tokens.
+        several: a full batch.
+        latencies: seconds of each timed pass of `one`.
+    """
+
+    one: PackedBatch
+    several: PackedBatch
+    latencies: list[float] = field(default_factory=list)
+
+
+def measure_costs(
+    model: PackedViT,
+    images: EvalSet,
+    settings: Sequence[Setting],
+    tokens: int,
+    autocast: AbstractContextManager,
+) -> list[dict[str, Any]]:
+    """The costs of each setting's row of results.json, on the model's device.
 
     Returns:
         images_per_s: of a batch of about `tokens` tokens, median pass. latency_ms_p50, latency_ms_p99: of one
@@ -38,30 +59,38 @@ def measure_cost(
         process.
     """
     device = next(model.parameters()).device
+
+    def run(batch: PackedBatch) -> None:
+        with torch.inference_mode(), autocast:
+            model(batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    trials = [make_trial(images, setting, tokens, device) for setting in settings]
+    costs = []
+    for trial in trials:
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        times = time_passes(lambda batch=trial.several: run(batch), BATCHES)
+        memory = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
+        costs.append({"images_per_s": trial.several.num_images / percentile(times, 0.5), "memory_mb": memory})
+    for _ in range(ROUNDS):
+        for trial in trials:
+            passes = PASSES if sum(trial.latencies) < SECONDS else 1
+            trial.latencies.extend(time_passes(lambda batch=trial.one: run(batch), passes))
+    for cost, trial in zip(costs, trials, strict=True):
+        cost["latency_ms_p50"] = 1e3 * percentile(trial.latencies, 0.5)
+        cost["latency_ms_p99"] = 1e3 * percentile(trial.latencies, 0.99)
+        cost["latency_tokens"] = trial.one.stats().tokens
+    return [{name: cost[name] for name in COSTS} for cost in costs]
+
+
+def make_trial(images: EvalSet, setting: Setting, tokens: int, device: torch.device) -> Trial:
+    """Blank images of the sizes that the set's images have at a setting."""
     step = max(1, len(images.headers) // SAMPLED)
     views = [setting.view(header.native_size) for header in images.headers[::step]]
     middle = sorted(views, key=lambda view: view.num_tokens)[len(views) // 2]
-    one, several = (blank_batch(some).to(device) for some in ([middle], fill(views, tokens)))
-
-    def run(batch: PackedBatch) -> Callable[[], Any]:
-        def forward() -> Any:
-            with torch.inference_mode(), autocast:
-                return model(batch)
-
-        return forward
-
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    times = time_passes(run(several), device, 1, BATCHES)
-    memory = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
-    latencies = time_passes(run(one), device, WARM_UP, LATENCIES)
-    return {
-        "images_per_s": several.num_images / percentile(times, 0.5),
-        "latency_ms_p50": 1e3 * percentile(latencies, 0.5),
-        "latency_ms_p99": 1e3 * percentile(latencies, 0.99),
-        "latency_tokens": middle.num_tokens,
-        "memory_mb": memory,
-    }
+    return Trial(blank_batch([middle]).to(device), blank_batch(fill(views, tokens)).to(device))
 
 
 def fill(views: Sequence[View], tokens: int) -> list[View]:
@@ -88,21 +117,13 @@ def blank_batch(views: Sequence[View]) -> PackedBatch:
     return PackedBatch.build([images], sum(view.num_tokens for view in views))
 
 
-def time_passes(run: Callable[[], Any], device: torch.device, warm_up: int, most: int) -> list[float]:
-    """Seconds of each pass, after some that are not timed; one that runs on a GPU is waited for."""
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    for _ in range(warm_up):
-        run()
-    wait()
-    times: list[float] = []
-    while len(times) < most and (len(times) < LEAST or sum(times) < SECONDS):
+def time_passes(run: Callable[[], None], number: int) -> list[float]:
+    """Seconds of each of so many passes, after one that is not timed."""
+    run()
+    times = []
+    for _ in range(number):
         began = time.perf_counter()
         run()
-        wait()
         times.append(time.perf_counter() - began)
     return times
 

@@ -11,7 +11,7 @@ import torch
 from packvit.common.device import device_name, make_autocast
 from packvit.data import EvalSet
 from packvit.evaluate.checks import check_pieces, check_settings
-from packvit.evaluate.cost import COSTS, measure_cost
+from packvit.evaluate.cost import COSTS, measure_costs
 from packvit.evaluate.favoured import favoured_patch_size
 from packvit.evaluate.folder import Predictions, ResultsFolder
 from packvit.evaluate.grid import Evaluation, Subject, summarise
@@ -127,19 +127,16 @@ class _SubjectRun:
         self.skipped += store.skipped()
         if predictions is None:
             return
-        first = name == next(iter(self.asked.sets))
-        if first and self.asked.cost:
+        costs = [dict.fromkeys(COSTS)] * len(settings)
+        if self.asked.cost and name == next(iter(self.asked.sets)):
             display.say(f"Measuring the costs of {len(settings)} settings")
-        for setting in settings:
+            autocast = make_autocast(self.evaluation.precision, self.evaluation.ranks.device)
+            costs = measure_costs(self.subject.model, images, settings, self.evaluation.tokens, autocast)
+        for setting, cost in zip(settings, costs, strict=True):
             row, arrays = summarise(store, self.subject, setting, name)
             predictions.add(images, setting.name, arrays)
-            row |= self._cost(images, setting) if first and self.asked.cost else dict.fromkeys(COSTS)
+            row |= cost
             self.rows.append({"model": self.name, **row} if self.name else row)
-
-    def _cost(self, images: EvalSet, setting: Setting) -> dict[str, Any]:
-        evaluation = self.evaluation
-        autocast = make_autocast(evaluation.precision, evaluation.ranks.device)
-        return measure_cost(self.subject.model, images, setting, evaluation.tokens, autocast)
 
     def _choose(self) -> list[Setting]:
         """For each number of tokens the setting that the grid's results favour; the main rank decides."""

@@ -2,14 +2,13 @@
 
 from contextlib import nullcontext
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from packvit.data import EvalSet
 from packvit.evaluate import Setting
-from packvit.evaluate.cost import COSTS, blank_batch, fill, measure_cost, percentile, time_passes
+from packvit.evaluate.cost import COSTS, blank_batch, fill, measure_costs, percentile, time_passes
 from packvit.models import PackedViT, ViTConfig
 
 
@@ -29,14 +28,15 @@ def test_blank_images_lie_in_a_batch_as_real_ones_do(digits_set):
 def test_a_setting_costs_something(digits_set):
     images = EvalSet(str(digits_set / "val"))
     model = PackedViT(ViTConfig(width=16, depth=1, heads=1, num_classes=3)).eval()
-    setting = Setting(8, 32)
-    cost = measure_cost(model, images, setting, 256, nullcontext())
-    assert tuple(cost) == COSTS
-    assert cost["images_per_s"] > 0
-    assert 0 < cost["latency_ms_p50"] <= cost["latency_ms_p99"]
-    assert cost["memory_mb"] is None
-    lengths = sorted(setting.view(header.native_size).num_tokens for header in images.headers)
-    assert cost["latency_tokens"] == lengths[15]
+    settings = [Setting(8, 32), Setting(4, tokens=30)]
+    costs = measure_costs(model, images, settings, 256, nullcontext())
+    for setting, cost in zip(settings, costs, strict=True):
+        assert tuple(cost) == COSTS
+        assert cost["images_per_s"] > 0
+        assert 0 < cost["latency_ms_p50"] <= cost["latency_ms_p99"]
+        assert cost["memory_mb"] is None
+        lengths = sorted(setting.view(header.native_size).num_tokens for header in images.headers)
+        assert cost["latency_tokens"] == lengths[15]
 
 
 @given(st.integers(1, 40), st.integers(1, 300))
@@ -58,8 +58,7 @@ def test_a_percentile_is_the_smallest_value_that_reaches_its_share(values, share
     assert sum(value < found for value in values) < share * len(values) + 1e-9
 
 
-@pytest.mark.parametrize("warm_up", [0, 2])
-def test_passes_that_warm_up_are_not_timed(warm_up):
+def test_the_first_pass_is_not_timed():
     calls = []
-    times = time_passes(lambda: calls.append(1), torch.device("cpu"), warm_up, 4)
-    assert (len(times), len(calls)) == (4, 4 + warm_up)
+    times = time_passes(lambda: calls.append(1), 4)
+    assert (len(times), len(calls)) == (4, 5)
