@@ -1,0 +1,60 @@
+"""Run by test_contrastive_loss: the loss of its cases and the gradients on 1, 2 and 4 ranks, which one start
+forks.
+
+Torch has started no thread yet, so that a fork is safe.
+"""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from packvit.common.ranks import stop_ranks
+from packvit.train import contrastive_loss
+
+Case = dict[str, Any]
+
+
+def compute(case: Case, rank: int) -> list[torch.Tensor]:
+    """The loss, and its gradients by this rank's inputs."""
+    image, text, scale, bias = case["pairs"]
+    own = slice(sum(case["split"][:rank]), sum(case["split"][: rank + 1]))
+    leaves = [t.clone().requires_grad_() for t in (image[own], text[own], scale, bias)]
+    loss = contrastive_loss(*leaves, kind=case["kind"], chunk=case["chunk"])
+    return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+
+def be_rank(rank: int, world_size: int, folder: Path) -> None:
+    store = f"file://{folder}/store-{world_size}"
+    dist.init_process_group("gloo", store, rank=rank, world_size=world_size)
+    cases = torch.load(folder / "cases.pt")
+    found = [compute(case, rank) if len(case["split"]) == world_size else [] for case in cases]
+    torch.save(found, folder / f"{world_size}-{rank}.pt")
+    dist.barrier()
+    stop_ranks()
+
+
+def main(folder: Path) -> None:
+    children = []
+    for world_size in (1, 2, 4):
+        for rank in range(world_size):
+            child = os.fork()
+            if child == 0:
+                try:
+                    be_rank(rank, world_size, folder)
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(1)
+                os._exit(0)
+            children.append(child)
+    failed = [child for child in children if os.waitpid(child, 0)[1]]
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))
