@@ -9,6 +9,11 @@ from packvit.models.encoder.block import BlockConfig
 from packvit.models.files.checkpoint import hash_model, load_model, save_model
 from packvit.models.files.export import export_model
 from packvit.models.presets import PRESETS, preset
+from packvit.models.text.config import TextConfig, TwoTowersConfig
+from packvit.models.text.files import load_two_towers, save_two_towers
+from packvit.models.text.packed import PackedText
+from packvit.models.text.tower import TextTower
+from packvit.models.text.two_towers import LogitScale, TwoTowers, unit
 from packvit.models.vit import Outputs, PackedViT
 
 __all__ = [
@@ -16,9 +21,15 @@ __all__ = [
     "PRESETS",
     "BlockConfig",
     "Layout",
+    "LogitScale",
     "Outputs",
+    "PackedText",
     "PackedViT",
     "Segments",
+    "TextConfig",
+    "TextTower",
+    "TwoTowers",
+    "TwoTowersConfig",
     "ViTConfig",
     "activate_flash",
     "attention",
@@ -27,7 +38,10 @@ __all__ = [
     "fastest_backend",
     "hash_model",
     "load_model",
+    "load_two_towers",
     "measure_backends",
     "preset",
     "save_model",
+    "save_two_towers",
+    "unit",
 ]

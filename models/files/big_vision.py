@@ -93,7 +93,32 @@ def convert(tensors: dict[str, Tensor]) -> Imported:
     prefix = next(p for p in PREFIXES if p + "embedding/kernel" in tensors)
     # Beside the model a file may hold an optimizer's state or a text tower.
     tensors = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-    out = rename(unstack(tensors), TABLE)
+    out = convert_layers(tensors, TABLE)
+    pos = out.pop("pos")
+    cls, cls_pos = out.pop("cls"), None
+    if pos is None:
+        # posemb="sincos2d" has no parameters.
+        out.fields |= {"pos_embed": "factorized", "pos_table": "sinusoidal"}
+        out.fields |= {"pos_coords": "absolute", "pos_combine": "stack"}
+    else:
+        cls_pos = place_grid(out, pos, "pos_embedding", int(cls is not None))
+    place_prefix(out, cls, None, cls_pos)
+    pooled = "map" if "pool.attention.probe" in out.state else "cls" if cls is not None else "mean"
+    out.fields |= {"mlp": "gelu_tanh", "pool": pooled, "patch_operator": "bilinear"}
+    return out
+
+
+def convert_layers(tensors: dict[str, Tensor], table: list[tuple[str, str | None]]) -> Imported:
+    """Flax's layers to ours; what is no layer keeps its layout.
+
+    Args:
+        tensors: of one tower, without what comes before its own names.
+        table: as TABLE.
+
+    Raises:
+        ValueError: unknown keys or impossible shapes, by name.
+    """
+    out = rename(unstack(tensors), table)
     heads = out.state.get("blocks.0.attn.query.kernel")
     if heads is not None and heads.ndim == 3:
         out.fields["heads"] = heads.shape[1]
@@ -110,17 +135,6 @@ def convert(tensors: dict[str, Tensor]) -> Imported:
     for kind in ("weight", "bias"):
         out.fuse(f"attention.kv.{kind}", (f"attention.key.{kind}", f"attention.value.{kind}"))
         out.fuse(f"attention.q.{kind}", (f"attention.query.{kind}",))
-    pos = out.pop("pos")
-    cls, cls_pos = out.pop("cls"), None
-    if pos is None:
-        # posemb="sincos2d" has no parameters.
-        out.fields |= {"pos_embed": "factorized", "pos_table": "sinusoidal"}
-        out.fields |= {"pos_coords": "absolute", "pos_combine": "stack"}
-    else:
-        cls_pos = place_grid(out, pos, "pos_embedding", int(cls is not None))
-    place_prefix(out, cls, None, cls_pos)
-    pooled = "map" if "pool.attention.probe" in out.state else "cls" if cls is not None else "mean"
-    out.fields |= {"mlp": "gelu_tanh", "pool": pooled, "patch_operator": "bilinear"}
     return out
 
 

@@ -29,7 +29,8 @@ def load_model(path: str | Path, **config: Any) -> PackedViT:
     """Load weights as a PackedViT in eval mode, on the CPU, in the weights' own dtype.
 
     The format is recognised by the keys: ours, big_vision, timm or Hugging Face. A foreign model keeps its
-    patch buffer and resize operator; nothing is resized here.
+    patch buffer and resize operator; nothing is resized here. Of two towers, for images and for texts, it is
+    the image tower.
 
     Args:
         path: a folder with model.safetensors, a .safetensors or .npz file, or, where none of them is, a model

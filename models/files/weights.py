@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,6 +17,8 @@ from packvit.models.files.hub import download, is_hub_name
 from packvit.models.files.translate import translate
 
 FORMAT_VERSION = 1
+MODEL, TWO_TOWERS = "packvit", "packvit_two_towers"  # types of model in config.json
+NO_OPTIONS: Mapping[str, Any] = {}
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -40,7 +42,7 @@ def write_weights(model: nn.Module, config: ViTConfig, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    stored = {"model_type": "packvit", "format_version": FORMAT_VERSION, **config.to_dict()}
+    stored = {"model_type": MODEL, "format_version": FORMAT_VERSION, **config.to_dict()}
     (folder / "config.json").write_text(json.dumps(stored, indent=2) + "\n")
 
 
@@ -50,17 +52,15 @@ def read_weights(path: Path, config: dict[str, Any], **options: Any) -> Weights:
     Args:
         options: of a download from the hub; see `download`.
     """
-    weights = _find_weights(path, options)
+    weights = find_weights(path, options)
     tensors = read_tensors(weights)
-    stored = _stored_config(weights)
+    stored = stored_config(weights)
     origin: dict[str, str] = {}
-    if stored.get("model_type") == "packvit":
-        version = stored.pop("format_version", None)
-        if version != FORMAT_VERSION:
-            raise ValueError(
-                f"{weights.parent} has format version {version}, this packvit reads {FORMAT_VERSION}"
-            )
-        fields = {key: value for key, value in stored.items() if key != "model_type"}
+    if stored.get("model_type") in (MODEL, TWO_TOWERS):
+        fields = own_fields(stored, weights)
+        if stored["model_type"] == TWO_TOWERS:
+            fields = fields["image"]
+            tensors = {k.removeprefix("image."): t for k, t in tensors.items() if k.startswith("image.")}
     else:
         try:
             tensors, fields, origin = translate(tensors, stored)
@@ -76,8 +76,37 @@ def build_model(make: Callable[[ViTConfig], Model], weights: Weights) -> Model:
         ValueError: names or shapes do not fit.
     """
     config, state, origin, source = weights
-    dtype = state["patch_embed.weight"].dtype if "patch_embed.weight" in state else torch.float32
+    # A file without a patch embedding is refused by name below.
+    dtype = state.get("patch_embed.weight", torch.empty(0)).dtype
     model = make(config).to(dtype)
+    fill(model, state, origin, source)
+    return model.eval()
+
+
+def own_fields(stored: dict[str, Any], weights: Path) -> dict[str, Any]:
+    """The fields of a config.json that this project wrote.
+
+    Raises:
+        ValueError: it is of another version.
+    """
+    if stored.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{weights.parent} has format version {stored.get('format_version')}, this packvit reads "
+            f"{FORMAT_VERSION}"
+        )
+    return {key: value for key, value in stored.items() if key not in ("model_type", "format_version")}
+
+
+def fill(model: nn.Module, state: dict[str, Tensor], origin: dict[str, str], source: Path) -> None:
+    """Give a model its weights.
+
+    Args:
+        origin: the file's own names, for messages.
+        source: the file, for messages.
+
+    Raises:
+        ValueError: weights are missing, unknown or of another shape; names them.
+    """
     own = model.state_dict()
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unknown:
@@ -94,11 +123,14 @@ def build_model(make: Callable[[ViTConfig], Model], weights: Weights) -> Model:
                 f"{name} needs {tuple(own[name].shape)}"
             )
     model.load_state_dict(state)
-    return model.eval()
 
 
-def _find_weights(path: Path, options: dict[str, Any]) -> Path:
-    """The file of weights that `path` names."""
+def find_weights(path: Path, options: Mapping[str, Any] = NO_OPTIONS) -> Path:
+    """The file of weights that `path` names.
+
+    Args:
+        options: of a download from the hub; see `download`.
+    """
     if not path.exists() and is_hub_name(path.as_posix()):
         path = download(path.as_posix(), **options)
     weights = path / "model.safetensors" if path.is_dir() else path
@@ -130,13 +162,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is no readable .safetensors or .npz file: {error}") from None
 
 
-def _stored_config(weights: Path) -> dict[str, Any]:
+def stored_config(weights: Path) -> dict[str, Any]:
     """config.json beside our or a hub's model.safetensors, with image_mean and image_std of transformers'
     preprocessor_config.json; empty when there is none."""
     if weights.name != "model.safetensors":
         return {}
     stored = _read_json(weights.with_name("config.json"))
-    if stored.get("model_type") != "packvit":
+    if stored.get("model_type") not in (MODEL, TWO_TOWERS):
         preprocessor = _read_json(weights.with_name("preprocessor_config.json"))
         if preprocessor.get("do_normalize", True):
             stored |= {key: preprocessor[key] for key in ("image_mean", "image_std") if key in preprocessor}

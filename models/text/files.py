@@ -1,0 +1,71 @@
+"""Two towers in files: our own folder, and other projects' weights."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from packvit.models.files.weights import (
+    FORMAT_VERSION,
+    TWO_TOWERS,
+    fill,
+    find_weights,
+    own_fields,
+    read_tensors,
+    stored_config,
+)
+from packvit.models.text.config import TwoTowersConfig
+from packvit.models.text.foreign import translate_towers
+from packvit.models.text.two_towers import TwoTowers
+
+
+def save_two_towers(model: TwoTowers, folder: str | Path) -> Path:
+    """Write `model.safetensors` and `config.json` to `folder`, which is made if needed; returns it.
+
+    `load_model` takes the image tower out of the folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {"model_type": TWO_TOWERS, "format_version": FORMAT_VERSION, **model.config.to_dict()}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return folder
+
+
+def load_two_towers(
+    path: str | Path, image: Mapping[str, Any] | None = None, text: Mapping[str, Any] | None = None
+) -> TwoTowers:
+    """Load two towers in eval mode, on the CPU, in the weights' own dtype.
+
+    The format is recognised by the keys: ours, big_vision's SigLIP, or SigLIP and SigLIP 2 of transformers.
+
+    Args:
+        path: as of `load_model`.
+        image, text: fields of ViTConfig and TextConfig that replace what is stored, or that the weights don't
+            tell, such as `heads` (width // 64 where nothing tells it) and `pad_id`.
+
+    Raises:
+        FileNotFoundError, ImportError: as of `load_model`.
+        ValueError: weights and configuration do not fit, or there is no text tower; names the file.
+    """
+    weights = find_weights(Path(path))
+    tensors, stored = read_tensors(weights), stored_config(weights)
+    origin: dict[str, str] = {}
+    try:
+        if stored.get("model_type") == TWO_TOWERS:
+            fields = own_fields(stored, weights)
+        else:
+            tensors, fields, origin = translate_towers(tensors, stored)
+        fields = fields | {
+            "image": fields["image"] | dict(image or {}),
+            "text": fields["text"] | dict(text or {}),
+        }
+        config = TwoTowersConfig.from_dict(fields)
+    except ValueError as error:
+        raise ValueError(f"{weights}: {error}") from None
+    model = TwoTowers(config).to(next(iter(tensors.values())).dtype)
+    fill(model, tensors, origin, weights)
+    return model.eval()

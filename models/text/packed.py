@@ -1,0 +1,53 @@
+"""PackedText: the tokens of N texts, one text after another, without padding."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PackedText(NamedTuple):
+    """Texts in one flat tensor, as images are in a PackedBatch. As a target of a batch it moves with it.
+
+    ids: int64 [T], tokens.
+    place: int64 [T], of each token in its text, from 0.
+    owner: int32 [T], text of each token; -1 in the one token that stands where there are no texts.
+    cu_seqlens: int32 [segments + 1], offsets of the texts.
+    num_texts: N.
+    max_len: tokens of the longest text.
+    squares: sum over texts of their squared lengths, which attention costs.
+    """
+
+    ids: Tensor
+    place: Tensor
+    owner: Tensor
+    cu_seqlens: Tensor
+    num_texts: int
+    max_len: int
+    squares: int
+
+    @staticmethod
+    def build(texts: Sequence[Sequence[int]]) -> "PackedText":
+        """The texts, each as its tokens.
+
+        Raises:
+            ValueError: a text has no token.
+        """
+        lengths = [len(text) for text in texts]
+        if 0 in lengths:
+            raise ValueError(f"text {lengths.index(0)} has no token")
+        ids = [token for text in texts for token in text]
+        owner = [number for number, length in enumerate(lengths) for _ in range(length)]
+        if not texts:
+            ids, owner, lengths = [0], [-1], [1]
+        return PackedText(
+            ids=torch.tensor(ids),
+            place=torch.cat([torch.arange(length) for length in lengths]),
+            owner=torch.tensor(owner, dtype=torch.int32),
+            cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
+            num_texts=len(texts),
+            max_len=max(lengths),
+            squares=sum(len(text) ** 2 for text in texts),
+        )
