@@ -12,6 +12,7 @@ from packvit.models.presets import PRESETS, preset
 from packvit.models.text.config import TextConfig, TwoTowersConfig
 from packvit.models.text.files import load_two_towers, save_two_towers
 from packvit.models.text.packed import PackedText
+from packvit.models.text.tokenizer import TextEncoder, Tokenizer, load_tokenizer, train_tokenizer
 from packvit.models.text.tower import TextTower
 from packvit.models.text.two_towers import LogitScale, TwoTowers, unit
 from packvit.models.vit import Outputs, PackedViT
@@ -27,7 +28,9 @@ __all__ = [
     "PackedViT",
     "Segments",
     "TextConfig",
+    "TextEncoder",
     "TextTower",
+    "Tokenizer",
     "TwoTowers",
     "TwoTowersConfig",
     "ViTConfig",
@@ -38,10 +41,12 @@ __all__ = [
     "fastest_backend",
     "hash_model",
     "load_model",
+    "load_tokenizer",
     "load_two_towers",
     "measure_backends",
     "preset",
     "save_model",
     "save_two_towers",
+    "train_tokenizer",
     "unit",
 ]
