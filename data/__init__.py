@@ -9,6 +9,7 @@ from packvit.data.make.sources import read_image
 from packvit.data.make.teach import write_with_logits
 from packvit.data.make.write import write_shards
 from packvit.data.samples.augment import AugmentConfig
+from packvit.data.samples.captions import CaptionTarget, read_captions
 from packvit.data.samples.corrupt import Corruption, every_corruption, parse_corruptions
 from packvit.data.samples.cut import cut_image
 from packvit.data.samples.decode import decode_upright, native_size_of, show, upright
@@ -33,6 +34,7 @@ __all__ = [
     "AugmentConfig",
     "BadSample",
     "BadShard",
+    "CaptionTarget",
     "ClassTarget",
     "Corruption",
     "DataConfig",
@@ -68,6 +70,7 @@ __all__ = [
     "pack_images",
     "parse_corruptions",
     "pixel_box",
+    "read_captions",
     "read_image",
     "redact",
     "show",

@@ -86,6 +86,7 @@ def decode_sample(
     data, values = read_sample(shard, header, kinds)
     native_size = header.native_size
     try:
+        values = {name: kind.draw(values[name], seed) for name, kind in kinds.items()}
         pixels = [decode(data, view, native_size) for view in views]
         targets = [
             {name: kind.follow(values[name], view, native_size) for name, kind in kinds.items()}

@@ -1,8 +1,9 @@
 """Targets: what an image comes with besides pixels.
 
-Each kind knows how its value is read from a sample's fields, how it follows the image into a view (crop,
-flip, resize), what becomes of it when images are mixed, and how the values of a batch are collated. A new
-kind is a class here or anywhere else; a task names the kinds that it needs, and nothing else knows them.
+Each kind knows how its value is read from a sample's fields, which one an epoch draws of several, how it
+follows the image into a view (crop, flip, resize), what becomes of it when images are mixed, and how the
+values of a batch are collated. A new kind is a class here or anywhere else; a task names the kinds that it
+needs, and nothing else knows them.
 """
 
 import json
@@ -29,6 +30,17 @@ class Target:
             BadSample: the sample lacks it, or it cannot be used.
         """
         raise NotImplementedError
+
+    def draw(self, value: Any, seed: int) -> Any:
+        """The value of a sample in this epoch, where it has several; by default the one that was read.
+
+        Args:
+            seed: a function of (seed, epoch, key).
+
+        Raises:
+            ValueError: it cannot be used, which makes the sample a bad one.
+        """
+        return value
 
     def follow(self, value: Any, view: View, native_size: tuple[int, int]) -> Any:
         """The value as a view shows it; by default a view changes nothing.
@@ -142,13 +154,7 @@ class ClassTarget(Target):
         return shard.label(member, name)
 
     def _in_json(self, shard: Shard, member: int, name: str, place: str) -> int | list[int] | None:
-        document = shard.read(member, name)
-        try:
-            value: Any = json.loads(document)
-        except (ValueError, RecursionError) as error:
-            raise BadSample(shard.path, shard.key(member), f"its .{name} is no JSON document") from error
-        for part in place.split(".") if place else ():
-            value = value.get(part) if isinstance(value, dict) else None
+        value = json_value(shard, member, name, place)
         if value is None or is_whole(value):
             return value
         if self.multi and isinstance(value, list) and all(map(is_whole, value)):
@@ -240,6 +246,22 @@ class TextTarget(Target):
     def collate(self, values: Sequence[str]) -> list[str]:
         """N texts."""
         return list(values)
+
+
+def json_value(shard: Shard, member: int, name: str, place: str) -> Any:
+    """What stands in a JSON field of a sample at `place`, a dotted name, or in all of it; None if nothing.
+
+    Raises:
+        BadSample: the sample lacks the field, or it is no JSON document.
+    """
+    document = shard.read(member, name)
+    try:
+        value: Any = json.loads(document)
+    except (ValueError, RecursionError) as error:
+        raise BadSample(shard.path, shard.key(member), f"its .{name} is no JSON document") from error
+    for part in place.split(".") if place else ():
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def suffix(name: str) -> str:
