@@ -26,6 +26,14 @@ def test_every_recipe_survives_a_round_trip(name, tmp_path):
     assert find_recipe(str(tmp_path / "config.yaml")) == config
 
 
+def test_prefixes_survive_a_round_trip_and_the_command_line(tmp_path):
+    config = Config(optim=OptimConfig(lr_factors=(("text.", 0.1), ("model.", 2.0))))
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+    given = tyro.cli(Config, args=["--optim.lr-factors", "text.", "0.1", "model.", "2"])
+    assert given == config
+
+
 @pytest.mark.parametrize(
     ("section", "change", "message"),
     [

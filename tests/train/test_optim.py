@@ -42,6 +42,32 @@ def test_every_parameter_has_one_group_and_only_kernels_decay(kind):
     assert all(value == 0 for name, value in by_name.items() if name.startswith(("pos_embed", "registers")))
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_longest_prefix_of_a_name_tells_its_learning_rate_and_decay(kind):
+    model = small_model()
+    factors = (("model.", 0.5), ("model.blocks.1.", 0.0), ("model.blocks.1.mlp.", 0.25))
+    config = OptimConfig(
+        kind=kind, lr=2.0, muon_lr=4.0, weight_decay=0.1, lr_factors=factors,
+        weight_decays=(("model.blocks.0.attn.", 0.7), ("model.head.", 0.0)),
+    )  # fmt: skip
+    found = {}
+    for number, optimizer in enumerate(make_optimizers(model, config)):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                found[parameter] = (group["peak_lr"] / (2.0, 4.0)[number], group["weight_decay"])
+    by_name = {name: found[parameter] for name, parameter in model.named_parameters()}
+    assert by_name["blocks.0.mlp.fc1.weight"] == (0.5, 0.1)
+    assert by_name["blocks.0.attn.qkv.weight"] == (0.5, 0.7)
+    assert by_name["blocks.0.attn.qkv.bias"] == (0.5, 0.0)  # never decays
+    assert by_name["blocks.1.attn.qkv.weight"] == (0.0, 0.1)
+    assert by_name["blocks.1.mlp.fc1.weight"] == (0.25, 0.1)
+    assert by_name["head.weight"] == (0.5, 0.0)
+    with pytest.raises(ValueError, match=r"optim\.lr_factors: 'text\.' is the start of no"):
+        make_optimizers(model, OptimConfig(lr_factors=(("text.", 1.0),)))
+    with pytest.raises(ValueError, match=r"optim\.weight_decays: -1"):
+        OptimConfig(weight_decays=(("text.", -1),))
+
+
 def test_muon_takes_the_matrices_of_the_blocks():
     model = small_model()
     adamw, muon = make_optimizers(model, OptimConfig(kind="muon"))

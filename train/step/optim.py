@@ -1,6 +1,6 @@
 """AdamW, Muon or SGD, with weight decay on weight matrices only: which parameter is updated how."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal
@@ -27,6 +27,10 @@ class OptimConfig:
             weight matrices only; the classification head has its own (NaViT: 0.03 body, 3.0 head). SGD adds
             it to the gradient.
         layer_decay: factor of the learning rate from each block to the one before it; 1 has none (BEiT A).
+        lr_factors: (prefix, factor) of the learning rates of parameters whose names start so, as `("text.",
+            0.1)`. The model's names start with `model.`, a task's own with those of its heads; of several
+            prefixes the longest counts.
+        weight_decays: (prefix, decay), which replaces the two above for weight matrices, in the same way.
         freeze: name prefixes of parameters to freeze; `body` is all but the head.
         schedule: shape of the learning rate; see packvit.train.step.step.
         warmup: linear from 0 to the peak. This and the next two count what the run's length counts: steps,
@@ -45,6 +49,8 @@ class OptimConfig:
     weight_decay: float = 0.05
     head_weight_decay: float = 0.05
     layer_decay: float = 1.0
+    lr_factors: tuple[tuple[str, float], ...] = ()
+    weight_decays: tuple[tuple[str, float], ...] = ()
     freeze: tuple[str, ...] = ()
     schedule: Literal["cosine", "linear", "rsqrt", "constant"] = "cosine"
     warmup: int = 500
@@ -63,10 +69,17 @@ class OptimConfig:
         for name in ("weight_decay", "head_weight_decay", "warmup", "cooldown", "clip"):
             if getattr(self, name) < 0:
                 raise ValueError(f"optim.{name}={getattr(self, name)} must not be negative")
+        for name in ("lr_factors", "weight_decays"):
+            for prefix, value in getattr(self, name):
+                if value < 0:
+                    raise ValueError(f"optim.{name}: {value} of {prefix!r} must not be negative")
 
 
 def make_optimizers(
-    model: PackedViT, config: OptimConfig, heads: Sequence[nn.Module] = ()
+    model: PackedViT,
+    config: OptimConfig,
+    heads: Sequence[nn.Module] = (),
+    names: Mapping[nn.Parameter, str] | None = None,
 ) -> list[Optimizer]:
     """The optimizers that together hold every parameter once; each group has its peak learning rate.
 
@@ -75,7 +88,19 @@ def make_optimizers(
     takes the blocks' matrices out of the first; embedding, pooling and head stay with AdamW. With
     `layer_decay` each block's parameters are a group of their own (BEiT, arXiv 2106.08254, A). `heads`, which
     a task puts on the model, count as what comes after the blocks. `sgd` has the groups of `adamw`.
+
+    Args:
+        names: of all parameters, for the prefixes of `lr_factors` and `weight_decays`; None knows those of
+            the model.
+
+    Raises:
+        ValueError: a prefix is the start of no parameter's name.
     """
+    names = {p: f"model.{name}" for name, p in model.named_parameters()} if names is None else names
+    for option in ("lr_factors", "weight_decays"):
+        for start, _ in getattr(config, option):
+            if not any(name.startswith(start) for name in names.values()):
+                raise ValueError(f"optim.{option}: {start!r} is the start of no parameter's name")
     depth = len(model.blocks)
     adamw: dict[tuple, dict] = {}
     muon: dict[tuple, dict] = {}
@@ -86,8 +111,10 @@ def make_optimizers(
         decay, hidden = 0.0, False
         if is_kernel(name, parameter):
             decay = config.head_weight_decay if name.startswith("head.") else config.weight_decay
+            decay = by_prefix(config.weight_decays, names.get(parameter, ""), decay)
             hidden = config.kind == "muon" and name.startswith("blocks.") and parameter.ndim == 2
         scale = config.layer_decay ** (depth + 1 - layer_of(name, depth))
+        scale *= by_prefix(config.lr_factors, names.get(parameter, ""), 1.0)
         groups, peak = (muon, config.muon_lr * scale) if hidden else (adamw, config.lr * scale)
         group = groups.setdefault((decay, peak), {"params": [], "weight_decay": decay, "peak_lr": peak})
         group["params"].append(parameter)
@@ -101,6 +128,12 @@ def make_optimizers(
     if muon:
         optimizers.append(Muon(muon.values(), config.muon_lr, config.momentum))
     return optimizers
+
+
+def by_prefix(values: Sequence[tuple[str, float]], name: str, default: float) -> float:
+    """The value of the longest prefix that `name` starts with; `default` without one."""
+    found = [(len(prefix), value) for prefix, value in values if name.startswith(prefix)]
+    return max(found)[1] if found else default
 
 
 def layer_of(name: str, depth: int) -> int:
@@ -134,5 +167,9 @@ def freeze(model: nn.Module, starts: Sequence[str], heads: Sequence[nn.Module] =
 
 
 def is_kernel(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter multiplies activations: the weights of linear layers and of the patch embedding."""
-    return parameter.ndim >= 2 and name.endswith("weight") and not name.startswith("pos_embed.")
+    """Whether a parameter multiplies activations: the weights of linear layers and of the patch embedding.
+
+    A table of which rows are looked up, of positions or of words, does not.
+    """
+    looked_up = name.startswith("pos_embed.") or name.endswith(".embed.weight")
+    return parameter.ndim >= 2 and name.endswith("weight") and not looked_up

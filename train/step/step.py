@@ -106,7 +106,8 @@ class Engine:
                 self.compile(built)
         # Half precision loses small gradients: they are scaled up, and the scale is part of the checkpoint.
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "fp16")
-        self.optimizers = make_optimizers(self.model, optim, module.heads())
+        names = {parameter: name for name, parameter in self.module.named_parameters()}
+        self.optimizers = make_optimizers(self.model, optim, module.heads(), names)
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         held = {parameter for group in groups for parameter in group["params"]}
         self._trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
