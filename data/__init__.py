@@ -5,6 +5,7 @@ from packvit.data.images import pack_images
 from packvit.data.make.check import check_shards
 from packvit.data.make.digits import write_digits
 from packvit.data.make.images import WriteConfig, write_images
+from packvit.data.make.scenes import write_scenes
 from packvit.data.make.sources import read_image
 from packvit.data.make.teach import write_with_logits
 from packvit.data.make.write import write_shards
@@ -77,6 +78,7 @@ __all__ = [
     "upright",
     "write_digits",
     "write_images",
+    "write_scenes",
     "write_shards",
     "write_with_logits",
 ]

@@ -26,12 +26,14 @@ class Sample:
         image: the encoded file.
         extension: `jpg`, `png` or `webp`.
         label: class index, or None where the task has none.
+        caption: written as `txt` if there is one; several stand in lines.
     """
 
     key: str
     image: bytes
     extension: str
     label: int | None = None
+    caption: str | None = None
 
 
 def write_shards(
@@ -70,6 +72,8 @@ def write_shards(
                     member: dict[str, str | bytes] = {"__key__": sample.key, sample.extension: sample.image}
                     if sample.label is not None:
                         member["cls"] = str(sample.label).encode()
+                    if sample.caption is not None:
+                        member["txt"] = sample.caption.encode()
                     writer.write(member)
                     counts[-1] += 1
         if not finished:
