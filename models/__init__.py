@@ -14,7 +14,7 @@ from packvit.models.text.files import load_two_towers, save_two_towers
 from packvit.models.text.packed import PackedText
 from packvit.models.text.tokenizer import TextEncoder, Tokenizer, load_tokenizer, train_tokenizer
 from packvit.models.text.tower import TextTower
-from packvit.models.text.two_towers import LogitScale, TwoTowers, unit
+from packvit.models.text.two_towers import LogitScale, TwoTowers, start_projection, unit
 from packvit.models.vit import Outputs, PackedViT
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "preset",
     "save_model",
     "save_two_towers",
+    "start_projection",
     "train_tokenizer",
     "unit",
 ]

@@ -24,13 +24,13 @@ import yaml
 
 from packvit.data import DataConfig
 from packvit.evaluate import LARGEST_PATCH, EvalConfig
-from packvit.models import ViTConfig
+from packvit.models import TextConfig, ViTConfig
 from packvit.packing import PackingConfig, ViewsConfig
 from packvit.train.step.checkpoint import CheckpointConfig
 from packvit.train.step.length import LengthConfig
 from packvit.train.step.optim import OptimConfig
 from packvit.train.step.step import EngineConfig
-from packvit.train.tasks.config import EMA, DistillConfig, LossConfig
+from packvit.train.tasks.config import EMA, ContrastiveConfig, DistillConfig, LossConfig
 
 FREE, FIXED = {"resume": "free"}, {"resume": "fixed"}
 MOST_THREADS = 1024  # many more end in a fault of memory
@@ -103,6 +103,8 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig, metadata={"resume": {"precision": "scaled"}})
     distill: DistillConfig = field(default_factory=DistillConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig, metadata=FIXED)
+    text: TextConfig = field(default_factory=TextConfig, metadata=FIXED)
     eval: EvalConfig = field(default_factory=EvalConfig, metadata=FREE)
 
     def __post_init__(self) -> None:

@@ -204,7 +204,5 @@ def take_batches(batches: Iterator[LoadedBatch], number: int, task: Task) -> Tak
             taken.stuck = True
             break
         taken.wait += time.perf_counter() - before
-        taken.stats += loaded.batch.stats()
-        taken.flops += task.flops(loaded)
-        taken.batches.append(loaded)
+        taken.add(loaded, task.flops(loaded))
     return taken

@@ -25,7 +25,7 @@ from packvit.evaluate import (
     check_settings,
     evaluate,
 )
-from packvit.models import PackedViT, hash_model, save_model
+from packvit.models import PackedViT, hash_model
 from packvit.packing import PackingConfig
 from packvit.train.config import Config
 from packvit.train.loop import Training, set_up, train
@@ -49,6 +49,7 @@ MADE = {
     "checkpoints": "to resume from",
     "model.safetensors": "the model; load_model and packvit eval take the folder",
     "config.json": "the model's configuration",
+    "tokenizer.*": "the tokeniser of its text tower",
     "eval/results.json": "what the task measures, and what it costs, by resolution and patch size",
     "eval/predictions.npz": "the answer to every image; docs/evaluate.md says how to read it",
     "eval/*.png": "the same against tokens per image",
@@ -114,9 +115,9 @@ def finish(
 ) -> None:
     """Save the trained model, draw the run's history, evaluate the model."""
     config, ranks = training.config, training.ranks
-    history = []
+    history, heads = [], training.engine.whole_heads()
     if ranks.is_main:
-        save_model(model, config.run_dir)
+        training.engine.module.save(model, heads, config.run_dir)
         history = read_json_lines(config.run_dir / "metrics.jsonl")
         display.draw(partial(draw_history, history, config.run_dir))
         say_losses(history[-1], config, display)

@@ -18,6 +18,7 @@ class PackedText(NamedTuple):
     num_texts: N.
     max_len: tokens of the longest text.
     squares: sum over texts of their squared lengths, which attention costs.
+    cut: texts that were too long and lost their end.
     """
 
     ids: Tensor
@@ -27,10 +28,11 @@ class PackedText(NamedTuple):
     num_texts: int
     max_len: int
     squares: int
+    cut: int = 0
 
     @staticmethod
-    def build(texts: Sequence[Sequence[int]]) -> "PackedText":
-        """The texts, each as its tokens.
+    def build(texts: Sequence[Sequence[int]], cut: int = 0) -> "PackedText":
+        """The texts, each as its tokens; `cut` of them lost their end.
 
         Raises:
             ValueError: a text has no token.
@@ -50,4 +52,5 @@ class PackedText(NamedTuple):
             num_texts=len(texts),
             max_len=max(lengths),
             squares=sum(len(text) ** 2 for text in texts),
+            cut=cut,
         )

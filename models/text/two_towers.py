@@ -37,9 +37,7 @@ class TwoTowers(nn.Module):
         super().__init__()
         self.config = config
         self.image = PackedViT(config.image)
-        if self.image.head is not None:
-            # A classifier starts with zeros, which have no direction.
-            nn.init.xavier_uniform_(self.image.head.weight)
+        start_projection(self.image)
         self.text = TextTower(config.text)
         self.logits = LogitScale(config.temperature, config.bias)
 
@@ -55,6 +53,12 @@ class TwoTowers(nn.Module):
         """Logits [images, texts] of all pairs."""
         scale, bias = self.logits()
         return scale * self.embed_images(batch) @ self.embed_texts(text).T + bias
+
+
+def start_projection(image: PackedViT) -> None:
+    """Start the head of an image tower, if it has one: a classifier's zeros have no direction."""
+    if image.head is not None:
+        nn.init.xavier_uniform_(image.head.weight)
 
 
 def unit(x: Tensor) -> Tensor:

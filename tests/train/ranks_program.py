@@ -2,8 +2,9 @@
 
 In the task `distill` the gradient is that of labels, a wider teacher and the moving average together, in
 `compiled` that of compiled blocks, one of which is recomputed, in `whole` that of a loss that compares all
-images of the step, in `bf16` that of half precision. `bf16` also says what ranks send each other, and takes a
-step that one rank's gradient spoils. `muon` is steps of Muon on matrices that no number of ranks divides.
+images of the step, in `contrastive` that of images and texts, in `bf16` that of half precision. `bf16` also
+says what ranks send each other, and takes a step that one rank's gradient spoils. `muon` is steps of Muon on
+matrices that no number of ranks divides.
 """
 
 import os
@@ -24,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from packvit.common.ranks import Ranks, start_ranks, stop_ranks
 from packvit.data import ClassTarget, LoadedBatch
 from packvit.data.samples.targets import collate_targets
-from packvit.models import PackedViT, ViTConfig, save_model
+from packvit.models import PackedText, PackedViT, TextConfig, ViTConfig, save_model, train_tokenizer
 from packvit.packing import PackedBatch, PackedImage
 from packvit.train.config import Config, TrainConfig
 from packvit.train.step.checkpoint import CheckpointConfig, Checkpointer, find_checkpoints
@@ -33,13 +34,14 @@ from packvit.train.step.muon import Muon, local
 from packvit.train.step.optim import OptimConfig
 from packvit.train.step.step import Engine
 from packvit.train.tasks.classification import Classification
-from packvit.train.tasks.config import DistillConfig
+from packvit.train.tasks.config import ContrastiveConfig, DistillConfig
 from packvit.train.tasks.make import make_task
 from packvit.train.tasks.start import make_module
 from packvit.train.tasks.task import Task
 
 BATCHES = 4  # of one step, over all ranks
 COUNTS = (1, 3, 0, 5)  # images in each: as unequal as can be
+WORDS = 30  # tokens of texts
 TARGETS = {"label": ClassTarget(classes=3)}
 
 
@@ -55,7 +57,9 @@ def make_batch(number: int) -> PackedBatch:
         images.append(
             PackedImage({(p, p): patches}, coords, (rows, cols), (p, p), (8, 8), targets={"label": label})
         )
-    return PackedBatch.build([images[:2], images[2:]], 16, collate=partial(collate_targets, TARGETS))
+    batch = PackedBatch.build([images[:2], images[2:]], 16, collate=partial(collate_targets, TARGETS))
+    texts = [rng.integers(WORDS, size=rng.integers(1, 5)).tolist() for _ in images]
+    return replace(batch, targets=batch.targets | {"caption": PackedText.build(texts)})
 
 
 def make_engine(
@@ -67,15 +71,21 @@ def make_engine(
     compiled: bool = False,
     whole_step: bool = False,
     precision: str = "auto",
+    contrastive: ContrastiveConfig | None = None,
 ) -> tuple[Engine, Task]:
     every = 2 if compiled else 0
     model = ViTConfig(width=16, depth=2, heads=2, num_classes=3, registers=1, checkpoint_every=every)
     if precision == "bf16":
         model = replace(model, norm="rms")
     compiler = "on" if compiled else "off"
-    train = TrainConfig(parallel=parallel, ema=0.5, compile=compiler, precision=precision)  # pyright: ignore[reportArgumentType]
+    ema = 0.0 if contrastive else 0.5
+    train = TrainConfig(parallel=parallel, ema=ema, compile=compiler, precision=precision)  # pyright: ignore[reportArgumentType]
     optim = OptimConfig(kind=kind)  # pyright: ignore[reportArgumentType]
     config = Config(model=model, optim=optim, train=train, distill=distill or DistillConfig(), seed=seed)
+    if contrastive is not None:
+        text = TextConfig(width=16, depth=1, heads=2, vocab_size=WORDS, max_tokens=4)
+        folder = Path(contrastive.tokenizer).parent
+        config = replace(config, contrastive=contrastive, text=text, run_dir=folder)
     task = Likeness(config) if whole_step else make_task(config)
     module = make_module(config, task)
     assert module.model.head is not None
@@ -145,6 +155,13 @@ def write_teacher(folder: Path) -> DistillConfig:
     return DistillConfig(
         (str(path), "ema"), (8, 8), (8, 8), label_weight=0.5, feature_weight=1, token_weight=1
     )
+
+
+def write_tokenizer(folder: Path) -> ContrastiveConfig:
+    """A tokeniser of no account: batches hold tokens."""
+    folder.mkdir()
+    path = train_tokenizer([f"{one}{two}" for one in "abcdef" for two in "abcdef"], WORDS).save(folder)
+    return ContrastiveConfig(loss="softmax", tokenizer=str(path))
 
 
 def gradients(engine: Engine, task: Task, ranks: Ranks) -> dict[str, torch.Tensor]:
@@ -257,15 +274,25 @@ def main(what: str, parallel: str, kind: str, folder: Path) -> None:
     aot_eager = partialmethod(PackedViT.compile_blocks, backend="aot_eager")
     setattr(PackedViT, "compile_blocks", aot_eager)  # noqa: B010
     precision = what if what == "bf16" else "auto"
+    contrastive = (
+        write_tokenizer(folder / f"{parallel}-{ranks.world_size}-{ranks.rank}")
+        if what == "contrastive"
+        else None
+    )
     engine, task = make_engine(
-        ranks, parallel, kind, seed, distill, what == "compiled", what == "whole", precision
+        ranks, parallel, kind, seed, distill, what == "compiled", what == "whole", precision, contrastive
     )
     if what == "muon":
         result = {size: muon_steps(size) for size in (0, 2, 3)}
     elif what == "bf16":
         result = half_precision(engine, task, ranks)
     elif what != "checkpoint":
-        result = gradients(engine, task, ranks)
+        kept = {
+            f"{n}.{name}": t.clone()
+            for n, head in enumerate(engine.whole_heads())
+            for name, t in head.items()
+        }
+        result = gradients(engine, task, ranks) | kept
         engine.update(engine.clip(), 0, 1.0)
     else:
         checkpointer = Checkpointer(folder, CheckpointConfig(), ranks, engine, {})

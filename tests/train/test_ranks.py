@@ -48,7 +48,8 @@ def test_a_batch_without_images_gives_every_parameter_a_gradient(pool, pos_embed
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("task", "numbers"), [("gradient", (2, 4)), ("distill", (2,)), ("compiled", (2,)), ("whole", (2,))]
+    ("task", "numbers"),
+    [("gradient", (2, 4)), ("distill", (2,)), ("compiled", (2,)), ("whole", (2,)), ("contrastive", (2,))],
 )
 def test_gradients_do_not_depend_on_how_images_are_shared(task, numbers: tuple[int, ...], tmp_path):
     """Ranks hold 1 to 9 images, one batch none; the gradient stays that of the mean over all of them."""

@@ -70,8 +70,10 @@ def start_with(config: Config, path: str) -> Config:
     own = config.model
     model = load_model(Path(path)).config
     kept = ("drop_path", "checkpoint_every")
-    if own != ViTConfig():
+    if own != ViTConfig(num_classes=own.num_classes):
         kept += KEPT_FIELDS + (KEPT_OF_POSITIONS if own.pos_embed == model.pos_embed else ())
+    if config.contrastive.loss:
+        kept += ("num_classes",)  # the width of a projection
     model = replace(model, **{name: getattr(own, name) for name in kept})
     return replace(config, model=model, train=replace(config.train, init=path))
 
@@ -79,10 +81,12 @@ def start_with(config: Config, path: str) -> Config:
 def with_classes(config: Config) -> tuple[Config, str]:
     """The run with as many classes as `classes.json` beside its shards names, and a sentence that says so.
 
-    A run that learns from teachers alone keeps the number of their answers, one without a head stays so.
+    A run that learns from teachers alone keeps the number of their answers, one without a head stays so, and
+    one that learns from captions has a projection instead.
     """
     model = config.model
-    if model.num_classes == 0 or (config.distill.active and not config.distill.needs_labels):
+    unlabelled = config.contrastive.loss or (config.distill.active and not config.distill.needs_labels)
+    if model.num_classes == 0 or unlabelled:
         return config, ""
     for shards in config.data.shards:
         folder = Path(shards) if Path(shards).is_dir() else Path(shards).parent

@@ -1,12 +1,13 @@
 """What a step is given and what it gives: the trained module, its batches, the result."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from packvit.data import LoadedBatch
-from packvit.models import PackedViT
+from packvit.models import PackedViT, save_model
 
 
 class TrainedModule(nn.Module):
@@ -29,6 +30,16 @@ class TrainedModule(nn.Module):
         moving average.
         """
         return []
+
+    def save(self, model: PackedViT, heads: Sequence[Mapping[str, Any]], folder: Path) -> None:
+        """Write what is trained for others to load; the model alone, unless a task keeps more.
+
+        Args:
+            model: the trained one, whole.
+            heads: the state dicts of `heads()`, whole.
+            folder: the run's.
+        """
+        save_model(model, folder)
 
 
 class StepBatches(NamedTuple):

@@ -206,6 +206,14 @@ class Engine:
         self.compile(whole)
         return whole
 
+    def whole_heads(self) -> list[dict[str, Any]]:
+        """The state dicts of the module's heads, not sharded; every rank calls it."""
+        options = StateDictOptions(full_state_dict=True)
+        return [
+            get_model_state_dict(head, options=options) if isinstance(head, FSDPModule) else head.state_dict()
+            for head in self.module.heads()
+        ]
+
     def state_dict(self) -> dict[str, Any]:
         """Weights, moving average and optimizer state, for torch.distributed.checkpoint: tensors only.
 

@@ -1,4 +1,4 @@
-"""What a run learns from: the loss of labels, and teachers."""
+"""What a run learns from: the loss of labels, teachers, and captions."""
 
 import re
 from dataclasses import dataclass, field
@@ -111,3 +111,37 @@ def check_field(name: str, field: str) -> None:
     """
     if not re.fullmatch(r"[^/A-Z_][^/A-Z]*\.npy", field):
         raise ValueError(f"{name} {field!r} must be in small letters and end in .npy, such as teacher.npy")
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    """Images and their captions, which two towers embed close to each other; see docs/contrastive.md.
+
+    Args:
+        loss: `softmax` (CLIP; NaViT 2.3) or `sigmoid` (SigLIP, arXiv 2303.15343, 3); empty learns from labels
+            or teachers instead.
+        captions: field of every sample: `txt`, whose lines are captions, or `json:PLACE`, a text or a list of
+            texts. An epoch draws one of several.
+        tokenizer: a `.model` of sentencepiece, a `tokenizer.json`, or the folder of a model that has one;
+            empty trains one of `text.vocab_size` tokens on the set's captions. The run's folder keeps it.
+        tokenizer_captions: the most captions that one is trained on.
+        temperature: what cosines are multiplied by at first, e^t'.
+        bias: what is added to them at first; of the sigmoid loss.
+        chunk: images that are compared at once; 0 takes as many as make 2^24 logits.
+    """
+
+    loss: Literal["", "softmax", "sigmoid"] = ""
+    captions: str = "txt"
+    tokenizer: str = ""
+    tokenizer_captions: int = 200_000
+    temperature: float = 10.0
+    bias: float = -10.0
+    chunk: int = field(default=0, metadata={"resume": "free"})
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"contrastive.temperature={self.temperature} must be positive")
+        if self.tokenizer_captions < 1:
+            raise ValueError(f"contrastive.tokenizer_captions={self.tokenizer_captions} must be at least 1")
+        if self.chunk < 0:
+            raise ValueError(f"contrastive.chunk={self.chunk} must not be negative")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from packvit.common.ranks import Ranks
 from packvit.data import LoadedBatch
+from packvit.models import PackedText
 from packvit.packing import BatchStats, ImageFacts
 from packvit.train.step.interface import StepResult
 from packvit.train.watch.peak import Peaks
@@ -44,6 +45,8 @@ class Taken:
     Args:
         batches: in the run's order.
         stats: of all of them.
+        texts: packed texts that came with them.
+        texts_cut: how many of these were too long.
         flops: of training on them.
         wait: seconds spent waiting for them.
         stuck: the run was asked to end while it waited for the next one.
@@ -51,9 +54,21 @@ class Taken:
 
     batches: list[LoadedBatch] = field(default_factory=list)
     stats: BatchStats = field(default_factory=BatchStats)
+    texts: int = 0
+    texts_cut: int = 0
     flops: float = 0.0
     wait: float = 0.0
     stuck: bool = False
+
+    def add(self, loaded: LoadedBatch, flops: float) -> None:
+        """Take one more batch; training on it costs `flops`."""
+        self.batches.append(loaded)
+        self.stats += loaded.batch.stats()
+        self.flops += flops
+        for target in loaded.batch.targets.values():
+            if isinstance(target, PackedText):
+                self.texts += target.num_texts
+                self.texts_cut += target.cut
 
     def counts(self) -> tuple[int, int, float]:
         """Images, tokens and FLOPs."""
@@ -135,6 +150,8 @@ class Window:
     """Sums over the steps since the last logged one, on this rank."""
 
     batches: BatchStats = field(default_factory=BatchStats)
+    texts: int = 0
+    texts_cut: int = 0
     flops: float = 0.0
     wait: float = 0.0
     loss: float = 0.0
@@ -149,6 +166,8 @@ class Window:
     def add_batches(self, taken: Taken) -> None:
         """Count the batches of a step."""
         self.batches += taken.stats
+        self.texts += taken.texts
+        self.texts_cut += taken.texts_cut
         self.flops += taken.flops
         self.wait += taken.wait
 
@@ -186,6 +205,8 @@ class Window:
                 self.drop_rate,
             ]
         )
+        texts, texts_cut = ranks.sum([self.texts, self.texts_cut])
+        cut = {"texts_cut": texts_cut / texts} if texts else {}
         available = seconds * 1e12 * ranks.world_size  # of a peak's FLOPs
         by_resolution = self.loss_by_resolution.over(ranks)
         drop_by_resolution = self.drop_rate_by_resolution.over(ranks)
@@ -204,6 +225,7 @@ class Window:
             "mfu": flops / (peaks.sheet * available) if peaks.sheet else None,
             "mfu_measured": flops / (peaks.measured * available) if peaks.measured else None,
             "memory_gb": max(ranks.gather(peak_memory(ranks.device))) / 1e9,
+            **cut,
         }
 
 

@@ -1,0 +1,241 @@
+"""Contrastive training: the loss of a whole step, what may be frozen, what a run leaves, what it refuses."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from packvit.cli import dispatch
+from packvit.common.json_lines import read_json_lines
+from packvit.common.ranks import ALONE
+from packvit.data import LoadedBatch, pack_images, write_scenes
+from packvit.models import (
+    PackedText,
+    PackedViT,
+    TextConfig,
+    ViTConfig,
+    load_model,
+    load_tokenizer,
+    load_two_towers,
+    save_model,
+    train_tokenizer,
+)
+from packvit.packing import PackedBatch
+from packvit.train.config import Config, TrainConfig, load_config
+from packvit.train.step.interface import StepBatches
+from packvit.train.step.optim import OptimConfig
+from packvit.train.step.step import Engine, train_step
+from packvit.train.tasks.config import ContrastiveConfig
+from packvit.train.tasks.contrastive import Contrastive
+from packvit.train.tasks.contrastive_loss import contrastive_losses
+from packvit.train.tasks.start import make_module
+
+WORDS = ("red", "green", "blue", "cat", "dog")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Path:
+    texts = [f"a {one} {two} and {three}" for one in WORDS for two in WORDS for three in WORDS]
+    return train_tokenizer(texts, 40).save(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def config(tokenizer, tmp_path) -> Config:
+    return Config(
+        run_dir=tmp_path / "run",
+        model=ViTConfig(width=16, depth=2, heads=2, num_classes=0, patch_buffer=8, drop_path=0.4),
+        text=TextConfig(width=24, depth=1, heads=2, vocab_size=40, max_tokens=8),
+        contrastive=ContrastiveConfig(loss="softmax", tokenizer=str(tokenizer)),
+        optim=OptimConfig(warmup=0),
+        train=TrainConfig(steps=2),
+    )
+
+
+def make_engine(config: Config) -> tuple[Engine, Contrastive]:
+    task = Contrastive(config)
+    module = make_module(config, task)
+    for name, parameter in module.named_parameters():
+        if "logits" not in name:
+            torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(len(name)))
+    engine = Engine(module, config.train, config.optim, ALONE, config.seed)
+    task.prepare(engine)
+    return engine, task
+
+
+def make_batch(images: int, seed: int = 0) -> PackedBatch:
+    """Random pictures of several sizes with random texts."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 4, (images, 2)) * 8
+    pixels = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+    batch = pack_images(pixels, patch_size=8) if images else PackedBatch.build([[]], 8)
+    texts = [rng.integers(3, 40, rng.integers(1, 8)).tolist() for _ in range(images)]
+    return replace(batch, targets={"caption": PackedText.build(texts)})
+
+
+def step_of(*batches: PackedBatch) -> StepBatches:
+    images = sum(batch.num_images for batch in batches)
+    return StepBatches([LoadedBatch(batch, batch.facts()) for batch in batches], images)
+
+
+def gradients(engine: Engine) -> dict[str, torch.Tensor]:
+    found = {name: p.grad.clone() for name, p in engine.module.named_parameters() if p.grad is not None}
+    engine.module.zero_grad(set_to_none=True)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("sizes", [(3, 4), (1, 0, 5)])
+def test_accumulated_batches_have_the_gradient_of_all_their_pairs_at_once(config, kind, sizes):
+    """With the same random numbers: images skip branches."""
+    config = replace(config, contrastive=replace(config.contrastive, loss=kind))
+    engine, task = make_engine(config)
+    batches = [make_batch(size, seed) for seed, size in enumerate(sizes)]
+    torch.manual_seed(5)
+    losses = task.backward(engine, step_of(*batches))
+    found = gradients(engine)
+    assert found.keys() == {name for name, _ in engine.module.named_parameters()}
+    torch.manual_seed(5)
+    seen = [engine.forward(batch) for batch in batches]
+    images, texts = (torch.cat([part[place] for part in seen]) for place in (0, 1))
+    loss, expected = contrastive_losses(images, texts, *seen[0][2:], kind=kind)
+    loss.backward()
+    torch.testing.assert_close(losses, expected)
+    torch.testing.assert_close(losses.mean(), loss.detach())
+    for name, gradient in gradients(engine).items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_one_batch_is_embedded_once_and_several_twice(config):
+    engine, task = make_engine(config)
+    calls = []
+    engine.module.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    train_step(engine, task, step_of(make_batch(3)), 0)
+    assert calls == [True]
+    calls.clear()
+    train_step(engine, task, step_of(make_batch(3), make_batch(2, 1)), 1)
+    assert calls == [False, False, True, True]
+
+
+def test_a_frozen_image_tower_stays_as_it_is_and_runs_without_a_gradient_and_once(config):
+    engine, task = make_engine(replace(config, optim=replace(config.optim, freeze=("body",))))
+    assert not engine.model.training  # no branch is skipped
+    before = {name: p.clone() for name, p in engine.module.named_parameters()}
+    tracked = []
+    engine.model.register_forward_hook(lambda _, __, output: tracked.append(output.requires_grad))
+    train_step(engine, task, step_of(make_batch(3), make_batch(4, 1)), 0)
+    assert tracked == [False, False]
+    changed = {name for name, p in engine.module.named_parameters() if not torch.equal(p, before[name])}
+    assert changed
+    assert all(name.startswith(("text.", "logits.")) for name in changed)
+
+
+def test_one_pair_alone_has_no_softmax_loss(config):
+    engine, task = make_engine(config)
+    result = train_step(engine, task, step_of(make_batch(1)), 0)
+    assert result.losses.abs().max() < 1e-6
+    assert result.grad_norm < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": {"ema": 0.9}}, r"set train\.ema=0"),
+        ({"distill": {"logits_field": "logits.npy"}}, "two tasks"),
+        ({"text": {"vocab_size": 20}}, "the tokeniser has .* it belongs to another model"),
+        ({"text": {"embed_dim": 5}}, "images are embedded in 16 .* texts in 5"),
+        ({"contrastive": {"tokenizer": "none.model"}}, "there is no tokeniser at none.model"),
+        ({"contrastive": {"captions": "TXT"}}, "small letters"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(config, changes, message):
+    for section, fields in changes.items():
+        config = replace(config, **{section: replace(getattr(config, section), **fields)})
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        Contrastive(config)
+
+
+# ---- Runs -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("scenes")
+    write_scenes(out, 60, shard_size=30)
+    return out
+
+
+def flags(run_dir: Path, scenes: Path, *more: str) -> list[str]:
+    fields = f"""
+        --run-dir {run_dir} --data.shards {scenes / "train"} --data.workers 0 --data.streams 2
+        --views.patch-sizes 16 --packing.seq-len 32 --packing.sequences 1 --packing.lookahead 8
+        --model.width 32 --model.depth 1 --model.heads 2 --model.num-classes 0
+        --text.width 16 --text.depth 1 --text.heads 2 --text.vocab-size 60 --text.max-tokens 12
+        --contrastive.loss sigmoid --train.ema 0 --train.precision fp32 --optim.kind adamw
+        --train.steps 4 --train.log-every 1 --train.checkpoint-every 2 --optim.warmup 1
+    """
+    return ["digits", *fields.split(), *more]
+
+
+@pytest.fixture(scope="module")
+def finished(scenes, tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("run") / "clip"
+    assert dispatch(["train", *flags(run_dir, scenes, "--train.accumulate", "2")]) == 0
+    return run_dir
+
+
+def test_a_run_leaves_both_towers_and_their_tokenizer(finished):
+    towers, tokenizer = load_two_towers(finished), load_tokenizer(finished)
+    config = load_config(finished / "config.yaml")
+    assert towers.config.text == replace(config.text, embed_dim=32)
+    assert tokenizer.vocab_size <= 60
+    image = load_model(finished)
+    assert image.config == config.model
+    assert all(torch.equal(t, towers.image.get_parameter(n)) for n, t in image.named_parameters())
+    started = towers.logits()
+    assert abs(started[0] - 10) > 1e-6  # they have learned
+    assert started[1] != -10
+    lines = read_json_lines(finished / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all(line["loss"] > 0 and line["texts_cut"] > 0 for line in lines)
+    assert len(tokenizer.encode("on the left is a 3, small and red")) > 3
+
+
+def test_a_resumed_run_is_one_that_was_never_stopped(finished, scenes, tmp_path):
+    run = partial(flags, tmp_path / "run", scenes, "--train.accumulate", "2")
+    assert dispatch(["train", *run(), "--train.steps", "2", "--optim.schedule", "constant"]) == 0
+    assert dispatch(["train", *run(), "--optim.schedule", "constant"]) == 0
+    whole = flags(tmp_path / "whole", scenes, "--train.accumulate", "2", "--optim.schedule", "constant")
+    assert dispatch(["train", *whole]) == 0
+    one, two = (load_two_towers(tmp_path / name).state_dict() for name in ("run", "whole"))
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    same = [(tmp_path / name / "tokenizer.model").read_bytes() for name in ("run", "whole")]
+    assert same[0] == same[1]
+
+
+def test_lit_learns_texts_for_a_model_that_stays_as_it_is(scenes, tmp_path):
+    """The model is a classifier; what is frozen are its features."""
+    torch.manual_seed(0)
+    model = PackedViT(ViTConfig(width=32, depth=1, heads=2, num_classes=10, patch_buffer=16))
+    save_model(model, tmp_path / "model")
+    more = ["--model", str(tmp_path / "model"), "--optim.freeze", "body"]
+    given = [flag for flag in flags(tmp_path / "run", scenes) if flag]
+    start = given.index("--model.width")
+    del given[start : start + 8]
+    assert dispatch(["train", *given, "--model.num-classes", "0", *more]) == 0
+    towers = load_two_towers(tmp_path / "run")
+    state = model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in towers.image.state_dict().items())
+
+
+def test_samples_without_captions_are_bad_and_named(scenes, tmp_path, capsys):
+    assert dispatch(["train", *flags(tmp_path, scenes, "--contrastive.captions", "json:text")]) == 2
+    assert "no sample of data.shards has a caption in json:text" in capsys.readouterr().err
+
+
+def test_nothing_is_evaluated_yet(scenes, tmp_path, capsys):
+    val = ["--data.val-shards", str(scenes / "val")]
+    assert dispatch(["train", *flags(tmp_path, scenes, *val)]) == 2
+    assert "nothing measures a model of this task" in capsys.readouterr().err

@@ -1,0 +1,220 @@
+"""Contrastive training: an image and its caption shall be alike, and unlike all others of the step.
+
+NaViT's second objective (arXiv 2307.06304, 2.3), CLIP's and SigLIP's only one. The loss compares all images
+of a step with all its texts, over all batches and ranks. With several batches to a step they are embedded
+first without a gradient, then the loss gives the gradient of each embedding, and each batch is embedded
+again, with the same random numbers, to carry it on: no more than one batch's activations are ever kept.
+
+With an image tower that is frozen altogether this is LiT (arXiv 2111.07991): images are embedded once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from packvit.data import CaptionTarget, LoadedBatch, ShardSet, Target, read_captions
+from packvit.evaluate import MakeEvaluator
+from packvit.models import (
+    LogitScale,
+    PackedText,
+    PackedViT,
+    TextEncoder,
+    TextTower,
+    Tokenizer,
+    TwoTowers,
+    TwoTowersConfig,
+    load_tokenizer,
+    save_two_towers,
+    start_projection,
+    train_tokenizer,
+    unit,
+)
+from packvit.models.text.tokenizer import FILES, Tokens
+from packvit.packing import PackedBatch
+from packvit.train.config import Config
+from packvit.train.step.interface import StepBatches, TrainedModule
+from packvit.train.step.step import Engine
+from packvit.train.tasks.contrastive_loss import contrastive_losses
+
+
+class Contrastive:
+    """Two towers that learn from images and their captions; see Task.
+
+    A step of one pair has nothing to compare it with: its softmax loss is zero.
+
+    Raises:
+        FileNotFoundError: there is no tokeniser at `contrastive.tokenizer`.
+        ValueError: the configuration asks for what this task cannot do, the towers' widths differ, no sample
+            has a caption, or the tokeniser is of another model.
+    """
+
+    teachers: tuple[tuple[int, int], ...] = ()
+    evaluators: Sequence[MakeEvaluator] = ()
+
+    def __init__(self, config: Config) -> None:
+        refuse_others(config)
+        self.config = config
+        options = config.contrastive
+        width = config.model.num_classes or config.model.feature_dim
+        self.towers = TwoTowersConfig(
+            image=config.model,
+            text=replace(config.text, embed_dim=config.text.embed_dim or width),
+            temperature=options.temperature,
+            bias=options.bias if options.loss == "sigmoid" else None,
+        )
+        self.tokenizer = find_tokenizer(config)
+        encode = TextEncoder(self.tokenizer, self.towers.text)
+        self.targets: Mapping[str, Target] = {"caption": CaptionTarget(options.captions, encode, pack_tokens)}
+        self.eval_targets: Mapping[str, Target] = {}
+        self.frozen = False
+
+    def initial(self) -> None:
+        """See Task."""
+
+    def build(self, model: PackedViT) -> TrainedModule:
+        """See Task."""
+        return Pairs(model, self.towers, self.tokenizer)
+
+    def prepare(self, engine: Engine) -> None:
+        """See Task; keeps the tokeniser in the run's folder."""
+        self.frozen = not any(parameter.requires_grad for parameter in engine.model.parameters())
+        if self.frozen:
+            engine.model.eval()
+        folder = self.config.run_dir
+        if engine.ranks.is_main and not any((folder / name).exists() for name in FILES):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.tokenizer.save(folder)
+
+    def flops(self, loaded: LoadedBatch) -> int:
+        """See Task."""
+        text = captions_of(loaded.batch)
+        # A backward pass costs two forward passes, and embedding first is one more.
+        passes = 3 + (self.config.train.accumulate > 1)
+        image = self.config.model.batch_flops(loaded.batch) * (1 if self.frozen else passes)
+        return image + passes * self.towers.text.flops(text.num_texts, len(text.ids), text.squares)
+
+    def backward(self, engine: Engine, step: StepBatches) -> Tensor:
+        """See Task."""
+        batches = [loaded.to(engine.ranks.device).batch for loaded in step.batches]
+        if len(batches) > 1:
+            return self._embed_and_replay(engine, batches)
+        with engine.sharing(last=True):
+            with engine.autocast:
+                embedded = engine.forward(batches[0])
+            loss, losses = self.loss(*embedded)
+            engine.backward(loss, 1)
+        return losses
+
+    def _embed_and_replay(self, engine: Engine, batches: Sequence[PackedBatch]) -> Tensor:
+        """The gradient of a loss over several batches, with the activations of one at a time."""
+        device = engine.ranks.device
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad(), engine.autocast:
+            seen = [engine.forward(batch) for batch in batches]
+        images, texts, scales, biases = zip(*seen, strict=True)
+        leaves = [torch.cat(images), torch.cat(texts), scales[0].clone(), biases[0].clone()]
+        leaves = [leaf.requires_grad_() for leaf in leaves]
+        loss, losses = self.loss(*leaves)
+        # The scaler of half precision scales what is carried on below.
+        by_image, by_text, by_scale, by_bias = torch.autograd.grad(loss, leaves)
+        sizes = [len(text) for text in texts]
+        parts = zip(batches, images, by_image.split(sizes), by_text.split(sizes), strict=True)
+        for number, (batch, image, image_part, text_part) in enumerate(parts):
+            with engine.sharing(last=number + 1 == len(batches)):
+                with engine.autocast:
+                    again, text, scale, bias = engine.forward(batch, image if self.frozen else None)
+                carried = (again * image_part).sum() + (text * text_part).sum()
+                carried = carried + ((scale * by_scale).sum() + (bias * by_bias).sum()) / len(batches)
+                engine.backward(carried, 1)
+        return losses
+
+    def loss(self, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of all ranks' pairs, and the part of each of this rank's, [N]."""
+        options = self.config.contrastive
+        kind = "sigmoid" if options.loss == "sigmoid" else "softmax"
+        return contrastive_losses(image, text, scale, bias, kind, options.chunk or None)
+
+
+class Pairs(TrainedModule):
+    """An image tower, which is the model, with a text tower and the scale of their logits."""
+
+    def __init__(self, model: PackedViT, config: TwoTowersConfig, tokenizer: Tokenizer) -> None:
+        super().__init__(model)
+        start_projection(model)
+        self.config, self.tokenizer = config, tokenizer
+        self.text = TextTower(config.text)
+        self.logits = LogitScale(config.temperature, config.bias)
+
+    def heads(self) -> list[nn.Module]:
+        """The text tower, and the scale and bias of the logits."""
+        return [self.text, self.logits]
+
+    def forward(self, batch: PackedBatch, image: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Embeddings of images and of their captions, [N, E] of length 1, and the logits' scale and bias.
+
+        Args:
+            image: the images' embeddings, where they are known already.
+        """
+        image = unit(self.model(batch)) if image is None else image
+        return image, unit(self.text(captions_of(batch))), *self.logits()
+
+    def save(self, model: PackedViT, heads: Sequence[Mapping[str, Any]], folder: Path) -> None:
+        """See TrainedModule; both towers and the tokeniser."""
+        towers = TwoTowers(self.config)
+        towers.image.load_state_dict(model.state_dict())
+        towers.text.load_state_dict(heads[0])
+        towers.logits.load_state_dict(heads[1])
+        save_two_towers(towers, folder)
+        self.tokenizer.save(folder)
+
+
+def captions_of(batch: PackedBatch) -> PackedText:
+    """The captions that came with a batch."""
+    text = batch.targets["caption"]
+    assert isinstance(text, PackedText)
+    return text
+
+
+def pack_tokens(texts: Sequence[Tokens]) -> PackedText:
+    """The captions of a batch."""
+    return PackedText.build([text.ids for text in texts], sum(text.cut for text in texts))
+
+
+def find_tokenizer(config: Config) -> Tokenizer:
+    """The run's tokeniser: the one that its folder keeps, the one that it names, or a new one.
+
+    Every rank trains the same new one.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: there is none, or it cannot be read or trained.
+    """
+    options = config.contrastive
+    if any((config.run_dir / name).exists() for name in FILES):
+        return load_tokenizer(config.run_dir)
+    if options.tokenizer:
+        return load_tokenizer(options.tokenizer)
+    shards = ShardSet.find(config.data.shards, config.data.fetch)
+    captions = read_captions(shards, CaptionTarget(options.captions), options.tokenizer_captions)
+    if not captions:
+        raise ValueError(
+            f"contrastive.captions: no sample of data.shards has a caption in {options.captions}"
+        )
+    return train_tokenizer(captions, config.text.vocab_size)
+
+
+def refuse_others(config: Config) -> None:
+    """Refuse what two towers cannot learn with.
+
+    Raises:
+        ValueError: names the field.
+    """
+    if config.data.mix.active:
+        raise ValueError("contrastive.loss: a mixed image has no caption: set data.mix.probability=0")
+    if config.distill.active:
+        raise ValueError("contrastive.loss and distill.* are two tasks: give one")
+    if config.train.ema:
+        raise ValueError("contrastive.loss: there is no moving average of a text tower: set train.ema=0")
