@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 
 from packvit.common.display import Bar
-from packvit.data import ClassTarget, FetchConfig, check_shards, write_digits, write_images
+from packvit.data import ClassTarget, FetchConfig, check_shards, write_digits, write_images, write_scenes
 from packvit.data.make.digits import CLUTTER
 from packvit.data.make.images import WriteConfig
 
@@ -48,17 +48,20 @@ class Write:
 
 @dataclass(frozen=True)
 class Demo:
-    """Write the demo set: handwritten digits on canvases of every size and shape, over clutter.
+    """Write a demo set: handwritten digits on canvases of every size and shape.
 
     Args:
-        out: gets out/train and out/val.
+        out: gets out/train and out/val, and of scenes out/held_out.
+        kind: digits over clutter, to be classified; or scenes, a coloured digit with captions of its colour,
+            size and side.
         train_images: canvases for training.
-        test_images: canvases for validation, from scans that training never shows.
+        test_images: canvases for validation, from scans that training never shows; of digits.
         seed: of every canvas.
-        clutter: 0 = none, 1 = as strong as the digit.
+        clutter: 0 = none, 1 = as strong as the digit; of digits.
     """
 
     out: Folder
+    kind: Literal["digits", "scenes"] = "digits"
     train_images: int = 20_000
     test_images: int = 2_000
     seed: int = 0
@@ -66,6 +69,12 @@ class Demo:
 
     def run(self) -> None:
         """Write the set."""
+        if self.kind == "scenes":
+            write_scenes(self.out, self.train_images, self.seed)
+            print(
+                f"{self.out / 'train'}: {self.train_images} scenes with captions, val and held_out beside it"
+            )
+            return
         with Bar(Console(), "drawing") as bar:
             write_digits(
                 self.out,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from einops import rearrange
 
-from packvit.data import write_digits
+from packvit.data import write_digits, write_scenes
 from packvit.packing import PackedImage
 
 CutImage = Callable[..., PackedImage]
@@ -66,6 +66,14 @@ def digits_set(tmp_path_factory) -> Path:
     """A small demo set: folders `train` (3 shards, 120 images) and `val` (1 shard, 30 images)."""
     out = tmp_path_factory.mktemp("digits")
     write_digits(out, 120, 30, seed=0, shard_size=40)
+    return out
+
+
+@pytest.fixture(scope="session")
+def scenes_set(tmp_path_factory) -> Path:
+    """Scenes with captions: folders `train` (2 shards, 60 images), `val` and `held_out`."""
+    out = tmp_path_factory.mktemp("scenes")
+    write_scenes(out, 60, shard_size=30)
     return out
 
 

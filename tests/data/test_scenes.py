@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from packvit.cli import dispatch
 from packvit.data import CaptionTarget, Shard, expand_shards, write_scenes
 from packvit.data.make.scenes import COLOURS, SIDES, SIZES
 
@@ -64,6 +65,12 @@ def test_pictures_show_their_captions(scenes):
         strongest = picture[apart >= np.quantile(apart[ink], 0.8)].mean(0)
         distance = {name: np.abs(strongest - np.array(pen)).sum() for name, pen in COLOURS.items()}
         assert min(distance, key=distance.__getitem__) == colour
+
+
+def test_the_command_writes_them(tmp_path, capsys):
+    assert dispatch(["shards", "demo", str(tmp_path), "--kind", "scenes", "--train-images", "5"]) == 0
+    assert "5 scenes with captions" in capsys.readouterr().out
+    assert len(read(tmp_path / "train")) == 5
 
 
 def test_the_same_seed_gives_the_same_bytes(scenes, tmp_path):

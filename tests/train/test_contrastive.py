@@ -11,7 +11,7 @@ import torch
 from packvit.cli import dispatch
 from packvit.common.json_lines import read_json_lines
 from packvit.common.ranks import ALONE
-from packvit.data import LoadedBatch, pack_images, write_scenes
+from packvit.data import LoadedBatch, pack_images
 from packvit.models import (
     PackedText,
     PackedViT,
@@ -160,13 +160,6 @@ def test_what_it_cannot_do_is_refused(config, changes, message):
 # ---- Runs -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("scenes")
-    write_scenes(out, 60, shard_size=30)
-    return out
-
-
 def flags(run_dir: Path, scenes: Path, *more: str) -> list[str]:
     fields = f"""
         --run-dir {run_dir} --data.shards {scenes / "train"} --data.workers 0 --data.streams 2
@@ -180,9 +173,9 @@ def flags(run_dir: Path, scenes: Path, *more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(scenes, tmp_path_factory) -> Path:
+def finished(scenes_set, tmp_path_factory) -> Path:
     run_dir = tmp_path_factory.mktemp("run") / "clip"
-    assert dispatch(["train", *flags(run_dir, scenes, "--train.accumulate", "2")]) == 0
+    assert dispatch(["train", *flags(run_dir, scenes_set, "--train.accumulate", "2")]) == 0
     return run_dir
 
 
@@ -203,11 +196,11 @@ def test_a_run_leaves_both_towers_and_their_tokenizer(finished):
     assert len(tokenizer.encode("on the left is a 3, small and red")) > 3
 
 
-def test_a_resumed_run_is_one_that_was_never_stopped(finished, scenes, tmp_path):
-    run = partial(flags, tmp_path / "run", scenes, "--train.accumulate", "2")
+def test_a_resumed_run_is_one_that_was_never_stopped(scenes_set, tmp_path):
+    run = partial(flags, tmp_path / "run", scenes_set, "--train.accumulate", "2")
     assert dispatch(["train", *run(), "--train.steps", "2", "--optim.schedule", "constant"]) == 0
     assert dispatch(["train", *run(), "--optim.schedule", "constant"]) == 0
-    whole = flags(tmp_path / "whole", scenes, "--train.accumulate", "2", "--optim.schedule", "constant")
+    whole = flags(tmp_path / "whole", scenes_set, "--train.accumulate", "2", "--optim.schedule", "constant")
     assert dispatch(["train", *whole]) == 0
     one, two = (load_two_towers(tmp_path / name).state_dict() for name in ("run", "whole"))
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
@@ -215,13 +208,13 @@ def test_a_resumed_run_is_one_that_was_never_stopped(finished, scenes, tmp_path)
     assert same[0] == same[1]
 
 
-def test_lit_learns_texts_for_a_model_that_stays_as_it_is(scenes, tmp_path):
+def test_lit_learns_texts_for_a_model_that_stays_as_it_is(scenes_set, tmp_path):
     """The model is a classifier; what is frozen are its features."""
     torch.manual_seed(0)
     model = PackedViT(ViTConfig(width=32, depth=1, heads=2, num_classes=10, patch_buffer=16))
     save_model(model, tmp_path / "model")
     more = ["--model", str(tmp_path / "model"), "--optim.freeze", "body"]
-    given = [flag for flag in flags(tmp_path / "run", scenes) if flag]
+    given = [flag for flag in flags(tmp_path / "run", scenes_set) if flag]
     start = given.index("--model.width")
     del given[start : start + 8]
     assert dispatch(["train", *given, "--model.num-classes", "0", *more]) == 0
@@ -230,12 +223,12 @@ def test_lit_learns_texts_for_a_model_that_stays_as_it_is(scenes, tmp_path):
     assert all(torch.equal(tensor, state[name]) for name, tensor in towers.image.state_dict().items())
 
 
-def test_samples_without_captions_are_bad_and_named(scenes, tmp_path, capsys):
-    assert dispatch(["train", *flags(tmp_path, scenes, "--contrastive.captions", "json:text")]) == 2
+def test_samples_without_captions_are_bad_and_named(scenes_set, tmp_path, capsys):
+    assert dispatch(["train", *flags(tmp_path, scenes_set, "--contrastive.captions", "json:text")]) == 2
     assert "no sample of data.shards has a caption in json:text" in capsys.readouterr().err
 
 
-def test_nothing_is_evaluated_yet(scenes, tmp_path, capsys):
-    val = ["--data.val-shards", str(scenes / "val")]
-    assert dispatch(["train", *flags(tmp_path, scenes, *val)]) == 2
+def test_nothing_is_evaluated_yet(scenes_set, tmp_path, capsys):
+    val = ["--data.val-shards", str(scenes_set / "val")]
+    assert dispatch(["train", *flags(tmp_path, scenes_set, *val)]) == 2
     assert "nothing measures a model of this task" in capsys.readouterr().err

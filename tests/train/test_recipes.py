@@ -15,7 +15,8 @@ from packvit.train.recipes.find import RECIPES, find_recipe, start_with
 from packvit.train.recipes.table import RANKS, images_per_step
 
 TINY = {"width": 32, "depth": 2, "heads": 2}
-TRANSFERS = ("finetune", "fast_transfer", "flexivit_transfer", "linear_probe")  # given their model
+# Given their model.
+TRANSFERS = ("finetune", "fast_transfer", "flexivit_transfer", "linear_probe", "lit", "flexi_lit")
 # Flags that a recipe cannot run without; MODEL is a small model.
 FLAGS = {
     "digits_distill": "--distill.teachers MODEL",
@@ -24,6 +25,7 @@ FLAGS = {
     "flexivit_b_i1k_distill": "--model MODEL --distill.teachers MODEL",
     **dict.fromkeys(TRANSFERS, "--model MODEL"),
 }
+TEXT = {"width": 16, "depth": 1, "heads": 2, "vocab-size": 60}
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +55,10 @@ def small(run_dir, digits_set, **changes):
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
-def test_every_recipe_runs(name, tmp_path, digits_set, tiny_model):
-    flags = small(tmp_path, digits_set)
+def test_every_recipe_runs(name, tmp_path, digits_set, scenes_set, tiny_model):
+    captions = bool(RECIPES[name]().contrastive.loss)
+    flags = small(tmp_path, scenes_set if captions else digits_set)
+    flags += [f"--text.{field}={value}" for field, value in TEXT.items()] if captions else []
     flags += FLAGS.get(name, "").replace("MODEL", str(tiny_model)).split()
     if name not in TRANSFERS:
         flags += [f"--model.{field}={value}" for field, value in TINY.items()]

@@ -11,6 +11,14 @@ from pathlib import Path
 
 from packvit.models import ViTConfig, load_model
 from packvit.train.config import Config, load_config
+from packvit.train.recipes.contrastive import (
+    flexi_clip,
+    flexi_lit,
+    lit,
+    navit_clip_l14,
+    scenes,
+    siglip_naflex_b16,
+)
 from packvit.train.recipes.digits import digits, digits_distill
 from packvit.train.recipes.flexivit import (
     flexivit_b_i1k_distill,
@@ -49,6 +57,12 @@ RECIPES: dict[str, Callable[[], Config]] = {
         fast_transfer,
         flexivit_transfer,
         linear_probe,
+        scenes,
+        navit_clip_l14,
+        siglip_naflex_b16,
+        lit,
+        flexi_lit,
+        flexi_clip,
     )
 }
 

@@ -42,7 +42,7 @@ def images_per_step(config: Config, ranks: int) -> float:
 
 def describe_model(config: ViTConfig) -> str:
     """A size by name, or width and depth; for recipes that take a model from elsewhere, that."""
-    if config == ViTConfig():
+    if config == ViTConfig(num_classes=config.num_classes):
         return "given"
     found = [n for n, p in PRESETS.items() if (p["width"], p["depth"]) == (config.width, config.depth)]
     return found[0] if found else f"{config.width} x {config.depth}"
