@@ -9,7 +9,15 @@ import tyro
 from rich.console import Console
 
 from packvit.common.display import Bar
-from packvit.data import ClassTarget, FetchConfig, check_shards, write_digits, write_images, write_scenes
+from packvit.data import (
+    ClassTarget,
+    FetchConfig,
+    check_shards,
+    write_digits,
+    write_emoji,
+    write_images,
+    write_scenes,
+)
 from packvit.data.make.digits import CLUTTER
 from packvit.data.make.images import WriteConfig
 
@@ -48,32 +56,39 @@ class Write:
 
 @dataclass(frozen=True)
 class Demo:
-    """Write a demo set: handwritten digits on canvases of every size and shape.
+    """Write a demo set: handwritten digits, scenes with captions, or emoji.
 
     Args:
         out: gets out/train and out/val, and of scenes out/held_out.
-        kind: digits over clutter, to be classified; or scenes, a coloured digit with captions of its colour,
-            size and side.
-        train_images: canvases for training.
+        kind: digits on canvases of every size, over clutter, to be classified; scenes, a coloured digit with
+            captions of its colour, size and side; or emoji with their names, of which one designer's are
+            held out.
+        train_images: canvases for training; of digits and scenes.
         test_images: canvases for validation, from scans that training never shows; of digits.
         seed: of every canvas.
         clutter: 0 = none, 1 = as strong as the digit; of digits.
+        packages: a folder with the npm packages emoji-datasource-google, -twitter, -facebook and -apple; by
+            default npm fetches them.
     """
 
     out: Folder
-    kind: Literal["digits", "scenes"] = "digits"
+    kind: Literal["digits", "scenes", "emoji"] = "digits"
     train_images: int = 20_000
     test_images: int = 2_000
     seed: int = 0
     clutter: float = CLUTTER
+    packages: Path | None = None
 
     def run(self) -> None:
         """Write the set."""
+        train = self.out / "train"
         if self.kind == "scenes":
             write_scenes(self.out, self.train_images, self.seed)
-            print(
-                f"{self.out / 'train'}: {self.train_images} scenes with captions, val and held_out beside it"
-            )
+            print(f"{train}: {self.train_images} scenes with captions, val and held_out beside it")
+            return
+        if self.kind == "emoji":
+            concepts = write_emoji(self.out, self.packages, self.seed)
+            print(f"{train}: {concepts} concepts by three designers, val beside it by a fourth")
             return
         with Bar(Console(), "drawing") as bar:
             write_digits(

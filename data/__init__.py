@@ -4,6 +4,7 @@ from packvit.data.config import DataConfig
 from packvit.data.images import pack_images
 from packvit.data.make.check import check_shards
 from packvit.data.make.digits import write_digits
+from packvit.data.make.emoji import write_emoji
 from packvit.data.make.images import WriteConfig, write_images
 from packvit.data.make.scenes import write_scenes
 from packvit.data.make.sources import read_image
@@ -77,6 +78,7 @@ __all__ = [
     "show",
     "upright",
     "write_digits",
+    "write_emoji",
     "write_images",
     "write_scenes",
     "write_shards",
