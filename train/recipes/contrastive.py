@@ -7,7 +7,7 @@ Samples need a caption, `txt` or another field by --contrastive.captions.
 
 from pathlib import Path
 
-from packvit.data import DataConfig
+from packvit.data import AugmentConfig, DataConfig
 from packvit.evaluate import EvalConfig
 from packvit.models import TextConfig, ViTConfig
 from packvit.packing import PackingConfig, ResolutionConfig, ViewsConfig
@@ -123,16 +123,17 @@ def lit() -> Config:
     packvit train lit --model MODEL --data.shards SHARDS
 
     Of the model's head nothing is used. t = 10, b = -2.71, 5,000 steps of about 512 pairs, learning rate 1e-3
-    and decay 0.01.
+    and a decoupled decay of 0.01, which is PyTorch's 10.
     """
     return Config(
         run_dir=Path("runs/lit"),
+        data=DataConfig(augment=AugmentConfig(randaugment_ops=2, randaugment_magnitude=10)),
         views=ViewsConfig(patch_sizes=(16,), resolution=ResolutionConfig(low=224, high=224), flip=0.5),
         packing=PackingConfig(seq_len=1024, sequences=100),
         model=ViTConfig(num_classes=0),
         text=TextConfig(width=768, depth=12, heads=12, qk_norm="none", max_tokens=16),
         contrastive=ContrastiveConfig(loss="sigmoid", temperature=10.0, bias=-2.71),
-        optim=OptimConfig(lr=1e-3, weight_decay=0.01, warmup=150, freeze=("body",)),
+        optim=OptimConfig(lr=1e-3, weight_decay=10.0, warmup=150, freeze=("body",)),
         train=TrainConfig(steps=5000),
         eval=EvalConfig(resolutions=(224,), patch_sizes=(16,)),
     )
@@ -147,12 +148,13 @@ def flexi_lit() -> Config:
     """
     return Config(
         run_dir=Path("runs/flexi-lit"),
+        data=DataConfig(augment=AugmentConfig(randaugment_ops=2, randaugment_magnitude=10)),
         views=ViewsConfig(patch_sizes=PATCHES, resolution=ResolutionConfig(low=240, high=240), flip=0.5),
         packing=PackingConfig(seq_len=1024, sequences=136),
         model=ViTConfig(num_classes=0),
         text=TextConfig(width=768, depth=12, heads=12, qk_norm="none", max_tokens=16),
         contrastive=ContrastiveConfig(loss="sigmoid", temperature=10.0, bias=-2.71),
-        optim=OptimConfig(lr=1e-3, weight_decay=0.01, warmup=150, freeze=("body",)),
+        optim=OptimConfig(lr=1e-3, weight_decay=10.0, warmup=150, freeze=("body",)),
         train=TrainConfig(steps=5000),
         eval=EvalConfig(resolutions=(240,), patch_sizes=PATCHES),
     )
