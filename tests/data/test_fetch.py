@@ -1,15 +1,13 @@
 """Remote and gzipped shards are read like local tars; what goes wrong on the way is a bad shard."""
 
 import gzip
-import http.server
 import json
-import threading
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from faults.server import FaultyServer
 from packvit.data import (
     BadShard,
     DataConfig,
@@ -41,15 +39,8 @@ def cache(tmp_path, monkeypatch) -> Path:
 def served(digits_set):
     """The address of a web server that has the training shards of the demo set."""
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=digits_set / "train"))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    with FaultyServer(digits_set / "train") as server:
+        yield f"http://{server.address}"
 
 
 def contents(shard: Shard) -> list[tuple[str, bytes, int | None]]:

@@ -1,7 +1,6 @@
 """What a web server or a command can do wrong, and what never leaves the process."""
 
 import gzip
-import http.server
 import json
 import multiprocessing
 import shutil
@@ -9,86 +8,24 @@ import subprocess
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from faults.server import FaultyServer
 from packvit.data import BadShard, DataConfig, DataPlan, FetchConfig, Shard, Stream
 from packvit.data.shards import download
 from packvit.data.shards import shard as shard_module
 from packvit.data.shards.redact import redact
 from packvit.packing import PackingConfig, ResolutionConfig, ViewsConfig
 
-PAGE = b"<!DOCTYPE html><html><body>Please log in.</body></html>" * 20
 QUICK = FetchConfig(timeout=2, retries=2)
-
-
-@dataclass
-class Faults:
-    """What the server does next.
-
-    Args:
-        answers: of each GET in turn: "cut", "page", "drop", "drip", "unsized cut" or a status; then no fault.
-        body: instead of the file.
-        tag: the ETag of its answers.
-        closed: whether it hangs up on everybody.
-    """
-
-    answers: list = field(default_factory=list)
-    body: bytes | None = None
-    tag: str = "one"
-    closed: bool = False
-    seen: list = field(default_factory=list)  # (method, path, Authorization) of every request
-    address: str = ""
 
 
 @pytest.fixture
 def web(digits_set):
-    faults = Faults()
-    folder = digits_set / "train"
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-            pass
-
-        def do_HEAD(self) -> None:
-            self.answer(head=True)
-
-        def do_GET(self) -> None:
-            with suppress(ConnectionError):  # who gives a drip up hangs up
-                self.answer(head=False)
-
-        def answer(self, head: bool) -> None:
-            faults.seen.append((self.command, self.path, self.headers.get("Authorization")))
-            name = Path(self.path.partition("?")[0]).name
-            body = (folder / name).read_bytes() if faults.body is None else faults.body
-            what = faults.answers.pop(0) if faults.answers and not head else None
-            if isinstance(what, int):
-                self.send_error(what)
-                return
-            if what == "drop" or faults.closed:
-                return
-            body = PAGE if what == "page" else body
-            self.send_response(200)
-            self.send_header("ETag", faults.tag)
-            if what != "unsized cut":
-                self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if what == "drip":
-                for byte in body[:200]:
-                    self.wfile.write(bytes([byte]))
-                    time.sleep(0.05)
-            elif not head:
-                self.wfile.write(body[: len(body) // 2 + 100] if what in ("cut", "unsized cut") else body)
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    faults.address = f"127.0.0.1:{server.server_address[1]}"
-    yield faults
-    server.shutdown()
-    server.server_close()
+    with FaultyServer(digits_set / "train") as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)

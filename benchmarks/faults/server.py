@@ -1,0 +1,119 @@
+"""A web server that serves a folder, and does wrong what it is told to.
+
+Tests and benchmarks/chaos.py use it.
+"""
+
+import http.server
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+PAGE = b"<!DOCTYPE html><html><body>Please log in.</body></html>" * 20
+DRIPS, DRIP_PAUSE = 200, 0.05  # bytes, and seconds after each
+STALL = 60.0  # seconds, unless the client hangs up before
+
+# What can be wrong with an answer: "cut", "unsized cut", "page", "drop", "drip", "stall", or a status.
+Fault = str | int
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A GET request that was answered.
+
+    Args:
+        path: that was asked for.
+        fault: how the answer was wrong; None if it was right.
+        at: when it ended, of time.monotonic.
+    """
+
+    path: str
+    fault: Fault | None
+    at: float
+
+
+class FaultyServer:
+    """Serves the files of `folder` at `address` while it is entered.
+
+    Attributes:
+        answers: faults of the next GETs, in order; None is no fault, and there is none after the last.
+        choose: asked for the fault of a GET by its path, where `answers` is empty.
+        body: instead of every file.
+        tag: the ETag of its answers.
+        closed: whether it hangs up on everybody.
+        seen: (method, path, Authorization) of every request.
+        answered: every GET, in the order in which they ended.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.answers: list[Fault | None] = []
+        self.choose: Callable[[str], Fault | None] = lambda path: None
+        self.body: bytes | None = None
+        self.tag = "one"
+        self.closed = False
+        self.seen: list[tuple[str, str, str | None]] = []
+        self.answered: list[Answered] = []
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self.address = f"127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> "FaultyServer":
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _handler(self) -> type[http.server.BaseHTTPRequestHandler]:
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                pass
+
+            def do_HEAD(self) -> None:
+                server._answer(self, None)
+
+            def do_GET(self) -> None:
+                fault = server.answers.pop(0) if server.answers else server.choose(self.path)
+                with suppress(ConnectionError):  # who gives a drip up hangs up
+                    server._answer(self, fault)
+                server.answered.append(Answered(self.path, fault, time.monotonic()))
+
+        return Handler
+
+    def _answer(self, request: http.server.BaseHTTPRequestHandler, fault: Fault | None) -> None:
+        self.seen.append((request.command, request.path, request.headers.get("Authorization")))
+        if fault == "drop" or self.closed:
+            return
+        name = Path(request.path.partition("?")[0]).name
+        body = self.body
+        if body is None:
+            file = self.folder / name
+            fault = 404 if not file.is_file() and not isinstance(fault, int) else fault
+            body = b"" if fault == 404 else file.read_bytes()
+        if isinstance(fault, int):
+            request.send_error(fault)
+            return
+        body = PAGE if fault == "page" else body
+        request.send_response(200)
+        request.send_header("ETag", self.tag)
+        if fault != "unsized cut":
+            request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        if request.command == "HEAD":
+            return
+        if fault == "drip":
+            for byte in body[:DRIPS]:
+                request.wfile.write(bytes([byte]))
+                time.sleep(DRIP_PAUSE)
+        elif fault == "stall":
+            request.connection.settimeout(STALL)
+            with suppress(OSError):
+                request.connection.recv(1)  # nothing comes before the client hangs up
+        else:
+            request.wfile.write(body[: len(body) // 2 + 100] if fault in ("cut", "unsized cut") else body)
