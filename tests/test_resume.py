@@ -169,6 +169,18 @@ def test_every_way_of_asking_saves(how, run_flags, tmp_path):
         os.killpg(process.pid, 0)
 
 
+@pytest.mark.slow
+def test_ranks_save_and_end_when_torchrun_is_killed(run_flags, tmp_path):
+    """They would otherwise train on, and keep the folder from the next run."""
+    flags = run_flags(tmp_path, train__steps=3000, train__checkpoint_every=1000)
+    process = start(flags, TORCHRUN)
+    wait_for(process, tmp_path / "metrics.jsonl", 3)
+    process.kill()
+    output, _ = process.communicate(timeout=60)  # to its end, which comes when the last rank has ended
+    assert f"saved step {newest_step(tmp_path)}" in output
+    assert newest_step(tmp_path) == read_json_lines(tmp_path / "metrics.jsonl")[-1]["step"] < 3000
+
+
 def stop_worker(process: subprocess.Popen) -> None:
     """Stop a run's first worker, which then neither answers nor ends."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()

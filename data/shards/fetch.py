@@ -3,24 +3,28 @@
 Packing decides about a sample long before it is decoded, and a resumed run comes back to samples in the
 middle of a shard. Both want random access, which a remote stream lacks and a local copy has. Gzipped tars,
 remote or local, are unpacked into the cache. Beside the copy of a web server's shard lies what the server
-said of its contents; each process asks once whether they are still the same.
+said of its contents; each process asks once whether they are still the same. The manifest beside such shards
+is fetched like them.
 """
 
 import json
+import math
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock
 
 from packvit.common.files import cache_path
 from packvit.data.shards.download import check_tar, download, try_again, unzip
+from packvit.data.shards.index import drop_index
 from packvit.data.shards.source import Hopeless, current_facts, is_remote, is_web
 from packvit.packing import derive_seed
 
 GZIP_SUFFIXES = (".tar.gz", ".tgz")
+MANIFEST, MANIFEST_BYTES = "manifest.json", 10**8
 ROOM_STEP = 2**24  # bytes that a file may grow before room is looked for again
 ASK_TIMEOUT = 10.0  # seconds to wait for an answer whether a shard has changed
 
@@ -66,16 +70,40 @@ def local_file(path: str, config: FetchConfig) -> str:
         OSError: it cannot be fetched, or the source stalls.
         ValueError: it is no whole gzip file, or no tar.
     """
-    remote = is_remote(path)
-    if not remote and not path.endswith(GZIP_SUFFIXES):
+    if is_remote(path):
+        return _local_copy(path, (path,), ".tar", config)
+    if not path.endswith(GZIP_SUFFIXES):
         return path
+    status = os.stat(path)
+    return _local_copy(path, (os.path.abspath(path), status.st_size, status.st_mtime_ns), ".tar", config)
+
+
+def local_manifest(shard: str, config: FetchConfig) -> str | None:
+    """Where the manifest beside a shard is, or a copy if the shard is on a web server; None without one.
+
+    What cannot be fetched at the first time is not asked for again by this process.
+    """
+    if not is_remote(shard):
+        path = os.path.join(os.path.dirname(shard), MANIFEST)
+        return path if os.path.isfile(path) else None
+    if not is_web(shard):
+        return None  # a command would complain of a file that is not there
+    base, mark, query = shard.partition("?")
+    path = f"{base.rpartition('/')[0]}/{MANIFEST}{mark}{query}"
+    try:
+        return _local_copy(path, (path,), ".manifest", replace(config, retries=min(1, config.retries)))
+    except (OSError, ValueError) as error:
+        _failed[path] = (math.inf, OSError, str(error))
+        return None
+
+
+def _local_copy(path: str, parts: tuple, suffix: str, config: FetchConfig) -> str:
+    """See `local_file`; `parts` tell the copy from others."""
     when, kind, reason = _failed.get(path, (float("-inf"), OSError, ""))
     if time.monotonic() < when + config.timeout:
         raise kind(reason)
     folder = cache_path("shards")
-    status = None if remote else os.stat(path)
-    parts = (path,) if status is None else (os.path.abspath(path), status.st_size, status.st_mtime_ns)
-    target = folder / f"{derive_seed(*parts):032x}.tar"
+    target = folder / f"{derive_seed(*parts):032x}{suffix}"
     try:
         if not _is_current(path, target, config):
             folder.mkdir(parents=True, exist_ok=True)
@@ -125,25 +153,29 @@ def _read_facts(target: Path) -> dict[str, str]:
 def _fetch(path: str, target: Path, config: FetchConfig) -> None:
     """Make a copy, whole or not at all."""
     partial = target.with_suffix(".partial")
-    limit = config.cache_gb * 1e9
+    shard = target.suffix == ".tar"
+    limit = min(config.cache_gb * 1e9, math.inf if shard else MANIFEST_BYTES)
     asked = 0
 
     def grown(size: int) -> None:
         nonlocal asked
         if size > limit:
             raise Hopeless(f"it has more than fetch.cache_gb={config.cache_gb:g} GB")
-        if size >= asked:
+        if size >= asked and shard:
             _make_room(target, limit)
             asked = size + ROOM_STEP
 
     try:
         facts = download(path, partial, config.timeout, config.min_kb_per_s * 1e3, grown)
         asked = 0
-        unzip(partial, grown)
-        check_tar(partial, to_its_end=is_web(path) and "Content-Length" not in facts)
+        if shard:
+            unzip(partial, grown)
+            check_tar(partial, to_its_end=is_web(path) and "Content-Length" not in facts)
+            drop_index(target)
         target.with_suffix(".json").write_text(json.dumps(facts))
         os.replace(partial, target)
-        _make_room(target, limit)
+        if shard:
+            _make_room(target, limit)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -161,5 +193,6 @@ def _make_room(keep: Path, limit: float) -> None:
             return
         if file.suffix == ".tar" and file != keep:
             total -= size
+            drop_index(file)
             file.unlink(missing_ok=True)
             file.with_suffix(".json").unlink(missing_ok=True)

@@ -117,15 +117,25 @@ def open_index(file: BinaryIO, path: str) -> Index:
     Raises:
         ValueError: it is no tar file.
     """
-    status = os.fstat(file.fileno())
-    # The modification time is part of the name, so a file that was replaced is indexed anew.
-    digest = derive_seed(INDEX_VERSION, os.path.abspath(path), status.st_size, status.st_mtime_ns)
-    cache = cache_path("index") / f"{digest:032x}.npz"
+    cache = _place(path, os.fstat(file.fileno()))
     index = Index.load(cache)
     if index is None:
         index = build_index(file)
         index.save(cache)
     return index
+
+
+def drop_index(path: Path) -> None:
+    """Remove the index of a tar file that is about to go, if there is one."""
+    with suppress(OSError):
+        _place(str(path), path.stat()).unlink()
+
+
+def _place(path: str, status: os.stat_result) -> Path:
+    """Where the index of a file is kept."""
+    # The modification time is part of the name, so a file that was replaced is indexed anew.
+    digest = derive_seed(INDEX_VERSION, os.path.abspath(path), status.st_size, status.st_mtime_ns)
+    return cache_path("index") / f"{digest:032x}.npz"
 
 
 def build_index(file: BinaryIO) -> Index:

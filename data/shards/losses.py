@@ -1,6 +1,7 @@
 """How many samples a damaged shard has lost: from its manifest, or else estimated from its bytes.
 
-A folder of shards may hold `manifest.json`: {"shards": {"shard-000000.tar": {"samples": 1000, ...}}}.
+A folder of shards, here or on a web server, may hold `manifest.json`:
+{"shards": {"shard-000000.tar": {"samples": 1000, ...}}}.
 """
 
 import json
@@ -12,23 +13,23 @@ from statistics import median
 from typing import Any
 
 from packvit.data.shards.download import whole_size
+from packvit.data.shards.fetch import FetchConfig, local_manifest
 from packvit.data.shards.shard import Shard
 from packvit.data.shards.source import is_remote
 
-MANIFEST = "manifest.json"
 ASKED = 32  # other shards whose sizes are looked at
 
 
-def expected_samples(path: str) -> int | None:
-    """Samples that the manifest beside a local shard names for it; None where none does."""
-    if is_remote(path):
+def expected_samples(path: str, fetch: FetchConfig) -> int | None:
+    """Samples that the manifest beside a shard names for it; None where none does."""
+    manifest = local_manifest(path, fetch)
+    if manifest is None:
         return None
-    folder, name = os.path.split(os.path.abspath(path))
-    manifest = os.path.join(folder, MANIFEST)
     try:
         modified = os.stat(manifest).st_mtime_ns
     except OSError:
         return None
+    name = os.path.basename(path.partition("?")[0] if is_remote(path) else path)
     samples = _read_manifest(manifest, modified).get(name)
     return samples if isinstance(samples, int) and samples >= 0 else None
 
@@ -49,16 +50,17 @@ def _read_manifest(manifest: str, modified: int) -> dict[str, Any]:
         return {}  # as if there were none
 
 
-def lost_samples(shard: Shard, others: Sequence[str]) -> tuple[int, str] | None:
+def lost_samples(shard: Shard, others: Sequence[str], fetch: FetchConfig) -> tuple[int, str] | None:
     """How many samples are missing from a shard that can be opened, and how that is known.
 
     Args:
         others: paths of the shards of its set; some of them are looked at where there is no manifest.
+        fetch: how a manifest is fetched.
 
     Returns:
         None where the shard is whole, as far as can be told.
     """
-    expected = expected_samples(shard.path)
+    expected = expected_samples(shard.path, fetch)
     if expected is not None:
         lost = expected - len(shard)
         return (lost, f"its manifest names {expected} samples") if lost > 0 else None

@@ -3,19 +3,23 @@
 import glob
 import os
 import re
+import tarfile
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from random import Random
 
 from braceexpand import braceexpand
 
-from packvit.data.shards.fetch import FETCH, GZIP_SUFFIXES, FetchConfig
+from packvit.data.shards.download import GZIP_MAGIC
+from packvit.data.shards.fetch import ASK_TIMEOUT, FETCH, GZIP_SUFFIXES, FetchConfig
 from packvit.data.shards.redact import redact
 from packvit.data.shards.shard import Shard
-from packvit.data.shards.source import is_remote
+from packvit.data.shards.source import beginning, is_remote, is_web
 from packvit.packing import derive_seed
 
-SAMPLED = 32  # shards whose contents are part of the fingerprint
+SAMPLED, ASKED = 32, 8  # shards, here and on web servers, whose contents are part of the fingerprint
+BEGINNING = 4096  # bytes of the latter
 SHARD_SUFFIXES = (".tar", *GZIP_SUFFIXES)
 
 
@@ -54,22 +58,47 @@ class ShardSet:
         """
         names = [os.path.basename(path) for path in self.paths]
         sizes = [-1 if is_remote(path) else os.path.getsize(path) for path in self.paths]
-        digest = derive_seed(*names, *sizes)
+        named = derive_seed(*names)
         local = [place for place in zip(self.paths, sizes, strict=True) if not is_remote(place[0])]
-        sampled = [_contents(*place) for place in Random(digest).sample(local, min(SAMPLED, len(local)))]
-        return {"number": len(names), "first": names[0], "digest": f"{digest:032x}", "sampled": sampled}
+        web = [path for path in self.paths if is_web(path)]
+        sampled = [_contents(*place) for place in Random(named).sample(local, min(SAMPLED, len(local)))]
+        if web:
+            with ThreadPoolExecutor(ASKED) as pool:
+                sampled += pool.map(self._answer, Random(named).sample(web, min(ASKED, len(web))))
+        return {
+            "number": len(names),
+            "first": names[0],
+            "names": f"{named:032x}",
+            "digest": f"{derive_seed(*names, *sizes):032x}",
+            "sampled": sampled,
+        }
+
+    def _answer(self, path: str) -> str:
+        """A digest of what a web server has; empty if that cannot be known now."""
+        data = beginning(path, BEGINNING, min(ASK_TIMEOUT, self.fetch.timeout))
+        try:
+            if not data.startswith(GZIP_MAGIC):
+                tarfile.TarInfo.frombuf(data[: tarfile.BLOCKSIZE], "utf-8", "replace")
+        except tarfile.TarError:
+            return ""  # a page that asks to log in is no other shard
+        return f"{derive_seed(data.hex()):032x}"
 
 
 def same_shards(old: dict, new: dict) -> bool:
-    """Whether two fingerprints are of the same shards; a few of them may have been damaged in between."""
-    if any(old[name] != new[name] for name in ("number", "first", "digest")):
+    """Whether two fingerprints are of the same shards.
+
+    A few of them may have been damaged in between, cut for example, and some may not answer.
+    """
+    if any(old[name] != new[name] for name in ("number", "first")):
         return False
-    pairs = list(zip(old.get("sampled", []), new["sampled"], strict=False))
-    return 2 * sum(a != b for a, b in pairs) <= len(pairs)
+    if "names" not in old:  # written by an older version
+        return old["digest"] == new["digest"]
+    pairs = [pair for pair in zip(old["sampled"], new["sampled"], strict=False) if all(pair)]
+    return old["names"] == new["names"] and 2 * sum(a != b for a, b in pairs) <= len(pairs)
 
 
 def _contents(path: str, size: int) -> str:
-    """A digest of some bytes of a file."""
+    """A digest of some bytes of a file; empty if it cannot be read."""
     try:
         with open(path, "rb") as file:
             parts = [os.pread(file.fileno(), 1024, size * quarter // 4) for quarter in (1, 2, 3)]

@@ -11,7 +11,7 @@ import subprocess
 import urllib.error
 import urllib.request
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -28,6 +28,7 @@ COMMANDS = {
 AFTER = {"ais": ("-",)}
 CUT_BY_READER = 141  # 128 + SIGPIPE: something inside the command stopped reading early, as `head` does
 KEPT_HEADERS = ("ETag", "Last-Modified", "Content-Length")
+NO_HEADERS: Mapping[str, str] = {}
 RETRIED = (408, 425, 429)  # and all from 500 on
 
 
@@ -190,6 +191,24 @@ def current_facts(path: str, timeout: float) -> dict[str, str]:
         return {}
 
 
+def beginning(path: str, size: int, timeout: float) -> bytes:
+    """The first `size` bytes of a shard on a web server; fewer if it is shorter, none if it does not answer.
+
+    What the server does not know the length of may have been cut, and counts as no answer.
+    """
+    try:
+        path = rewrite_url(path)
+        if not is_web(path):
+            return b""
+        with ask(path, "GET", timeout, {"Range": f"bytes=0-{size - 1}"}) as answer:
+            ranged = answer.headers.get("Content-Range", "").rpartition("/")[2]
+            whole = int(ranged or answer.headers.get("Content-Length", ""))
+            data = answer.read(size)
+            return data if len(data) == min(size, whole) else b""
+    except (OSError, ValueError, http.client.HTTPException):
+        return b""
+
+
 def facts_of(headers: Any) -> dict[str, str]:
     """Of an answer's headers those that tell one content from another."""
     if headers.get("Content-Encoding", "identity") != "identity":
@@ -197,14 +216,14 @@ def facts_of(headers: Any) -> dict[str, str]:
     return {name: str(headers[name]) for name in KEPT_HEADERS if headers.get(name)}
 
 
-def ask(path: str, method: str, timeout: float) -> Any:
+def ask(path: str, method: str, timeout: float, headers: Mapping[str, str] = NO_HEADERS) -> Any:
     """A server's answer; the password of an URL, or the user's token for `hf`, goes to that server alone.
 
     Raises:
         OSError: there is none, or it is an error.
     """
     url, authorization = _resolve(path) if path.startswith("hf:") else _without_password(path)
-    request = urllib.request.Request(url, method=method, headers={"User-Agent": "packvit"})
+    request = urllib.request.Request(url, method=method, headers={"User-Agent": "packvit", **headers})
     if authorization:
         # Not passed on where the server sends us elsewhere.
         request.add_unredirected_header("Authorization", authorization)

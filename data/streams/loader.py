@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, cycle
+from multiprocessing.util import get_temp_dir
 from threading import Thread
 from typing import Any
 
@@ -41,6 +42,10 @@ def load_in_order(dataset: Dataset, workers: int, device: torch.device = CPU) ->
 
 def start_workers(dataset: Dataset, workers: int, device: torch.device) -> Iterator[Any]:
     """Start the processes at once; what comes from them is for `feed`."""
+    if workers:
+        # They hand tensors over through sockets in a temporary folder. Made here, it is one for all, and goes
+        # with this process; a worker that is killed would leave its own behind.
+        get_temp_dir()
     loader = DataLoader(
         dataset,
         batch_size=None,

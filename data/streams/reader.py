@@ -265,7 +265,8 @@ class Source:
         """What is missing from a shard that can be opened."""
         lost = [Lost({"shard": redact(shard.path), "key": None, "reason": p}, 1) for p in shard.problems]
         paths = self.reader.plan.shards.paths
-        missing = lost_samples(shard, paths[self.shards[0] : self.shards[-1] + 1])
+        others = paths[self.shards[0] : self.shards[-1] + 1]
+        missing = lost_samples(shard, others, self.reader.plan.shards.fetch)
         if missing is None:
             return lost
         number, why = missing
@@ -279,7 +280,8 @@ class Source:
     def _samples_of_a_unit(self, shard: int) -> int:
         """Samples that a unit of a shard which cannot be read counts for: those that its manifest names, or
         as many as a unit of a shard that can be read."""
-        expected = expected_samples(self.reader.plan.shards.paths[self.shards[shard]])
+        shards = self.reader.plan.shards
+        expected = expected_samples(shards.paths[self.shards[shard]], shards.fetch)
         if expected is not None:
             return -(-expected // parts_of_shard(len(self.shards), self.streams))
         if self._unit_size is None:

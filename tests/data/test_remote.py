@@ -3,6 +3,7 @@
 import gzip
 import json
 import multiprocessing
+import os
 import shutil
 import subprocess
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from faults.server import FaultyServer
-from packvit.data import BadShard, DataConfig, DataPlan, FetchConfig, Shard, Stream
+from packvit.data import BadShard, DataConfig, DataPlan, FetchConfig, Shard, Stream, TrainLoader
 from packvit.data.shards import download
 from packvit.data.shards import shard as shard_module
 from packvit.data.shards.redact import redact
@@ -144,11 +145,73 @@ def test_a_cache_that_is_too_small_loses_no_sample(web, digits_set):
         assert all(not stream.next_batch().skipped for stream in streams)
 
 
+def test_an_index_goes_with_the_copy_that_it_is_of(web, digits_set, cache):
+    """Otherwise every shard that is fetched again would leave one."""
+    config = FetchConfig(cache_gb=1.2 * (digits_set / "train/shard-000000.tar").stat().st_size / 1e9)
+    for number in (0, 1, 2, 0, 1, 2):
+        Shard.open(f"http://{web.address}/shard-00000{number}.tar", config)
+    assert len(list(cache.glob("*.tar"))) == len(list(cache.with_name("index").glob("*.npz"))) == 1
+    web.tag, web.body = "two", (digits_set / "val/shard-000000.tar").read_bytes()
+    shard_module.forget()
+    assert len(Shard.open(f"http://{web.address}/shard-000002.tar", config)) == 30
+    assert len(list(cache.with_name("index").glob("*.npz"))) == 1
+
+
 def test_an_open_shard_outlives_its_copy(web, cache):
     shard = Shard.open(f"http://{web.address}/shard-000000.tar")
     before = contents(shard)
     shutil.rmtree(cache)
     assert contents(shard) == before
+
+
+# ---- manifests and contents ----
+
+
+def plan_of(address: str, number: int = 3, **changes) -> DataPlan:
+    shards = tuple(f"http://{address}/shard-00000{i}.tar" for i in range(number))
+    data = DataConfig(shards, workers=0, streams=1, shuffle_shards=number, fetch=QUICK, **changes)
+    views = ViewsConfig(patch_sizes=(8,), resolution=ResolutionConfig(16, 16, "uniform"))
+    return DataPlan(data, views, PackingConfig(seq_len=32, sequences=1, lookahead=8, balance=1))
+
+
+def manifest_requests(web: FaultyServer) -> int:
+    return sum(path.endswith("manifest.json") for method, path, _ in web.seen if method == "GET")
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_losses_of_remote_shards_are_counted_by_the_manifest_beside_them(manifest, digits_set, tmp_path):
+    folder = Path(shutil.copytree(digits_set / "train", tmp_path / "served"))
+    os.truncate(folder / "shard-000001.tar", 30_000)
+    (folder / "shard-000002.tar").unlink()
+    if not manifest:
+        (folder / "manifest.json").unlink()
+    with FaultyServer(folder) as web:
+        kept = len(Shard.open(folder / "shard-000001.tar"))
+        lines = {line["shard"][-10:]: line for line in Stream(plan_of(web.address), 0).next_batch().skipped}
+        assert manifest_requests(web) == 1
+    if manifest:
+        assert lines["000001.tar"]["samples"] == 40 - kept
+        assert "its manifest names 40 samples" in lines["000001.tar"]["reason"]
+    else:
+        assert "a guess" in lines["000001.tar"]["reason"]
+    assert lines["000002.tar"]["samples"] == 40
+
+
+@pytest.mark.parametrize("fault", ["page", 500, "cut"])
+def test_a_manifest_that_cannot_be_read_is_none(fault, web, digits_set):
+    web.choose = lambda path: fault if path.endswith("manifest.json") else None
+    assert not Stream(plan_of(web.address), 0).next_batch().skipped
+
+
+def test_other_contents_on_a_server_are_not_resumed_on(web, digits_set):
+    state = TrainLoader(plan_of(web.address)).state_dict()
+    for number, fault in ((1, None), (9, "page"), (9, "drop"), (9, 500), (9, "unsized cut")):
+        web.answers = [fault] * number  # who does not answer has not changed
+        TrainLoader(plan_of(web.address)).load_state_dict(state)
+    web.answers = []
+    web.body = (digits_set / "val/shard-000000.tar").read_bytes()
+    with pytest.raises(ValueError, match="names other contents"):
+        TrainLoader(plan_of(web.address)).load_state_dict(state)
 
 
 # ---- commands ----

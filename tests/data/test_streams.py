@@ -2,9 +2,12 @@
 
 import io
 import json
+import multiprocessing
 import os
+import tempfile
 from collections import Counter
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from packvit.data import (
     ShardSet,
     Stream,
     TrainLoader,
+    end_workers,
     merge_states,
     write_shards,
 )
@@ -329,6 +333,22 @@ def test_other_contents_of_the_same_names_and_sizes_are_refused_and_a_damaged_sh
     assert take(make_loader(tmp_path / "a", state), 1)
 
 
+def test_a_shard_that_is_cut_between_stop_and_resume_is_bad_and_no_other(tmp_path):
+    """It is named as any damaged shard; whoever starts a run again and again is not told to give up."""
+    image = jpeg(np.random.default_rng(0))
+    paths = write_shards((Sample(f"s{i:03d}", image, "jpg", 0) for i in range(80)), tmp_path, 20)
+    loader = make_loader(tmp_path)
+    take(loader, 2)
+    os.truncate(paths[1], paths[1].stat().st_size // 3)
+    again = make_loader(tmp_path, loader.state_dict())
+    lines = [line for loaded in islice(again, 40) for line in loaded.skipped]
+    assert {line["shard"] for line in lines} == {str(paths[1])}
+    os.truncate(paths[2], 1000)
+    os.truncate(paths[3], 1000)
+    with pytest.raises(ValueError, match="other contents"):
+        make_loader(tmp_path, loader.state_dict())
+
+
 def test_the_contents_of_few_of_many_shards_are_looked_at(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(paths_module, "_contents", lambda path, size: asked.append(path) or "x")
@@ -430,6 +450,15 @@ def test_an_oversize_view_is_refused_by_name_or_shrunk(shards):
 def test_ranks_must_divide_streams(shards):
     with pytest.raises(ValueError, match=r"data\.streams=4"):
         make_loader(shards, ranks=3)
+
+
+def test_workers_that_are_killed_leave_nothing_in_the_temporary_folder(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delitem(vars(multiprocessing.current_process())["_config"], "tempdir", raising=False)
+    loader = make_loader(shards, workers=2)
+    assert len(list(islice(loader, 4))) == 4  # of both workers
+    end_workers()
+    assert len(list(tmp_path.iterdir())) == 1  # this process's own, which goes with it
 
 
 def test_teachers_see_the_same_images_in_the_same_crop_and_flip_and_change_nothing_else(shards):
