@@ -27,11 +27,13 @@ from packvit.data.shards.source import is_remote
 from packvit.data.streams.eval_set import Alter, EvalSet, Piece, Way
 from packvit.data.streams.loader import TrainLoader, end_workers, merge_states
 from packvit.data.streams.plan import DataPlan
+from packvit.data.streams.shared import SHARED, check_shared
 from packvit.data.streams.stream import DataError, LoadedBatch, Stream
 
 __all__ = [
     "IMAGE_FIELDS",
     "SHARD_SUFFIXES",
+    "SHARED",
     "Alter",
     "AugmentConfig",
     "BadSample",
@@ -59,6 +61,7 @@ __all__ = [
     "Way",
     "WriteConfig",
     "check_shards",
+    "check_shared",
     "collate_targets",
     "count_samples",
     "cut_image",

@@ -4,7 +4,7 @@ from packvit.packing.batch.flat import Flat
 from packvit.packing.batch.image import Collated, ImageFacts, Mixed, PackedImage, Ragged, Shape
 from packvit.packing.batch.pack import pack_in_order
 from packvit.packing.batch.packed_batch import BatchStats, PackedBatch, map_leaves, send, stack
-from packvit.packing.packers.batches import Batches, Dealer
+from packvit.packing.packers.batches import Batches, Dealer, waiting_names
 from packvit.packing.packers.config import PackingConfig, make_packer, pack_lengths
 from packvit.packing.packers.packer import Packer
 from packvit.packing.views.config import (
@@ -55,4 +55,5 @@ __all__ = [
     "send",
     "stack",
     "views_at",
+    "waiting_names",
 ]

@@ -5,8 +5,8 @@ of a section for some of its fields by name:
 
 - `free`: changes nothing of what a run computes;
 - from here on, where there is no metadata: the change counts from the checkpoint, and is reported;
-- `fixed`: refused. What stands in the checkpoint would mean something else, such as its tensors, or the
-  samples that wait in it to be packed;
+- `fixed`: refused. What stands in the checkpoint would mean something else, such as its tensors, or where
+  its streams of data are;
 - refused in part: a `switch` must stay 0 or other than 0 and a `count` must keep its number of values,
   because the checkpoint has tensors or places of reading for them; a `scaled` precision may not become fp16,
   whose loss scale the checkpoint lacks.
@@ -92,13 +92,9 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=FREE)
     threads: int = 0
     data: DataConfig = field(default_factory=DataConfig)
-    # Samples that wait to be packed get their views again when a run resumes: the same ones, or they would
-    # not fit where they were.
-    views: ViewsConfig = field(default_factory=ViewsConfig, metadata=FIXED)
-    packing: PackingConfig = field(
-        default_factory=PackingConfig,
-        metadata={"resume": dict.fromkeys(("seq_len", "algorithm", "oversize"), "fixed")},
-    )
+    # Samples that wait to be packed get new views, and are packed anew, where either is done otherwise.
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    packing: PackingConfig = field(default_factory=PackingConfig)
     model: ViTConfig = field(default_factory=ViTConfig, metadata=FIXED)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig, metadata={"resume": {"precision": "scaled"}})

@@ -11,7 +11,7 @@ from typing import Any
 
 from packvit.common.display import Display
 from packvit.common.ranks import Ranks, join_ranks
-from packvit.data import DataError, DataPlan, LoadedBatch, TrainLoader, merge_states
+from packvit.data import DataError, DataPlan, LoadedBatch, TrainLoader, check_shared, merge_states
 from packvit.models import PackedViT
 from packvit.train.config import Config, save_config
 from packvit.train.step.checkpoint import Checkpointer
@@ -95,6 +95,9 @@ def set_up(config: Config, task: Task, ranks: Ranks, display: Display) -> Traini
         resume.load({"config": same, "data": data, "counters": counters})
     done = getattr(counters, length.unit)
     if done < length.total:
+        held = 0 if ranks.device.type == "cuda" else config.train.accumulate
+        if advice := check_shared(plan, ranks.world_size, held):
+            display.say(f"Little shared memory: {advice}")
         # Workers are forks of this process: they come before the threads of CUDA and NCCL.
         loader.begin()
     join_ranks(ranks, config.train.timeout)

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from packvit.common.json_lines import read_json_lines
 from packvit.data import Shard
 from packvit.data.streams.reader import epoch_units
+from packvit.packing import waiting_names
 from packvit.train.step.checkpoint import find_checkpoints, step_of
 
 EXACT = ("step", "images_seen", "tokens_seen", "gflops_seen", "loss", "grad_norm", "lr", "padding_fraction")
@@ -64,16 +65,9 @@ def expected_reads(data: dict[str, Any], shards: Sequence[list[str]], seed: int)
             for key in keys:
                 reads.most[key] += 1
             reads.exactly[unit.shard] += offset + len(keys) - len(range(unit.part, sizes[0], unit.parts))
-        for _, shard, member, *_ in waiting(state):
+        for _, shard, member, *_ in waiting_names(state):
             reads.add(shard, [shards[shard][member]], -1)
     return reads
-
-
-def waiting(stream: dict[str, Any]) -> Iterator[list[int]]:
-    """The samples of a stream's state that wait to be packed or dealt: epoch, shard, member, ..."""
-    for sequences in (*stream["waiting"], *(ready["rows"] for ready in stream["ready"])):
-        for sequence in sequences:
-            yield from sequence
 
 
 def check_samples(run: Path, paths: Sequence[Path], seed: int) -> list[str]:

@@ -6,8 +6,7 @@ key), which the stream's packer puts into sequences. Nothing is decoded before i
 whole state of a stream is where it reads and which samples wait.
 """
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
@@ -36,6 +35,7 @@ from packvit.packing import (
     same_crop,
     send,
     views_at,
+    waiting_names,
 )
 
 STATE_VERSION = 5
@@ -91,6 +91,7 @@ class Stream:
         self.mixed = plan.data.mix.active
         self.collate = partial(collate_targets, plan.targets)
         self.seen = self.bad = self.shrunk = 0
+        self._lost_before: list[dict] = []  # lines on what was lost since the last batch already
 
     def next_batch(self) -> LoadedBatch:
         """The next `packing.sequences` sequences, and the same images as each teacher sees them.
@@ -101,11 +102,12 @@ class Stream:
             DataError: a view is longer than `packing.seq_len` and `packing.oversize` is `error`; or no
                 sample can be used any more.
         """
-        skipped: list[dict] = []
+        skipped, self._lost_before = self._lost_before, []
         while (sequences := self.batches.next()) is None:
             header = self._read(skipped)
             planned = self._plan(header, skipped)
-            self._pack(planned)
+            self.shrunk += planned.view.shrunk
+            self._add(planned)
         decoded = [[s for item in some if (s := self._decode(*item, skipped))] for some in sequences]
         samples = list(chain.from_iterable(decoded))
         samples = mix_samples(samples, self.plan.data.mix) if self.mixed else samples
@@ -164,10 +166,9 @@ class Stream:
             raise BadSample(path, planned.header.key, "its size changed since it was packed")
         return planned
 
-    def _pack(self, planned: Planned) -> None:
+    def _add(self, planned: Planned) -> None:
         """Hand the sample to the packer."""
         view = planned.view
-        self.shrunk += view.shrunk
         mixed = self.plan.views.patch_size_per == "image"
         self.batches.add(planned, view.num_tokens, 0 if mixed else view.patch_size)
 
@@ -219,6 +220,7 @@ class Stream:
             "bad": self.bad,
             "shrunk": self.shrunk,
             "views": self._views_drawn(),
+            "algorithm": self.plan.packing.algorithm,
             **self.batches.state_dict(_name),
         }
 
@@ -226,28 +228,38 @@ class Stream:
         """Continue after the batch that `state` followed.
 
         No sample is read: those that wait are known by reference and length, and what cannot be read any more
-        is bad when its turn comes, as any other sample is. Only where views are drawn otherwise than before,
-        those of the waiting samples are drawn again now.
+        is bad when its turn comes, as any other sample is. Only where views or sequences are made otherwise
+        than before, the waiting samples get new views now and are packed anew, in their order.
 
         Raises:
+            DataError: a new view is too long, see `next_batch`.
             ValueError: the state is of another version.
         """
         if state["version"] != STATE_VERSION:
             raise ValueError(f"data state has version {state['version']}, this packvit reads {STATE_VERSION}")
         self.reader.load_state_dict(state)
         self.seen, self.bad, self.shrunk = state["seen"], state["bad"], state.get("shrunk", 0)
-        drawn_alike = state["views"] == self._views_drawn()
+        self.batches, self._lost_before = self._new_batches(), []
+        algorithm = self.plan.packing.algorithm
+        if state["views"] != self._views_drawn() or state.get("algorithm", algorithm) != algorithm:
+            self._pack_again(waiting_names(state))
+            return
 
-        def find(name: list[int]) -> tuple[Planned | Recalled, int]:
+        def find(name: list[int]) -> tuple[Recalled, int]:
             recalled = Recalled(*name)
-            if not drawn_alike:
-                with suppress(BadSample, BadShard):
-                    planned = self._plan(self.reader.header(recalled.reference))
-                    return planned, planned.view.num_tokens
-            return recalled, min(recalled.num_tokens, self.plan.packing.seq_len)
+            return recalled, recalled.num_tokens
 
-        self.batches = self._new_batches()
         self.batches.load_state_dict(state, find)
+
+    def _pack_again(self, names: Iterable[list[int]]) -> None:
+        """Draw new views of samples, by their names, and pack them; what cannot be read is lost."""
+        for name in names:
+            try:
+                planned = self._plan(self.reader.header(Recalled(*name).reference))
+            except (BadSample, BadShard) as error:
+                self._lose(Lost(describe_skipped(error), 1), self._lost_before)
+            else:
+                self._add(planned)
 
     def _views_drawn(self) -> str:
         """Tells whether the same samples get the same views."""

@@ -7,7 +7,7 @@ cost about as much as B average ones. Streams see the same distribution: their a
 the ranks, without any communication between them.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic
 
 import numpy as np
@@ -72,6 +72,17 @@ class Batches(Generic[Item]):
         for dealer, ready in zip(self._dealers, state["ready"], strict=True):
             sequences = [[(find(name[:-1])[0], name[-1]) for name in some] for some in ready["rows"]]
             dealer.load_state_dict(ready | {"rows": sequences})
+
+
+def waiting_names(state: dict[str, Any]) -> Iterator[list]:
+    """The names of all that waits in a `state_dict` of Batches, what is packed already first."""
+    for ready in state["ready"]:
+        for sequence in ready["rows"]:
+            for *name, _ in sequence:
+                yield name
+    for sequences in state["waiting"]:
+        for sequence in sequences:
+            yield from sequence
 
 
 class Dealer(Generic[Item]):

@@ -36,6 +36,7 @@ from packvit.packing import (
     PackingConfig,
     ResolutionConfig,
     ViewsConfig,
+    waiting_names,
 )
 from packvit.packing.packers.config import PACKERS
 
@@ -205,6 +206,65 @@ def test_a_restored_loader_goes_on_as_if_it_had_not_stopped(shards, cut):
     take(first, cut)
     for one, two in zip(whole[cut:], take(make_loader(shards, first.state_dict()), 14 - cut), strict=True):
         assert_same(one, two)
+
+
+OTHERWISE = {
+    "patch sizes": (replace(VIEWS, patch_sizes=(6, 16)), PACKING),
+    "a patch size for each sequence": (replace(VIEWS, patch_size_per="sequence"), PACKING),
+    "a patch size for each batch": (replace(VIEWS, patch_size_per="batch"), PACKING),
+    "resolution": (replace(VIEWS, resolution=ResolutionConfig(32, 48, "uniform")), PACKING),
+    "a shorter sequence": (VIEWS, replace(PACKING, seq_len=40)),
+    "a longer sequence": (VIEWS, replace(PACKING, seq_len=200)),
+    "views of several sequences": (VIEWS, replace(PACKING, oversize="own_row")),
+    **{name: (VIEWS, replace(PACKING, algorithm=name)) for name in PACKERS},
+}
+
+
+@pytest.mark.parametrize("change", OTHERWISE)
+@pytest.mark.parametrize(("per", "algorithm"), [("image", "oldest_first"), ("sequence", "best_fit")])
+def test_views_and_sequences_may_change_and_no_sample_is_lost_or_twice(change, per, algorithm, shards):
+    """What waits gets new views and is packed anew."""
+    data = config(shards, streams=1)
+    views = replace(VIEWS, patch_size_per=per)
+    first = Stream(make_plan(data, views, replace(PACKING, algorithm=algorithm, balance=3)), 0)
+    seen = Counter(key for _ in range(5) for key in first.next_batch().batch.keys)
+    views, packing = OTHERWISE[change]
+    plan = make_plan(data, views, replace(packing, balance=3))
+    streams = [Stream(plan, 0) for _ in range(2)]
+    for stream in streams:
+        stream.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert count_waiting(streams[0].state_dict()) == count_waiting(first.state_dict())
+    state: dict = {}
+    for _ in range(8):
+        batch = next_batch(streams[0])
+        assert set(batch.patch_sizes.tolist()) <= set(views.patch_sizes)
+        assert batch.image_index.numel() == packing.seq_len * packing.sequences
+        seen.update(batch.keys)
+        # From the new state on, a run goes on as always.
+        assert_same(batch, next_batch(streams[1]))
+        state = json.loads(json.dumps(streams[1].state_dict()))
+        streams[1] = Stream(plan, 0)
+        streams[1].load_state_dict(state)
+    reader = Stream(plan, 0)
+    read = [reader._read([]) for _ in range(streams[0].seen)]
+    keys = {header.reference[:3]: header.key for header in read}
+    seen.update(keys[epoch, shard, member] for epoch, shard, member, *_ in waiting_names(state))
+    assert seen == Counter(header.key for header in read)
+
+
+def test_what_cannot_be_read_when_views_change_is_named(tmp_path):
+    rng = np.random.default_rng(0)
+    write_shards((Sample(f"s{i:03d}", jpeg(rng), "jpg", 0) for i in range(60)), tmp_path, 30)
+    first = Stream(make_plan(config(tmp_path, streams=1)), 0)
+    first.next_batch()
+    state = first.state_dict()
+    lost = sum(name[1] == 1 for name in waiting_names(state))
+    (tmp_path / "shard-000001.tar").unlink()
+    again = Stream(make_plan(config(tmp_path, streams=1), replace(VIEWS, patch_sizes=(8, 16))), 0)
+    again.load_state_dict(state)
+    skipped = again.next_batch().skipped
+    assert again.bad - first.bad >= lost > 0
+    assert sum("shard-000001" in line["shard"] for line in skipped) >= lost
 
 
 def test_one_rank_can_go_on_as_two_and_two_as_one(shards):

@@ -22,7 +22,8 @@ from packvit.train.run import lock_folder
 
 LINE = {
     "step", "images_seen", "tokens_seen", "gflops_seen", "loss", "lr", "images_per_s", "tokens_per_s",
-    "padding_fraction", "images_per_sequence", "data_wait_fraction", "mfu", "mfu_measured", "grad_norm",
+    "padding_fraction", "images_per_step", "images_per_sequence", "data_wait_fraction", "mfu", "mfu_measured",
+    "grad_norm",
     "nonfinite_steps", "shrunk", "loss_by_patch_size", "loss_by_resolution", "drop_rate",
     "drop_rate_by_resolution", "memory_gb",
 }  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 
 from packvit.common.display import Display
 from packvit.data import DataConfig, DataPlan, TrainLoader
-from packvit.packing import DropConfig, PackingConfig, ResolutionConfig, ViewsConfig
+from packvit.packing import PackingConfig, ResolutionConfig, ViewsConfig
 from packvit.train.config import Config, TrainConfig, must_stay, plain_config, resume_rules
 from packvit.train.watch.checks import SameRun
 
@@ -37,13 +37,6 @@ def resume(before: Config, now: Config, ranks: tuple[int, int] = (1, 1)) -> list
 DATA = DataConfig(shards=("a", "b"), weights=(1, 9))
 REFUSED = {
     "seed": Config(seed=1),
-    "views.patch_size_per": Config(views=ViewsConfig(patch_size_per="sequence")),
-    "views.patch_sizes": Config(views=ViewsConfig(patch_sizes=(8, 16))),
-    "views.resolution.high": Config(views=ViewsConfig(resolution=ResolutionConfig(high=99))),
-    "views.drop.kind": Config(views=ViewsConfig(drop=DropConfig("constant"))),
-    "packing.seq_len": Config(packing=PackingConfig(seq_len=77)),
-    "packing.algorithm": Config(packing=PackingConfig(algorithm="best_fit")),
-    "packing.oversize": Config(packing=PackingConfig(oversize="own_row")),
     "data.streams": Config(data=DataConfig(streams=8)),
     "data.shuffle_shards": Config(data=DataConfig(shuffle_shards=1)),
     "train.precision": Config(train=TrainConfig(precision="fp16")),
@@ -73,6 +66,9 @@ def test_no_change_is_told_of_a_run_that_may_not_go_on():
 
 
 HERE_ON = {
+    "packing.seq_len": (32, 128),
+    "packing.algorithm": ("exact_fill", "next_fit"),
+    "packing.oversize": ("own_row",),
     "packing.lookahead": (2, 40),
     "packing.sequences": (1, 5),
     "packing.balance": (1, 9),
@@ -81,6 +77,15 @@ HERE_ON = {
     "data.weights": ((9.0, 1.0), (1.0, 1.0)),
     "data.max_bad_fraction": (0.5, 1.0),
 }
+
+
+def test_views_count_from_here_on():
+    """tests/data/test_streams.py shows that streams can follow."""
+    now = replace(Config(), views=ViewsConfig(patch_sizes=(8, 16), patch_size_per="sequence"))
+    assert [line.split(" was ")[0].split()[-1] for line in resume(Config(), now)] == [
+        "views.patch_sizes",
+        "views.patch_size_per",
+    ]
 
 
 @pytest.mark.parametrize("algorithm", ["oldest_first", "best_fit_decreasing"])

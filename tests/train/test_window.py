@@ -52,6 +52,7 @@ def test_a_window_gives_means_over_images_and_slots():
     assert summary["drop_rate_by_resolution"] == {"52-72": 0.25, "104-144": pytest.approx(0.15)}
     assert summary["padding_fraction"] == pytest.approx(12 / 80)
     assert summary["images_per_sequence"] == pytest.approx(1.0)
+    assert summary["images_per_step"] == 2.0  # four images in two steps
     assert summary["mfu"] is summary["mfu_measured"] is None
     shares = window.summary(ALONE, Peaks(2.0, 1.0))
     assert shares["mfu_measured"] == pytest.approx(2 * shares["mfu"])

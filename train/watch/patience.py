@@ -2,14 +2,12 @@
 
 import shutil
 import sys
-from pathlib import Path
 
 from packvit.common.ranks import Ranks
-from packvit.data import DataError, TrainLoader
+from packvit.data import SHARED, DataError, TrainLoader
 from packvit.train.watch.preempt import Preemption
 
 SAY_AFTER = 60.0  # seconds
-SHARED = Path("/dev/shm")  # where workers put their batches
 
 
 class Interrupted(Exception):

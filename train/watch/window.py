@@ -150,6 +150,7 @@ class Window:
     """Sums over the steps since the last logged one, on this rank."""
 
     batches: BatchStats = field(default_factory=BatchStats)
+    steps: int = 0
     texts: int = 0
     texts_cut: int = 0
     flops: float = 0.0
@@ -165,6 +166,7 @@ class Window:
 
     def add_batches(self, taken: Taken) -> None:
         """Count the batches of a step."""
+        self.steps += 1
         self.batches += taken.stats
         self.texts += taken.texts
         self.texts_cut += taken.texts_cut
@@ -220,6 +222,7 @@ class Window:
             "images_per_s": images / seconds,
             "tokens_per_s": tokens / seconds,
             "padding_fraction": 1 - tokens / max(1, slots),
+            "images_per_step": images / max(1, self.steps),
             "images_per_sequence": images / max(1, sequences),
             "data_wait_fraction": wait / ranks.world_size / seconds,
             "mfu": flops / (peaks.sheet * available) if peaks.sheet else None,
