@@ -64,7 +64,11 @@ FLAGS = f"""
 
 
 def deal(faults: int, kinds: Sequence[str], rng: Random) -> tuple[Deck, Deck]:
-    """So many faults, each kind as often as others: for the run that loses nothing, and for the other."""
+    """So many faults: for the run that loses nothing, and for the other.
+
+    All kinds come equally often; those of which a life has several twice as often as others.
+    """
+    kinds = [*kinds, *RESTING, *NETWORK]
     cards = [kinds[number % len(kinds)] for number in range(faults)]
     rng.shuffle(cards)
     endings = [kind for kind in cards if kind in ENDINGS]

@@ -58,7 +58,7 @@ def check_shared(plan: DataPlan, ranks: int, held: int) -> str:
 
 
 def batch_bytes(plan: DataPlan) -> float:
-    """About how many bytes a batch takes: full sequences of views as they will be drawn, and the teachers'."""
+    """About how many bytes a batch takes: full sequences of views as will be drawn, and the teachers'."""
     views, packing = plan.views, plan.packing
     longest = packing.seq_len if packing.oversize == "shrink" else None
     most = 0.0

@@ -259,8 +259,8 @@ def test_what_cannot_be_read_when_views_change_is_named(tmp_path):
     first.next_batch()
     state = first.state_dict()
     lost = sum(name[1] == 1 for name in waiting_names(state))
-    (tmp_path / "shard-000001.tar").unlink()
     again = Stream(make_plan(config(tmp_path, streams=1), replace(VIEWS, patch_sizes=(8, 16))), 0)
+    (tmp_path / "shard-000001.tar").unlink()
     again.load_state_dict(state)
     skipped = again.next_batch().skipped
     assert again.bad - first.bad >= lost > 0
