@@ -90,7 +90,7 @@ def dispatch(arguments: Sequence[str]) -> int:
         # Set it to see where an error comes from, and whether it is a bug.
         if os.environ.get("PACKVIT_TRACEBACK"):
             raise
-        return fail(str(error))
+        return fail(str(error), getattr(error, "of_this_rank", False))
     return status
 
 
@@ -129,13 +129,14 @@ def usage() -> str:
     )
 
 
-def fail(message: str) -> int:
+def fail(message: str, of_this_rank: bool = False) -> int:
     """Say on standard error what is wrong; returns exit status 2.
 
     What is wrong on all ranks is said once: the others leave the first one of a machine the time to say it
-    and to be noticed by torchrun, which then ends them.
+    and to be noticed by torchrun, which then ends them. What is wrong on this rank is said at once, before
+    the others notice that it is missing and torchrun ends it.
     """
-    if is_other_rank():
+    if is_other_rank() and not of_this_rank:
         time.sleep(OTHERS_WAIT)
     print(f"packvit: error: {message}", file=sys.stderr)
     return 2

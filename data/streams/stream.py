@@ -44,6 +44,8 @@ STATE_VERSION = 5
 class DataError(ValueError):
     """The data cannot go on; `skipped` names the samples that were lost and not reported yet."""
 
+    of_this_rank = True  # not of all ranks alike: each says its own, see packvit.cli.commands
+
     def __init__(self, message: str, skipped: Sequence[dict] = ()) -> None:
         super().__init__(message)
         self.skipped = list(skipped)
