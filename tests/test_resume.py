@@ -170,6 +170,21 @@ def test_every_way_of_asking_saves(how, run_flags, tmp_path):
 
 
 @pytest.mark.slow
+def test_three_ranks_go_on_bit_for_bit(run_flags, tmp_path):
+    """Of three terms, unlike of two, a sum depends on their order in its last bit."""
+    command = [*TORCHRUN[:-1], "3", "-m", "packvit.train"]
+    for name, stops in (("whole", (8,)), ("parts", (3, 8))):
+        for steps in stops:
+            flags = run_flags(tmp_path / name, data__streams=3, train__steps=steps, data__workers=0)
+            flags += ["--optim.schedule", "constant"]
+            done = subprocess.run(
+                [*command, *flags], env=os.environ | THREADS, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.slow
 def test_ranks_save_and_end_when_torchrun_is_killed(run_flags, tmp_path):
     """They would otherwise train on, and keep the folder from the next run."""
     flags = run_flags(tmp_path, train__steps=3000, train__checkpoint_every=1000)

@@ -1,6 +1,7 @@
 """Checkpoints restore everything, appear whole, and name what is wrong with them."""
 
 import errno
+import json
 import os
 import pickle
 import shutil
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
+from packvit.common.files import hash_file
 from packvit.common.ranks import Ranks
 from packvit.models import ViTConfig, load_model
 from packvit.train.config import Config, TrainConfig
@@ -180,6 +182,18 @@ def test_a_damaged_checkpoint_is_passed_over(name, damage, tmp_path):
     assert len(said) == 1
 
 
+@pytest.mark.parametrize("name", ["version", "ranks"])
+def test_no_bit_of_what_says_how_to_check_may_flip(name, tmp_path):
+    saved(tmp_path, 2)
+    first, second = find_checkpoints(tmp_path)
+    path = second / "progress.json"
+    text = path.read_bytes()
+    place = text.index(f'"{name}": '.encode()) + len(name) + 4
+    for bit in range(8):
+        path.write_bytes(text[:place] + bytes([text[place] ^ 1 << bit]) + text[place + 1 :])
+        assert find_resume(tmp_path, "", lambda line: None).path == first
+
+
 def test_a_run_never_starts_anew_beside_damaged_checkpoints(tmp_path):
     saved(tmp_path, 2)
     for path in find_checkpoints(tmp_path):
@@ -212,7 +226,9 @@ def test_a_run_goes_back_to_a_step_once(tmp_path):
 def test_other_versions_are_named(tmp_path):
     saved(tmp_path)
     path = find_checkpoints(tmp_path)[0] / "progress.json"
-    path.write_text('{"version": 99}')
+    path.write_text('{"version": 99, "ranks": 1}')
+    hashes = json.loads((path.parent / "hashes-00000.json").read_text())
+    (path.parent / "hashes-00000.json").write_text(json.dumps(hashes | {path.name: hash_file(path)}))
     with pytest.raises(ValueError, match="version 99, this packvit reads 3"):
         find_resume(tmp_path, "", pytest.fail)
 

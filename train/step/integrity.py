@@ -47,6 +47,11 @@ def seal(folder: Path, files: Iterable[Path], rank: int) -> None:
         sync(path)
 
 
+def has_hashes(folder: Path) -> bool:
+    """Whether `seal` was called for a checkpoint."""
+    return any(folder.glob("hashes-*.json"))
+
+
 def check_files(folder: Path, ranks: int) -> None:
     """Compare all files of a checkpoint with their hashes.
 
@@ -56,6 +61,9 @@ def check_files(folder: Path, ranks: int) -> None:
     Raises:
         ValueError: a file is missing or differs; names it.
     """
+    lists = len(list(folder.glob("hashes-*.json")))
+    if lists != ranks:
+        raise ValueError(f"{ranks} ranks wrote it, but {lists} files have hashes")
     for rank in range(ranks):
         list_name = f"hashes-{rank:05d}.json"
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from packvit.train.step.checkpoint import VERSION, Part, find_checkpoints, first_line, step_of
-from packvit.train.step.integrity import check_files
+from packvit.train.step.integrity import check_files, has_hashes
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,9 @@ def read_notes(path: Path) -> dict[str, Any]:
     try:
         notes = json.loads((path / "progress.json").read_text())
         version = notes["version"]
-        if version == VERSION:
-            check_files(path, notes["ranks"])
+        # Before the version is believed: a bit of it may have flipped.
+        if version == VERSION or has_hashes(path):
+            check_files(path, notes.get("ranks", 0))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{path} is damaged ({first_line(error)})") from error
     if version != VERSION:

@@ -1,7 +1,9 @@
 """A module shared by several ranks: copied to each (DDP) or cut into parts (FSDP2)."""
 
+from collections.abc import Callable
 from inspect import signature
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -21,6 +23,25 @@ def replicate(module: nn.Module) -> DistributedDataParallel:
     known = signature(DistributedDataParallel).parameters
     options["forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"] = False
     return DistributedDataParallel(module, **options)
+
+
+def settle(forward: nn.Module, ranks: Ranks, backward: Callable[[], object]) -> None:
+    """Before the first step of a process: run its backward pass once in vain where DDP has three or more ranks.
+
+    DDP puts gradients into another order after the first pass, and a sum of three terms or more depends on
+    their order in its last bit: a run that was resumed would differ from one that was never stopped.
+
+    Args:
+        forward: of the engine.
+        backward: the pass of the step; what it adds to gradients is forgotten.
+    """
+    if ranks.world_size > 2 and isinstance(forward, DistributedDataParallel) and forward not in _settled:
+        backward()
+        forward.zero_grad(set_to_none=True)
+        _settled.add(forward)
+
+
+_settled: WeakSet[nn.Module] = WeakSet()
 
 
 def cut(module: TrainedModule, average: PackedViT | None, ranks: Ranks, precision: str) -> None:

@@ -34,7 +34,7 @@ from packvit.packing import derive_seed
 from packvit.train.step.interface import StepBatches, StepResult, TrainedModule
 from packvit.train.step.muon import approach, local
 from packvit.train.step.optim import OptimConfig, freeze, make_optimizers
-from packvit.train.step.shard import cut, replicate
+from packvit.train.step.shard import cut, replicate, settle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,10 +215,7 @@ class Engine:
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, moving average and optimizer state, for torch.distributed.checkpoint: tensors only.
-
-        The optimizers' settings are no part of it: they are as configured.
-        """
+        """Weights, moving average and optimizer state: tensors only. Optimizers' settings are configured."""
         weights, optimizer = get_state_dict(self.module, self.optimizers)
         state: dict[str, Any] = {"model": weights, "optimizer": {"state": optimizer["state"]}}
         if self.average is not None:
@@ -257,6 +254,7 @@ def train_step(
         number: of the step in the run, from 0.
         lr_factor: of the peak learning rates.
     """
+    settle(engine.forward, engine.ranks, lambda: task.backward(engine, step))
     # What the forward pass draws depends on the step alone, so a resumed run draws the same.
     torch.manual_seed(derive_seed(engine.seed, "step", number + 1, engine.ranks.rank) % 2**63)
     losses = task.backward(engine, step)
