@@ -3,7 +3,7 @@
 `.venv/bin/python benchmarks/chaos.py` (half an hour on two cores; Linux; root, for a small disk of its own)
 prints a table, writes benchmarks/results/chaos.json and the table of docs/reliability.md, and ends with
 status 1 if anything was wrong. `--faults 200 --seed 0 --minutes 60` are the defaults; `--keep FOLDER` leaves
-all files there and changes no page.
+all files there.
 
 Two runs of a tiny model under torchrun read six shards from a folder and six from a web server that
 misbehaves. Each life of a run has 1, 2 or 3 ranks with 0, 1 or 2 workers and writes its checkpoints in the
@@ -216,6 +216,17 @@ def lines_of(found: Sequence[dict[str, Any]]) -> list[str]:
     return table(["fault", "times", "longest end, s", "longest recovery, s", "outcome"], cells)
 
 
+def summary(results: dict[str, Any]) -> str:
+    """A sentence on the whole."""
+    steps = " and ".join(f"{number} steps" for number in results["steps"].values())
+    return (
+        f"{results['faults']} faults of {results['kinds']} kinds in {results['lives']} lives of two runs, "
+        f"{steps}, {results['minutes']:.0f} minutes; wrong: {len(results['wrong']) or 'nothing'}. Measured at "
+        f"{results['commit']} with torch {results['torch']}, Python {results['python']}, {results['machine']}: "
+        f"`.venv/bin/python {results['command']}`."
+    )
+
+
 def main() -> int:
     """Play, look, write down; the exit status."""
     parser = argparse.ArgumentParser(
@@ -257,11 +268,8 @@ def main() -> int:
         "wrong": wrong,
         "table": found,
     }
-    if options.keep is None:
-        save(FOLDER / "chaos.json", results)
-        replace_section("chaos", lines_of(found), ROOT / "docs/reliability.md")
-    else:
-        save(base / "chaos.json", results)
+    save(FOLDER / "chaos.json", results)
+    replace_section("chaos", [summary(results), "", *lines_of(found)], ROOT / "docs/reliability.md")
     return 1 if wrong or len(faults) < options.faults else 0
 
 

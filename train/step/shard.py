@@ -26,7 +26,7 @@ def replicate(module: nn.Module) -> DistributedDataParallel:
 
 
 def settle(forward: nn.Module, ranks: Ranks, backward: Callable[[], object]) -> None:
-    """Before the first step of a process: run its backward pass once in vain where DDP has three or more ranks.
+    """Before the first step of a process, run its backward pass in vain where DDP has three or more ranks.
 
     DDP puts gradients into another order after the first pass, and a sum of three terms or more depends on
     their order in its last bit: a run that was resumed would differ from one that was never stopped.
