@@ -221,9 +221,9 @@ def summary(results: dict[str, Any]) -> str:
     steps = " and ".join(f"{number} steps" for number in results["steps"].values())
     return (
         f"{results['faults']} faults of {results['kinds']} kinds in {results['lives']} lives of two runs, "
-        f"{steps}, {results['minutes']:.0f} minutes; wrong: {len(results['wrong']) or 'nothing'}. Measured at "
-        f"{results['commit']} with torch {results['torch']}, Python {results['python']}, {results['machine']}: "
-        f"`.venv/bin/python {results['command']}`."
+        f"{steps}, {results['minutes']:.0f} minutes; wrong: {len(results['wrong']) or 'nothing'}. Measured "
+        f"at {results['commit']}, torch {results['torch']}, Python {results['python']}, "
+        f"{results['machine']}: `.venv/bin/python {results['command']}`."
     )
 
 
