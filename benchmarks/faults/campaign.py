@@ -10,7 +10,7 @@ from faults.kinds import BALLAST, ENDINGS, RESTING
 from faults.life import Life
 from faults.network import Network
 from faults.record import Deck, Injected
-from packvit import train
+from packvit.train.step import checkpoint
 from packvit.train.step.checkpoint import find_checkpoints, step_of
 
 TIMEOUT = 24.0  # seconds, train.timeout
@@ -22,7 +22,7 @@ MOST_STEPS = 25  # of a life, before it is hit
 SAME_RANKS = 10  # lives in a row
 # A traceback of our own; torchrun prints one of its own for whatever ends a rank.
 TROUBLE = re.compile(
-    rf'File "{re.escape(str(Path(train.__file__).parent.parent))}/|terminate called|SIGSEGV|SIGBUS'
+    rf'File "{re.escape(str(Path(checkpoint.__file__).parents[2]))}/|terminate called|SIGSEGV|SIGBUS'
 )
 
 

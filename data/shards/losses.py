@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from packvit.data.shards.download import whole_size
-from packvit.data.shards.fetch import FetchConfig, local_manifest
+from packvit.data.shards.fetch import FETCH, FetchConfig, local_manifest
 from packvit.data.shards.shard import Shard
 from packvit.data.shards.source import is_remote
 
@@ -35,8 +35,8 @@ def expected_samples(path: str, fetch: FetchConfig) -> int | None:
 
 
 def count_samples(paths: Sequence[str]) -> int | None:
-    """Samples of local shards by their manifests; None where one is not listed."""
-    counts = [expected_samples(path) for path in paths]
+    """Samples of local shards by their manifests; None where one is not listed, or is not local."""
+    counts = [None if is_remote(path) else expected_samples(path, FETCH) for path in paths]
     return None if None in counts else sum(count for count in counts if count is not None)
 
 
