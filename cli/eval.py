@@ -1,7 +1,6 @@
 """`packvit eval MODEL... ...`."""
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, count, product
 from pathlib import Path
@@ -9,23 +8,27 @@ from typing import Annotated, Literal
 
 import tyro
 
+from packvit.cli.eval_sets import NamedSet, name_sets
 from packvit.cli.train import refuse_foreign_commands
 from packvit.common.display import Display
 from packvit.common.files import check_writable
 from packvit.common.ranks import start_ranks, stop_ranks
-from packvit.data import ClassTarget, EvalSet, FetchConfig
+from packvit.data import ClassTarget, EvalSet, FetchConfig, every_corruption, parse_corruptions
 from packvit.evaluate import (
-    MAIN,
     Accuracy,
     Asked,
+    AveragePrecision,
     Evaluation,
     LossKind,
+    MakeSetEvaluator,
     Setting,
     Subject,
     check_classes,
     evaluate,
     find_run_config,
     loss_kind,
+    open_judged,
+    open_mapped,
 )
 from packvit.models import hash_model, load_model
 from packvit.packing import PackingConfig
@@ -50,9 +53,13 @@ class Eval:
         protocol: native shows whole images at their aspect ratio, square squashes them to squares, crop:0.875
             shows the central square whose side is that share of the shorter side.
         sets: further sets as NAME=SHARDS; a name that is given again adds shards.
+        label_map: NAME=FILE, a JSON file with the model's classes that each label of one of --sets means.
+        label_sets: NAME=FILE, a JSON file with all right answers to each image of one of --sets.
+        multi_label: images of the other sets have any number of classes; average precision is measured.
+        corruptions: all, kinds such as fog, or fog:3; each at each strength makes a set of the main one.
         out: folder for results.json, predictions.npz and so on; by default MODEL/eval. Results that are there
             already are kept under another name.
-        save_predictions: predictions.npz also holds all logits.
+        save_predictions: predictions.npz also holds all logits, and there is one for every corrupted set.
         features: predictions.npz also holds what enters the head.
         loss: that the models were trained with, which says how logits become probabilities; by default what
             a run's configuration says, else softmax.
@@ -74,6 +81,10 @@ class Eval:
     tokens: tuple[int, ...] = ()
     protocol: str = "native"
     sets: tuple[str, ...] = ()
+    label_map: tuple[str, ...] = ()
+    label_sets: tuple[str, ...] = ()
+    multi_label: bool = False
+    corruptions: tuple[str, ...] = ()
     out: Path | None = None
     save_predictions: bool = False
     features: bool = False
@@ -97,13 +108,25 @@ def main(arguments: Sequence[str]) -> None:
     options = complete(options)
     packing = PackingConfig(seq_len=options.seq_len, sequences=options.sequences)
     settings, limits = make_settings(options)
+    corruptions = parse_corruptions(options.corruptions)
+    taken = [one.name for one in every_corruption()] if corruptions else []
+    named = name_sets(options.shards, options.sets, options.label_map, options.label_sets, taken)
     subjects = load_subjects(options)
     ranks = start_ranks(options.device)
     try:
-        sets = open_sets(options, subjects[0].model.config.num_classes)
+        sets, evaluators = open_sets(options, named, subjects[0].model.config.num_classes)
+        subjects = [measure_sets(subject, evaluators, options) for subject in subjects]
         display = Display(quiet=not ranks.is_main)
         evaluation = Evaluation(folder, packing, ranks, options.workers, options.precision, display)
-        asked = Asked(sets, settings, limits, cost=options.cost, keep=True)
+        asked = Asked(
+            sets,
+            settings,
+            limits,
+            cost=options.cost,
+            keep=True,
+            corruptions=corruptions,
+            keep_corrupted=options.save_predictions,
+        )
         evaluate(evaluation, subjects, asked)
         display.say(f"Wrote {folder / 'results.json'}")
     finally:
@@ -111,11 +134,13 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def check_values(options: Eval) -> None:
-    """Refuse sizes below 1.
+    """Refuse sizes below 1, and what does not go together.
 
     Raises:
         ValueError: names the flag.
     """
+    if options.multi_label and options.corruptions:
+        raise ValueError("--corruptions are summed up as accuracy, which --multi-label does not have")
     if not options.models:
         raise ValueError("packvit eval needs at least one model")
     for name in ("resolutions", "patch_sizes", "tokens"):
@@ -202,7 +227,8 @@ def load_subjects(options: Eval) -> list[Subject]:
                 f"{subjects[0].model.config.num_classes}: evaluate them one at a time"
             )
         loss = options.loss or loss_kind(path) or "softmax"
-        evaluator = Accuracy(loss, options.save_predictions, options.features)
+        kind = AveragePrecision if options.multi_label else Accuracy
+        evaluator = kind(loss, options.save_predictions, options.features)
         name = free_name(path, [subject.name for subject in subjects])
         subjects.append(Subject(name, str(path), model, hash_model(model), [evaluator], loss))
     return subjects
@@ -214,23 +240,36 @@ def free_name(path: Path, taken: Sequence[str]) -> str:
     return next(n for n in chain([name], (f"{name}-{i}" for i in count(2))) if n not in taken)
 
 
-def open_sets(options: Eval, classes: int) -> dict[str, EvalSet]:
-    """The sets by name, `main` first.
+def open_sets(
+    options: Eval, named: Mapping[str, NamedSet], classes: int
+) -> tuple[dict[str, EvalSet], dict[str, MakeSetEvaluator]]:
+    """The sets by name, and what measures those whose labels are not as the others'.
 
     Raises:
-        ValueError: one is empty, or has labels of other classes than the models; or a name cannot be used.
+        ValueError: one is empty, or has labels of other classes than the models; or a file does not fit.
+        OSError: a file cannot be read.
     """
-    patterns = {MAIN: list(options.shards)}
-    for text in options.sets:
-        name, equals, shards = text.partition("=")
-        if not equals or not shards or not re.fullmatch(r"[\w.-]+", name) or name == MAIN:
-            raise ValueError(
-                f"--sets {text!r} must be NAME=SHARDS with a name of letters, digits, ., - and _ that is not "
-                f"{MAIN}"
-            )
-        patterns.setdefault(name, []).append(shards)
-    targets = {"label": ClassTarget(options.label_field or "cls", classes=classes)}
-    sets = {name: EvalSet(shards, targets, options.fetch) for name, shards in patterns.items()}
-    for images in sets.values():
-        check_classes(images, classes, str(options.models[0]))
-    return sets
+    field, fetch = options.label_field or "cls", options.fetch
+    target = ClassTarget(field, options.multi_label, classes)
+    sets: dict[str, EvalSet] = {}
+    evaluators: dict[str, MakeSetEvaluator] = {}
+    for name, own in named.items():
+        if own.label_map is not None:
+            opened = open_mapped(own.shards, own.label_map, classes, field, fetch)
+        elif own.label_sets is not None:
+            opened = open_judged(own.shards, own.label_sets, classes, fetch)
+        else:
+            sets[name] = EvalSet(own.shards, {"label": target}, fetch)
+            check_classes(sets[name], classes, str(options.models[0]))
+            continue
+        sets[name], evaluators[name] = opened.images, opened.evaluator
+    return sets, evaluators
+
+
+def measure_sets(subject: Subject, evaluators: Mapping[str, MakeSetEvaluator], options: Eval) -> Subject:
+    """The model with an evaluator for each set that has its own."""
+    made = {
+        name: [make(subject.loss, options.save_predictions, options.features)]
+        for name, make in evaluators.items()
+    }
+    return replace(subject, of_sets=made)

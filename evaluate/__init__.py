@@ -2,7 +2,7 @@
 
 from packvit.evaluate.checks import LARGEST_PATCH, check_classes, check_memory, check_pieces, check_settings
 from packvit.evaluate.config import EvalConfig
-from packvit.evaluate.evaluators import Accuracy, Evaluator, MakeEvaluator
+from packvit.evaluate.evaluators import Accuracy, AveragePrecision, Evaluator, MakeEvaluator
 from packvit.evaluate.folder import MAIN
 from packvit.evaluate.grid import Evaluation, Subject, cut_chunks
 from packvit.evaluate.loss import find_run_config, loss_kind
@@ -14,6 +14,7 @@ from packvit.evaluate.predict.prediction import Prediction
 from packvit.evaluate.predict.predictor import Predictor
 from packvit.evaluate.report import draw_results
 from packvit.evaluate.run import Asked, evaluate
+from packvit.evaluate.sets import MakeSetEvaluator, OpenedSet, open_judged, open_mapped
 from packvit.evaluate.setting import Setting
 
 __all__ = [
@@ -21,11 +22,14 @@ __all__ = [
     "MAIN",
     "Accuracy",
     "Asked",
+    "AveragePrecision",
     "EvalConfig",
     "Evaluation",
     "Evaluator",
     "LossKind",
     "MakeEvaluator",
+    "MakeSetEvaluator",
+    "OpenedSet",
     "Picture",
     "Prediction",
     "Predictor",
@@ -42,5 +46,7 @@ __all__ = [
     "find_run_config",
     "loss_kind",
     "measure_setting",
+    "open_judged",
+    "open_mapped",
     "write_report",
 ]

@@ -4,14 +4,23 @@ A task lists its evaluators. Whoever runs a model over the images asks each of t
 and at the end what all that was kept says.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from packvit.evaluate.measures.calibration import LossKind, in_fit_half
-from packvit.evaluate.measures.classification import measure_setting
+from packvit.evaluate.measures.accuracy import wilson_interval
+from packvit.evaluate.measures.average_precision import mean_average_precision
+from packvit.evaluate.measures.calibration import (
+    LossKind,
+    confidences,
+    expected_calibration_error,
+    in_fit_half,
+)
+from packvit.evaluate.measures.classification import mean, measure_setting
+from packvit.evaluate.measures.labels import LabelMap, judge
 from packvit.evaluate.store import Columns
 from packvit.models import Outputs
 from packvit.packing import PackedBatch
@@ -51,17 +60,34 @@ class Evaluator(Protocol):
         it.
 
         Args:
-            columns: what `collect` gave for all N images, in the order of the set; on the CPU.
+            columns: what `collect` gave for all N images, in the order of the set, and `place`, int64 [N],
+                where each stands in it; on the CPU.
         """
         ...
 
 
 MakeEvaluator = Callable[[], Evaluator]
+# A classifier's values in the order of a row, for what there is nothing to measure of.
+VALUES: dict[str, float | None] = dict.fromkeys(
+    (
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "top5",
+        "nll",
+        "brier",
+        "ece",
+        "temperature",
+        "nll_calibrated",
+        "ece_calibrated",
+        "class_accuracy",
+    )
+)
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Classification with one class of an image: accuracy, calibration, and each image's prediction.
+class Answers:
+    """A classifier's logits to each image, from which the evaluators below make their values.
 
     Args:
         loss: that the model was trained with; decides what its logits say of probabilities.
@@ -78,14 +104,26 @@ class Accuracy:
         return f"accuracy{' and features' if self.features else ''}"
 
     def collect(self, outputs: Outputs, batch: PackedBatch) -> dict[str, Tensor]:
+        """See Evaluator."""
+        columns = {"logits": outputs.logits.float()}
+        return columns | ({"features": outputs.features.float()} if self.features else {})
+
+    def kept(self, columns: Columns) -> Iterator[tuple[str, Tensor]]:
+        """What predictions.npz holds of each image because it was asked for."""
+        if self.logits:
+            yield "logits", columns["logits"]
+        if self.features:
+            yield "features", columns["features"]
+
+
+class Accuracy(Answers):
+    """Classification with one class of an image: accuracy, calibration, and each image's prediction."""
+
+    def collect(self, outputs: Outputs, batch: PackedBatch) -> dict[str, Tensor]:
         """See Evaluator; the batch has labels."""
         assert batch.labels is not None
-        columns = {
-            "logits": outputs.logits.float(),
-            "label": batch.labels,
-            "fit_half": in_fit_half(batch.keys),
-        }
-        return columns | ({"features": outputs.features.float()} if self.features else {})
+        own = {"label": batch.labels, "fit_half": in_fit_half(batch.keys)}
+        return super().collect(outputs, batch) | own
 
     def summarise(self, columns: Columns) -> Iterator[tuple[str, Any]]:
         """See Evaluator."""
@@ -93,7 +131,92 @@ class Accuracy:
         yield from measured.values.items()
         yield "prediction", measured.prediction
         yield "confidence", measured.confidence
-        if self.logits:
-            yield "logits", columns["logits"]
-        if self.features:
-            yield "features", columns["features"]
+        yield from self.kept(columns)
+
+
+@dataclass(frozen=True)
+class MappedAccuracy(Accuracy):
+    """Accuracy on a set with labels of its own: the model chooses among the classes that these mean.
+
+    Predictions are labels of the set, and accuracy by class is by them.
+
+    Args:
+        label_map: which classes of the model mean each label of the set. Every image's label has some.
+    """
+
+    label_map: LabelMap = field(kw_only=True)
+
+    def summarise(self, columns: Columns) -> Iterator[tuple[str, Any]]:
+        """See Evaluator."""
+        found = self.label_map.apply(columns["logits"], columns["label"])
+        measured = measure_setting(found.logits, found.labels, columns["fit_half"][found.kept], self.loss)
+        labels = self.label_map.columns
+        by_column = measured.values.pop("class_accuracy")
+        assert isinstance(by_column, list)
+        by_label = dict(zip(labels, by_column, strict=True))
+        yield from measured.values.items()
+        yield "class_accuracy", [by_label.get(label) for label in range(len(self.label_map.classes))]
+        yield "prediction", torch.tensor(labels)[measured.prediction]
+        yield "confidence", measured.confidence
+        yield from self.kept(columns)
+
+
+@dataclass(frozen=True)
+class SetAccuracy(Answers):
+    """Accuracy where an image has several right answers, as in ReaL (arXiv 2006.07159).
+
+    What needs a single label is None.
+
+    Args:
+        answers: the right classes of each image, by its place in the set; every image has some.
+    """
+
+    answers: Sequence[frozenset[int]] = field(kw_only=True)
+
+    def summarise(self, columns: Columns) -> Iterator[tuple[str, Any]]:
+        """See Evaluator."""
+        logits = columns["logits"]
+        prediction = logits.argmax(1)
+        correct, kept = judge(prediction, [self.answers[place] for place in columns["place"].tolist()])
+        confidence = confidences(logits, prediction, self.loss)
+        low, high = wilson_interval(int(correct.sum()), len(correct))
+        known = {
+            "accuracy": mean(correct),
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "ece": expected_calibration_error(confidence[kept], correct),
+        }
+        yield from (VALUES | known).items()
+        yield "prediction", prediction
+        yield "confidence", confidence.float()
+        yield from self.kept(columns)
+
+
+class AveragePrecision(Answers):
+    """Classification with any number of classes of an image: how well scores rank the images of each class.
+
+    What needs a single label is None. A softmax model's scores are its probabilities, a sigmoid model's its
+    logits, which rank images as its probabilities do.
+    """
+
+    @property
+    def name(self) -> str:
+        """See Evaluator."""
+        return f"average precision{' and features' if self.features else ''}"
+
+    def collect(self, outputs: Outputs, batch: PackedBatch) -> dict[str, Tensor]:
+        """See Evaluator; the batch has a vector over the classes for each image."""
+        assert batch.labels is not None
+        return super().collect(outputs, batch) | {"targets": batch.labels}
+
+    def summarise(self, columns: Columns) -> Iterator[tuple[str, Any]]:
+        """See Evaluator."""
+        logits = columns["logits"]
+        # The logarithm ranks as the probability does, and does not underflow.
+        scores = logits.log_softmax(1) if self.loss == "softmax" else logits
+        yield "average_precision", mean_average_precision(scores, columns["targets"])
+        yield from VALUES.items()
+        prediction = logits.argmax(1)
+        yield "prediction", prediction
+        yield "confidence", confidences(logits, prediction, self.loss).float()
+        yield from self.kept(columns)

@@ -123,7 +123,8 @@ class ResultsFolder:
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows without lists, as a table with commas; what is unknown is empty."""
-    names = list(dict.fromkeys(name for row in rows for name, v in row.items() if not isinstance(v, list)))
+    lists = {name for row in rows for name, value in row.items() if isinstance(value, list)}
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in lists]
     file = io.StringIO()
     writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

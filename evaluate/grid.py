@@ -7,8 +7,8 @@ numbers of ranks and workers decide who does which chunk, and nothing else.
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Subject:
         weights: its hash, see `packvit.models.hash_model`.
         evaluators: what is measured.
         loss: what it was trained with.
+        of_sets: what is measured instead on sets whose labels are others, by the set's name.
     """
 
     name: str
@@ -54,6 +55,11 @@ class Subject:
     weights: str
     evaluators: Sequence[Evaluator]
     loss: LossKind = "softmax"
+    of_sets: Mapping[str, Sequence[Evaluator]] = field(default_factory=dict)
+
+    def on(self, name: str) -> "Subject":
+        """The model with the evaluators of a set."""
+        return replace(self, evaluators=self.of_sets.get(name, self.evaluators))
 
 
 @dataclass(frozen=True)
@@ -81,14 +87,19 @@ class Evaluation:
         """Tokens in a batch."""
         return self.packing.seq_len * self.packing.sequences
 
-    def collect(self, subject: Subject, images: EvalSet, settings: Sequence[Setting]) -> ChunkStore:
+    def collect(
+        self, subject: Subject, images: EvalSet, settings: Sequence[Setting], brief: bool = False
+    ) -> ChunkStore:
         """Run a model over a set at some settings; every rank calls it, and has everything when it returns.
+
+        Args:
+            brief: the store will be finished, so it is apart from one whose columns stay.
 
         Raises:
             ValueError: no image could be decoded, or ranks do not share `out`.
         """
         chunks = cut_chunks(len(images.headers), settings)
-        digest = self._digest(subject, images, settings)
+        digest = self._digest(subject, images, settings, brief)
         store = ChunkStore(self.out / f"{UNFINISHED}-{digest[:16]}", len(chunks))
         done = self.ranks.gather(store.done())[0]  # the main rank's word counts
         missing = [chunk for chunk in range(len(chunks)) if chunk not in set(done)]
@@ -138,7 +149,7 @@ class Evaluation:
                 }
                 yield piece.chunk, joined, piece.skipped
 
-    def _digest(self, subject: Subject, images: EvalSet, settings: Sequence[Setting]) -> str:
+    def _digest(self, subject: Subject, images: EvalSet, settings: Sequence[Setting], brief: bool) -> str:
         """Names all that the values of a pass depend on."""
         facts = {
             "version": VERSION,
@@ -149,6 +160,8 @@ class Evaluation:
             "set": images.fingerprint(),
             "tokens": self.tokens,
             "precision": choose_precision(self.precision, self.ranks.device),
+            # What a finished store keeps are values, and the loss decides them.
+            "brief": subject.loss if brief else None,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -206,6 +219,7 @@ def summarise(
     for number, evaluator in enumerate(subject.evaluators):
         start = f"{number}/"
         own = {name.removeprefix(start): c for name, c in columns.items() if name.startswith(start)}
+        own["place"] = columns["place"]
         for name, value in evaluator.summarise(own):
             if isinstance(value, Tensor):
                 arrays[name] = value

@@ -57,12 +57,16 @@ def show_results(rows: list[dict[str, Any]], display: Display) -> None:
         rows: of results.json.
     """
     first, *others = measured(rows[0])
-    others = [name for name in others if name not in DETAILS and not isinstance(rows[0][name], list)]
+    others = [
+        name
+        for name in others
+        if name not in DETAILS and any(isinstance(row.get(name), int | float) for row in rows)
+    ]
     # A name is in the table where it tells rows apart.
     names = [name for name in ("model", "set") if len({row.get(name) for row in rows}) > 1]
     speeds = {"images_per_s": "images/s", "latency_ms_p50": "ms"}
     speeds = {name: words for name, words in speeds.items() if rows[0].get(name) is not None}
-    best = max(rows, key=lambda row: known(row[first]))
+    best = max(rows, key=lambda row: known(row.get(first)))
     display.table(
         f"{title(first)} by setting; tokens and GFLOPs of an image" + (", ms of one alone" if speeds else ""),
         ["setting", *names, "tokens", "GFLOPs", first, *others, *speeds.values()],
@@ -72,8 +76,8 @@ def show_results(rows: list[dict[str, Any]], display: Display) -> None:
                 *(str(row[name]) for name in names),
                 f"{row['tokens_per_image']:.1f}",
                 f"{row['gflops_per_image']:.3f}",
-                percent(row[first]) + (" *" if row is best else "  "),
-                *(number(row[name], 3) for name in others),
+                percent(row.get(first)) + (" *" if row is best else "  "),
+                *(number(row.get(name), 3) for name in others),
                 *(number(row.get(name), 1) for name in speeds),
             ]
             for row in rows
@@ -87,6 +91,23 @@ def show_results(rows: list[dict[str, Any]], display: Display) -> None:
         within = [row for row in rows if row["tokens"] == tokens and row["set"] == rows[0]["set"]]
         best = max(within, key=lambda row: known(row[first]))
         display.say(f"At most {tokens} tokens: {percent(best[first])} at {best['setting']}")
+
+
+def show_corruptions(summaries: Sequence[dict[str, Any]], display: Display) -> None:
+    """A line for each kind of corruption, with the mean accuracy at each setting.
+
+    Args:
+        summaries: see `packvit.evaluate.measures.robustness.summarise_corruptions`.
+    """
+    if not summaries:
+        return
+    settings = [" ".join(filter(None, (one.get("model"), one["setting"]))) for one in summaries]
+    lines = [
+        ["none", *(percent(one["clean"]) for one in summaries)],
+        *([kind, *(percent(one["kinds"][kind]) for one in summaries)] for kind in summaries[0]["kinds"]),
+        ["mean of the kinds", *(percent(one["corrupted"]) for one in summaries)],
+    ]
+    display.table("Accuracy under corruption", ["corruption", *settings], lines)
 
 
 def known(value: float | None) -> float:

@@ -9,16 +9,18 @@ from typing import Any
 import torch
 
 from packvit.common.device import device_name, make_autocast
-from packvit.data import EvalSet
+from packvit.data import Corruption, EvalSet
 from packvit.evaluate.checks import check_pieces, check_settings
 from packvit.evaluate.cost import COSTS, measure_costs
 from packvit.evaluate.favoured import favoured_patch_size
 from packvit.evaluate.folder import Predictions, ResultsFolder
 from packvit.evaluate.grid import Evaluation, Subject, summarise
+from packvit.evaluate.measures.robustness import summarise_corruptions
 from packvit.evaluate.page.page import write_report
 from packvit.evaluate.page.pictures import ShardPictures
-from packvit.evaluate.report import measured, show_results
+from packvit.evaluate.report import measured, show_corruptions, show_results
 from packvit.evaluate.setting import Setting
+from packvit.evaluate.store import ChunkStore
 
 Rows = list[dict[str, Any]]
 
@@ -34,6 +36,8 @@ class Asked:
             size that the grid's results favour; see `favoured_patch_size`.
         cost: whether each setting's costs are measured.
         keep: results that are there already are kept under another name; see `ResultsFolder.finish`.
+        corruptions: each of them makes one more set of the first, named as it is.
+        keep_corrupted: whether there are predictions of those sets.
     """
 
     sets: Mapping[str, EvalSet]
@@ -41,6 +45,19 @@ class Asked:
     tokens: Sequence[int] = ()
     cost: bool = True
     keep: bool = False
+    corruptions: Sequence[Corruption] = ()
+    keep_corrupted: bool = False
+
+    @property
+    def every_set(self) -> dict[str, EvalSet]:
+        """The sets and the corrupted ones, which share the headers of the first."""
+        first = next(iter(self.sets.values()))
+        return {**self.sets, **{one.name: first.altered(one) for one in self.corruptions}}
+
+    @property
+    def brief(self) -> frozenset[str]:
+        """The sets of which rows are kept, and nothing of each image."""
+        return frozenset(() if self.keep_corrupted else (one.name for one in self.corruptions))
 
     @property
     def possible(self) -> list[Setting]:
@@ -78,11 +95,14 @@ def evaluate(evaluation: Evaluation, subjects: Sequence[Subject], asked: Asked) 
         if several:
             subject.model.to("cpu")  # one model on the device at a time
     if folder is not None:
+        corrupted = summarise_corruptions(rows) if asked.corruptions else []
         results = describe(evaluation, subjects, asked) | {"rows": rows}
+        results |= {"corruptions": corrupted} if corrupted else {}
         unique = {tuple(line.values()): line for line in skipped}
         rows = folder.finish(results, list(unique.values()), display, asked.keep)
         write_report(evaluation.out, ShardPictures(next(iter(asked.sets.values())).shards))
-        show_results(rows, display)
+        show_results([row for row in rows if row["set"] in asked.sets], display)
+        show_corruptions(corrupted, display)
     ranks.barrier()
     return rows
 
@@ -105,14 +125,16 @@ class _SubjectRun:
     ) -> None:
         self.evaluation, self.subject, self.asked = evaluation, subject, asked
         self.folder, self.name = folder, subject.name if several else None
+        self.sets = asked.every_set
         self.rows: Rows = []
         self.skipped: list[dict] = []
 
     def measure_all(self) -> None:
         """Every set at every setting."""
         settings = list(self.asked.settings)
-        for number, name in enumerate(self.asked.sets):
-            opened = self.folder.predictions(self.name, name) if self.folder else nullcontext()
+        for number, name in enumerate(self.sets):
+            kept = self.folder if name not in self.asked.brief else None
+            opened = kept.predictions(self.name, name) if kept else nullcontext()
             with opened as predictions:
                 self._measure(name, settings, predictions)
                 if number == 0 and self.asked.tokens:
@@ -122,21 +144,37 @@ class _SubjectRun:
 
     def _measure(self, name: str, settings: Sequence[Setting], predictions: Predictions | None) -> None:
         """One pass over a set."""
-        images, display = self.asked.sets[name], self.evaluation.display
-        store = self.evaluation.collect(self.subject, images, settings)
+        evaluation, brief = self.evaluation, name in self.asked.brief
+        store = evaluation.collect(self.subject.on(name), self.sets[name], settings, brief)
         self.skipped += store.skipped()
-        if predictions is None:
+        if brief:
+            evaluation.ranks.barrier()  # the main rank may finish the store only when no other reads it
+        if self.folder is None:
             return
+        rows = store.result()
+        if rows is None:
+            rows = self._summarise(store, name, settings, predictions)
+            if brief:
+                store.finish(rows)
+        self.rows += [{"model": self.name, **row} if self.name else row for row in rows]
+
+    def _summarise(
+        self, store: ChunkStore, name: str, settings: Sequence[Setting], predictions: Predictions | None
+    ) -> Rows:
+        """The rows of a set; what is known of each image goes to `predictions`."""
+        images, subject = self.sets[name], self.subject.on(name)
         costs = [dict.fromkeys(COSTS)] * len(settings)
-        if self.asked.cost and name == next(iter(self.asked.sets)):
-            display.say(f"Measuring the costs of {len(settings)} settings")
+        if self.asked.cost and name == next(iter(self.sets)):
+            self.evaluation.display.say(f"Measuring the costs of {len(settings)} settings")
             autocast = make_autocast(self.evaluation.precision, self.evaluation.ranks.device)
-            costs = measure_costs(self.subject.model, images, settings, self.evaluation.tokens, autocast)
+            costs = measure_costs(subject.model, images, settings, self.evaluation.tokens, autocast)
+        rows: Rows = []
         for setting, cost in zip(settings, costs, strict=True):
-            row, arrays = summarise(store, self.subject, setting, name)
-            predictions.add(images, setting.name, arrays)
-            row |= cost
-            self.rows.append({"model": self.name, **row} if self.name else row)
+            row, arrays = summarise(store, subject, setting, name)
+            if predictions is not None:
+                predictions.add(images, setting.name, arrays)
+            rows.append(row | cost)
+        return rows
 
     def _choose(self) -> list[Setting]:
         """For each number of tokens the setting that the grid's results favour; the main rank decides."""

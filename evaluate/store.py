@@ -7,13 +7,14 @@ missing, whatever the number of ranks and workers. Its tensors are read back one
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from packvit.common.files import whole
+from packvit.common.files import whole, write_whole
 
 Columns = Mapping[str, Tensor]  # [n, ...] by name: values of n images, in the order of the set
 
@@ -31,11 +32,15 @@ class ChunkStore:
         self.number = number
 
     def done(self) -> list[int]:
-        """Numbers of the chunks whose files are there and can be read; ascending."""
+        """Numbers of the chunks whose files are there and can be read; ascending. All, once finished."""
+        if self._result.exists():
+            return list(range(self.number))
         return [chunk for chunk in range(self.number) if self._is_whole(chunk)]
 
     def written(self) -> list[int]:
-        """Numbers of the chunks whose files are there, without a look into them."""
+        """As `done`, without a look into the files."""
+        if self._result.exists():
+            return list(range(self.number))
         return [chunk for chunk in range(self.number) if self._path(chunk).exists()]
 
     def write(self, chunk: int, columns: Mapping[str, Columns], skipped: Sequence[dict]) -> None:
@@ -68,7 +73,24 @@ class ChunkStore:
         """The lines of all chunks' images that could not be used."""
         return [line for facts in self._facts() for line in json.loads(facts["skipped"])]
 
+    def finish(self, result: Any) -> None:
+        """Keep a result, as JSON, in place of the columns that it was made from; when no rank reads them."""
+        write_whole(self._result, json.dumps({"facts": list(self._facts()), "result": result}))
+        for chunk in range(self.number):
+            self._path(chunk).unlink(missing_ok=True)
+
+    def result(self) -> Any:
+        """What `finish` kept; None before."""
+        return json.loads(self._result.read_text())["result"] if self._result.exists() else None
+
+    @property
+    def _result(self) -> Path:
+        return self.folder / "result.json"
+
     def _facts(self) -> Iterator[dict[str, str]]:
+        if self._result.exists():
+            yield from json.loads(self._result.read_text())["facts"]
+            return
         for chunk in range(self.number):
             with safe_open(self._path(chunk), "pt") as file:
                 yield file.metadata()

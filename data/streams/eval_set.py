@@ -9,6 +9,7 @@ batch is a single sequence, just long enough for its images, so nothing is paddi
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -123,6 +124,28 @@ class EvalSet:
                 self.skipped.append(describe_skipped(error))
                 if isinstance(error, UnknownLabel):
                     self.unknown_labels.append(self.skipped[-1])
+
+    def altered(self, alter: Alter) -> "EvalSet":
+        """The same samples, changed by `alter`; nothing is read again."""
+        other = copy(self)
+        other.alter = alter
+        return other
+
+    def without(self, reasons: Mapping[int, str]) -> "EvalSet":
+        """The same samples but for some, which are skipped.
+
+        Args:
+            reasons: why a sample is left out, by its place in `headers`.
+        """
+        other = copy(self)
+        other.headers = [header for place, header in enumerate(self.headers) if place not in reasons]
+        left_out = (
+            BadSample(self.shards.paths[header.reference.shard], header.key, reasons[place])
+            for place, header in enumerate(self.headers)
+            if place in reasons
+        )
+        other.skipped = [*self.skipped, *map(describe_skipped, left_out)]
+        return other
 
     @property
     def described(self) -> str:

@@ -140,6 +140,20 @@ class LabelSets:
     path: Path
     entries: Mapping[str, frozenset[int]] | Sequence[frozenset[int]]
 
+    def check(self, num_classes: int) -> None:
+        """Refuse answers of another model.
+
+        Raises:
+            ValueError: a class index is not below `num_classes`; names the file and the entry.
+        """
+        entries = self.entries
+        for name, classes in entries.items() if isinstance(entries, Mapping) else enumerate(entries):
+            if max(classes, default=0) >= num_classes:
+                raise ValueError(
+                    f"{self.path}: entry {name!r} has class {max(classes)}, but the model's classes are "
+                    f"0..{num_classes - 1}"
+                )
+
     def find(self, keys: Sequence[str]) -> list[frozenset[int]]:
         """The right classes of each image; none for an image that the file gives no label.
 
