@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,6 +127,26 @@ def test_views_are_those_of_altered_images(images):
     assert [line["reason"] for line in piece.skipped] == ["it is refused"]
     assert piece.batch.native_sizes.tolist() == [[height, width // 2]]
     assert piece.batch.grids.tolist() == [[height, width // 2]]
+
+
+def test_sets_made_of_another_leave_it_as_it_is(images):
+    half = Half(images.headers[0].key)
+    before = images.fingerprint()
+    altered = EvalSet(images.shards.paths, TARGETS, alter=half)
+    assert images.altered(half).fingerprint() == altered.fingerprint()
+    fewer = images.without({0: "it is left out", 29: "so is it"})
+    assert fewer.headers == images.headers[1:-1]
+    keys = [images.headers[place].key for place in (0, 29)]
+    assert [(line["key"], line["reason"]) for line in fewer.skipped[-2:]] == [
+        (keys[0], "it is left out"),
+        (keys[1], "so is it"),
+    ]
+    assert [Path(line["shard"]).name for line in fewer.skipped[-2:]] == [
+        "shard-000000.tar",
+        "shard-000002.tar",
+    ]
+    assert images.fingerprint() == before
+    assert images.skipped == []
 
 
 def test_labels_of_other_classes_are_told_from_broken_samples(images):
