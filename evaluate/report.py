@@ -66,7 +66,8 @@ def show_results(rows: list[dict[str, Any]], display: Display) -> None:
     names = [name for name in ("model", "set") if len({row.get(name) for row in rows}) > 1]
     speeds = {"images_per_s": "images/s", "latency_ms_p50": "ms"}
     speeds = {name: words for name, words in speeds.items() if rows[0].get(name) is not None}
-    best = max(rows, key=lambda row: known(row.get(first)))
+    own = [row for row in rows if row.get("set") == rows[0].get("set")]  # the main set's
+    best = max(own, key=lambda row: known(row.get(first)))
     display.table(
         f"{title(first)} by setting; tokens and GFLOPs of an image" + (", ms of one alone" if speeds else ""),
         ["setting", *names, "tokens", "GFLOPs", first, *others, *speeds.values()],
