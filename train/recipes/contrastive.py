@@ -39,7 +39,7 @@ def scenes() -> Config:
         text=TextConfig(width=64, depth=2, heads=2, qk_norm="layer", vocab_size=100, max_tokens=24),
         contrastive=ContrastiveConfig(loss="softmax"),
         optim=OptimConfig(kind="muon", lr=3e-3, muon_lr=1e-2, warmup=100, weight_decay=1e-2),
-        train=TrainConfig(steps=1000, checkpoint_every=500, log_every=25, precision="bf16"),
+        train=TrainConfig(steps=2400, checkpoint_every=800, log_every=25, precision="bf16"),
         eval=EvalConfig(resolutions=(32, 40, 48), patch_sizes=(8, 12, 16), sequences=16),
     )
 
