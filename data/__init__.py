@@ -18,6 +18,7 @@ from packvit.data.samples.decode import decode_upright, native_size_of, show, up
 from packvit.data.samples.mix import MixConfig, pixel_box
 from packvit.data.samples.sample import Mix, Mixing
 from packvit.data.samples.targets import ClassTarget, LogitsTarget, Target, TextTarget, collate_targets
+from packvit.data.shards.class_names import CLASSES, read_class_names, shard_folders
 from packvit.data.shards.fetch import FetchConfig
 from packvit.data.shards.losses import count_samples
 from packvit.data.shards.paths import SHARD_SUFFIXES, ShardSet, expand_shards
@@ -31,6 +32,7 @@ from packvit.data.streams.shared import SHARED, check_shared
 from packvit.data.streams.stream import DataError, LoadedBatch, Stream
 
 __all__ = [
+    "CLASSES",
     "IMAGE_FIELDS",
     "SHARD_SUFFIXES",
     "SHARED",
@@ -76,8 +78,10 @@ __all__ = [
     "parse_corruptions",
     "pixel_box",
     "read_captions",
+    "read_class_names",
     "read_image",
     "redact",
+    "shard_folders",
     "show",
     "upright",
     "write_digits",

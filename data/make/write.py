@@ -15,6 +15,7 @@ from webdataset.writer import TarWriter
 
 from packvit.common.files import sync, write_whole
 from packvit.data.make.manifest import list_shards
+from packvit.data.shards.class_names import CLASSES
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,4 +110,4 @@ def check_no_shards(out: Path, prefix: str = "shard") -> None:
 
 def write_classes(classes: Sequence[str], out: Path) -> None:
     """Write `out/classes.json`, the list of class names; it comes last and so marks a complete folder."""
-    write_whole(out / "classes.json", json.dumps(list(classes), indent=0, ensure_ascii=False) + "\n")
+    write_whole(out / CLASSES, json.dumps(list(classes), indent=0, ensure_ascii=False) + "\n")

@@ -6,9 +6,7 @@ and hands over a batch as soon as the images of one way have as many tokens as a
 batch is a single sequence, just long enough for its images, so nothing is padding.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +23,7 @@ from packvit.data.samples.cut import cut_views
 from packvit.data.samples.decode import decode_sample, decode_upright, read_header, read_sample, show
 from packvit.data.samples.sample import Decoded, Header, Reference, describe_skipped
 from packvit.data.samples.targets import Target, collate_targets
+from packvit.data.shards.class_names import read_class_names
 from packvit.data.shards.fetch import FETCH, FetchConfig
 from packvit.data.shards.paths import ShardSet
 from packvit.data.shards.redact import redact
@@ -167,13 +166,7 @@ class EvalSet:
     def class_names(self) -> list[str] | None:
         """The list in `classes.json` beside the first shard, as `packvit shards write` leaves it, or None."""
         path = self.shards.paths[0]
-        if is_remote(path):
-            return None
-        with suppress(OSError, ValueError):
-            names = json.loads(Path(path).with_name("classes.json").read_text(encoding="utf-8"))
-            if isinstance(names, list):
-                return [str(name) for name in names]
-        return None
+        return None if is_remote(path) else read_class_names(Path(path).parent)
 
     def pieces(
         self,

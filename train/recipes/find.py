@@ -4,11 +4,11 @@ A recipe is a function without arguments that gives a whole run. To add one, wri
 file of this room and name it here.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from packvit.data import CLASSES, read_class_names, shard_folders
 from packvit.models import ViTConfig, load_model
 from packvit.train.config import Config, load_config
 from packvit.train.recipes.contrastive import (
@@ -102,14 +102,12 @@ def with_classes(config: Config) -> tuple[Config, str]:
     unlabelled = config.contrastive.loss or (config.distill.active and not config.distill.needs_labels)
     if model.num_classes == 0 or unlabelled:
         return config, ""
-    for shards in config.data.shards:
-        folder = Path(shards) if Path(shards).is_dir() else Path(shards).parent
-        try:
-            names = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+    for folder in shard_folders(config.data.shards):
+        names = read_class_names(folder)
+        if names is None:
             continue
-        if isinstance(names, list) and names and len(names) != model.num_classes:
-            said = f"model.num_classes={len(names)}, as {folder / 'classes.json'} has it"
+        if names and len(names) != model.num_classes:
+            said = f"model.num_classes={len(names)}, as {folder / CLASSES} has it"
             return replace(config, model=replace(model, num_classes=len(names))), said
         break
     return config, ""
