@@ -4,15 +4,17 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
+import torch
 import tyro
 
-from packvit.evaluate import loss_kind
+from packvit.evaluate import check_settings, loss_kind
 from packvit.evaluate.export.card import hub_difference, read_results, write_hub
 from packvit.evaluate.export.siglip2 import siglip2_difference, write_siglip2
 from packvit.evaluate.export.verify import check_difference, graph_difference
 from packvit.evaluate.export.write import FILES, Answers, whole_folder, write_fixed, write_packed
+from packvit.evaluate.results import ResultsFile
 from packvit.evaluate.setting import Setting
 from packvit.models import PackedViT, load_model
 
@@ -104,7 +106,7 @@ def check_values(options: Export) -> None:
 
 
 def write(
-    options: Export, model: PackedViT, results: dict[str, Any] | None, folder: Path
+    options: Export, model: PackedViT, results: ResultsFile | None, folder: Path
 ) -> Callable[[], float]:
     """Write the format's files to `folder`; returns what measures their difference from the model."""
     kind = options.format
@@ -116,13 +118,14 @@ def write(
         write_siglip2(model, folder)
         return lambda: siglip2_difference(model, folder)
     kind = "torch" if kind == "torch" else "onnx"
-    loss = options.loss or (results or {}).get("model", {}).get("loss")
-    loss = loss or loss_kind(options.model) or "softmax"
-    classes = read_classes(options.classes) if options.classes else (results or {}).get("classes")
+    evaluated = results.model if results is not None and isinstance(results.model, dict) else {}
+    loss = options.loss or evaluated.get("loss") or loss_kind(options.model) or "softmax"
+    classes = read_classes(options.classes) if options.classes else results and results.classes
     answers = Answers(loss, classes)
     if options.resolution is not None and options.patch_size is not None:
         protocol = "square" if options.square else "crop:1"
         setting = Setting(options.patch_size, options.resolution, protocol=protocol)
+        check_settings(model.config, [setting], torch.device("cpu"))
         write_fixed(model, folder, kind, answers, setting, options.pixels)
     else:
         write_packed(model, folder, kind, answers)
@@ -133,10 +136,12 @@ def read_classes(path: Path) -> list[str]:
     """The names in a JSON file such as the classes.json of a set of shards.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: it cannot be read or holds something else.
     """
     try:
         classes = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"--classes {path} cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise ValueError(f"--classes {path} is no JSON: {error}") from None
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):

@@ -17,6 +17,7 @@ from packvit.evaluate.plan.latency import fit_latency, interpolate, latency_samp
 from packvit.evaluate.plan.make import make_plan
 from packvit.evaluate.plan.plan import write_plan
 from packvit.evaluate.plan.show import say_errors, show_plan, show_predictions
+from packvit.evaluate.results import RESULTS, predictions_name
 
 WIDTH = 120  # characters of a table where no terminal says its own
 
@@ -61,6 +62,8 @@ def main(arguments: Sequence[str]) -> None:
     out = options.out or options.evaluation / "plan.json"
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder: name the file to write, such as {out / 'plan.json'}")
+    if out.name in (RESULTS, predictions_name(options.model)):
+        raise ValueError(f"--out {out} would replace a file of an evaluation: take another name")
     evaluated = read_evaluation(options.evaluation, options.model)
     check_writable(out.parent)
     display = Display()

@@ -4,6 +4,7 @@ Status 0: all images have an answer. 1: some are broken, and named. 130: interru
 standard output went away, as `head` does.
 """
 
+import io
 import os
 import sys
 import time
@@ -95,7 +96,9 @@ def main(arguments: Sequence[str]) -> int:
         )
     if options.out is not None:
         check_out(options.out)
-    found = find_named(options.images, sys.stdin.buffer, b"\0" if options.null else b"\n", options.fetch)
+    # A program that is started without standard input, as with `<&-`, has None.
+    stdin = sys.stdin.buffer if sys.stdin else io.BytesIO()
+    found = find_named(options.images, stdin, b"\0" if options.null else b"\n", options.fetch)
     predictor = Predictor(
         options.model,
         options.plan,

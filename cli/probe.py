@@ -16,6 +16,7 @@ from packvit.common.files import check_writable, write_whole
 from packvit.evaluate.measures.features import StoredFeatures, read_features, stored_model
 from packvit.evaluate.measures.fewshot import DRAWS, RIDGE, SHOTS, check_classes, fit_shots, probe_accuracy
 from packvit.evaluate.measures.knn import NEIGHBOURS, Vote, classify_by_neighbours
+from packvit.evaluate.results import RESULTS, predictions_name
 
 VOTES: dict[str, Vote] = {"knn": "weighted", "knn_majority": "majority"}
 
@@ -87,6 +88,12 @@ def check_values(options: Probe) -> None:
     if not options.shots and not options.knn:
         raise ValueError("--shots and --knn 0 leave nothing to do")
     if options.out:
+        if options.out.is_dir():
+            raise ValueError(f"--out {options.out} is a folder: name the file to write, such as probe.json")
+        if options.out.name in (RESULTS, predictions_name()):
+            raise ValueError(
+                f"--out {options.out} would replace a file of an evaluation: choose another name"
+            )
         check_writable(options.out.parent)
 
 

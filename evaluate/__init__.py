@@ -13,6 +13,7 @@ from packvit.evaluate.page.pictures import Picture, ShardPictures
 from packvit.evaluate.predict.prediction import Prediction
 from packvit.evaluate.predict.predictor import Predictor
 from packvit.evaluate.report import draw_results
+from packvit.evaluate.results import MAIN
 from packvit.evaluate.run import Asked, evaluate
 from packvit.evaluate.sets import MakeSetEvaluator, OpenedSet, open_judged, open_mapped
 from packvit.evaluate.setting import Setting

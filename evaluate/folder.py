@@ -25,8 +25,7 @@ from packvit.data import EvalSet, redact
 from packvit.evaluate.grid import UNFINISHED
 from packvit.evaluate.measures.calibration import in_fit_half
 from packvit.evaluate.report import draw_results, measured
-
-MAIN = "main"  # the set whose predictions are in predictions.npz
+from packvit.evaluate.results import RESULTS, predictions_name
 
 
 class Predictions:
@@ -89,8 +88,7 @@ class ResultsFolder:
             model: its name where there are several, else None.
             name: of the set.
         """
-        parts = ["predictions", *([model] if model else []), *([name] if name != MAIN else [])]
-        return Predictions(self.unfinished / f"{'-'.join(parts)}.npz")
+        return Predictions(self.unfinished / predictions_name(model, name))
 
     def finish(
         self, results: Mapping[str, Any], skipped: Sequence[dict], display: Display, keep: bool
@@ -105,7 +103,7 @@ class ResultsFolder:
         """
         rows: list[dict[str, Any]] = finite(results["rows"])
         text = json.dumps({**results, "rows": rows}, indent=1, allow_nan=False)
-        write_whole(self.unfinished / "results.json", text + "\n")
+        write_whole(self.unfinished / RESULTS, text + "\n")
         write_whole(self.unfinished / "results.csv", csv_text(rows))
         lines = "".join(json.dumps(line) + "\n" for line in skipped)
         write_whole(self.unfinished / "skipped.jsonl", lines)
@@ -140,7 +138,7 @@ def replace_results(folder: Path, keep: bool) -> Path | None:
     """
     place = folder.absolute()  # a path such as `.` has no name
     kept = None
-    if keep and (place / "results.json").exists():
+    if keep and (place / RESULTS).exists():
         kept = next(path for n in count(1) if not (path := place.with_name(f"{place.name}-{n}")).exists())
         place.rename(kept)
         place.mkdir()

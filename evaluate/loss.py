@@ -20,20 +20,29 @@ def find_run_config(path: str | Path) -> Path | None:
     return folder / CONFIG if (folder / CONFIG).is_file() else None
 
 
-def loss_kind(path: str | Path) -> LossKind | None:
-    """`train.loss` of the run that a model belongs to; None where no file says it.
+def run_field(path: str | Path, section: str, name: str) -> Any:
+    """A field of the config.yaml of the run that a model belongs to; None where no file has it.
 
     Raises:
-        ValueError: config.yaml is none.
+        ValueError: config.yaml is not YAML; names it.
+        OSError: it cannot be read.
     """
     config = find_run_config(path)
     if config is None:
         return None
     try:
-        values: Any = yaml.safe_load(config.read_text())
-        loss = values["train"]["loss"]
+        return yaml.safe_load(config.read_text(encoding="utf-8"))[section][name]
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{config}: {' '.join(str(error).split())}") from error
     except (KeyError, TypeError):
         return None
+
+
+def loss_kind(path: str | Path) -> LossKind | None:
+    """`train.loss` of the run that a model belongs to; None where no file says it.
+
+    Raises:
+        ValueError, OSError: see `run_field`.
+    """
+    loss = run_field(path, "train", "loss")
     return loss if loss in ("softmax", "sigmoid") else None

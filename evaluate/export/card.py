@@ -1,13 +1,12 @@
 """A folder for the Hugging Face hub: packvit's own files, and a model card with what was measured."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from packvit.common.files import write_whole
 from packvit.evaluate.export.verify import expected_outputs, largest_difference, random_images
+from packvit.evaluate.results import ResultsFile, Row, read_results_file
 from packvit.models import PackedViT, hash_model, load_model, save_model
 
 USE = """\
@@ -33,7 +32,7 @@ COLUMNS = {
 
 
 def write_hub(
-    model: PackedViT, folder: Path, name: str, results: dict[str, Any] | None, licence: str | None
+    model: PackedViT, folder: Path, name: str, results: ResultsFile | None, licence: str | None
 ) -> None:
     """model.safetensors, config.json and README.md, to a folder that exists.
 
@@ -56,7 +55,7 @@ def hub_difference(model: PackedViT, folder: Path) -> float:
     return max(largest_difference(expected_outputs(other, images, *settings), expected) for other in again)
 
 
-def read_results(path: Path, model: PackedViT) -> dict[str, Any]:
+def read_results(path: Path, model: PackedViT) -> ResultsFile:
     """The results.json of an evaluation of this model.
 
     Args:
@@ -64,26 +63,23 @@ def read_results(path: Path, model: PackedViT) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is no such file, or of other models.
+        ValueError: it is damaged, has no rows, or is of other models; names it.
     """
-    file = path / "results.json" if path.is_dir() else path
-    if not file.exists():
-        raise FileNotFoundError(f"--results {path}: {file} does not exist")
-    try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-        evaluated, rows = results["model"], results["rows"]
-        if not rows or not all(isinstance(row["setting"], str) for row in rows):
-            raise ValueError("it has no settings")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} holds no results of packvit eval ({error})") from None
-    if not isinstance(evaluated, dict):
+    if not path.exists():
+        raise FileNotFoundError(f"--results {path}: {path} does not exist")
+    results = read_results_file(path)
+    file, evaluated = results.path, results.model
+    if not results.rows:
+        raise ValueError(f"{file} has no rows: evaluate the model again")
+    if isinstance(evaluated, list):
         raise ValueError(f"{file} is of several models: evaluate this one alone")
-    if evaluated.get("hash") != hash_model(model):
-        raise ValueError(f"{file} is of another model, {evaluated.get('path')}: its weights are not these")
+    if evaluated is None or evaluated.get("hash") != hash_model(model):
+        where = (evaluated or {}).get("path")
+        raise ValueError(f"{file} is of another model, {where}: its weights are not these")
     return results
 
 
-def model_card(model: PackedViT, name: str, results: dict[str, Any] | None, licence: str | None) -> str:
+def model_card(model: PackedViT, name: str, results: ResultsFile | None, licence: str | None) -> str:
     """README.md: what the hub reads, how to use the model, what it is, and its accuracy by budget."""
     c = model.config
     about = {
@@ -120,24 +116,24 @@ def model_card(model: PackedViT, name: str, results: dict[str, Any] | None, lice
     return "\n".join([*parts, *([_accuracy(results)] if results else [])])
 
 
-def _accuracy(results: dict[str, Any]) -> str:
+def _accuracy(results: ResultsFile) -> str:
     """The table, one for each set of images."""
-    rows = results["rows"]
-    sets = list(dict.fromkeys(row.get("set") or "main" for row in rows))
+    rows = results.rows
+    sets = list(dict.fromkeys(row["set"] for row in rows))
     shown = {key: title for key, title in COLUMNS.items() if any(row.get(key) is not None for row in rows)}
     parts = ["## Accuracy by budget\n"]
     for name in sets:
         if len(sets) > 1:
             parts.append(f"### {name}\n")
         parts.append(f"| {' | '.join(shown.values())} |\n|{' --- |' * len(shown)}")
-        chosen = [row for row in rows if (row.get("set") or "main") == name]
+        chosen = [row for row in rows if row["set"] == name]
         parts.append(
             "\n".join(f"| {' | '.join(_cell(row, key) for key in shown)} |" for row in chosen) + "\n"
         )
     return "\n".join(parts)
 
 
-def _cell(row: dict[str, Any], key: str) -> str:
+def _cell(row: Row, key: str) -> str:
     value = row.get(key)
     if value is None or isinstance(value, str):
         return value or "-"

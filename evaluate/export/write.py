@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +44,7 @@ class Answers:
     """
 
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    classes: list[str] | None = None
+    classes: Sequence[str] | None = None
 
     def check(self, config: ViTConfig) -> None:
         """Refuse names that do not fit the model.

@@ -1,13 +1,13 @@
 """Features that an evaluation has stored."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from packvit.evaluate.results import check_array, predictions_name, read_arrays, read_results_file
 
 PREFIX = "features/"
 
@@ -36,23 +36,20 @@ def read_features(path: Path | str) -> StoredFeatures:
     """Read the features of predictions.npz, or of the one in an evaluation's folder.
 
     Raises:
-        ValueError: it is no such file, or holds no features or labels; names the file.
-        OSError: the file cannot be read.
+        ValueError: there is no such file, it is damaged, or it holds no features or labels; names the file.
     """
     path = Path(path)
-    path = path / "predictions.npz" if path.is_dir() else path
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            labels = stored["labels"]
-            features = {
-                name.removeprefix(PREFIX): stored[name] for name in stored.files if name.startswith(PREFIX)
-            }
-    except (ValueError, KeyError, BadZipFile, EOFError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is no predictions.npz of `packvit eval` ({error})") from error
+    path = path / predictions_name() if path.is_dir() else path
+    stored = read_arrays(path, lambda name: name == "labels" or name.startswith(PREFIX))
+    if "labels" not in stored:
+        raise ValueError(f"{path} has no labels: it is no {predictions_name()} of `packvit eval`")
+    labels = check_array(stored.pop("labels"), "i", None, f"{path}: 'labels'")
+    features = {name.removeprefix(PREFIX): values for name, values in stored.items()}
     if not features:
         raise ValueError(f"{path} holds no features: run `packvit eval` with --features")
     for name, values in features.items():
-        if values.ndim != 2 or len(values) != len(labels) or not np.isfinite(values).all():
+        whole = values.ndim == 2 and values.dtype.kind == "f" and len(values) == len(labels)
+        if not whole or not np.isfinite(values).all():
             raise ValueError(
                 f"{path}: {PREFIX}{name} is not a finite vector for each of {len(labels)} images"
             )
@@ -68,7 +65,8 @@ def read_features(path: Path | str) -> StoredFeatures:
 def stored_model(path: Path) -> str | None:
     """The hash of the model that features come from, by results.json beside them; None without one."""
     try:
-        model = json.loads((path.parent / "results.json").read_text(encoding="utf-8"))["model"]
-        return model["hash"]
-    except (OSError, ValueError, KeyError, TypeError):
+        model = read_results_file(path.parent).model
+    except (OSError, ValueError):
         return None
+    found = model.get("hash") if isinstance(model, dict) else None
+    return found if isinstance(found, str) else None

@@ -19,6 +19,7 @@ from packvit.evaluate.page.blocks import (
 )
 from packvit.evaluate.page.charts import COLOURS, Axis, Chart, short
 from packvit.evaluate.page.folder import CLOSE, Results, Row, cost, front_of, full_name, model_name
+from packvit.evaluate.report import title
 
 MOST_GRIDS = 8  # shown at once; further ones unfold
 SPAN = 0.2  # of the colours of the grid
@@ -124,11 +125,6 @@ def _protocol(row: Row) -> str:
     """Empty for native, which sorts first."""
     protocol = str(row.get("protocol") or "native")
     return "" if protocol == "native" else protocol
-
-
-def title(measure: str) -> str:
-    """The name of a measure at the start of a line."""
-    return measure.replace("_", " ").capitalize()
 
 
 def _grid(results: Results, rows: Sequence[Row], side: str, name: str) -> Element:

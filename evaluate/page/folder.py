@@ -1,20 +1,24 @@
 """What an evaluation left in its folder, and which of its settings stand out."""
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from packvit.common.json_lines import read_json_lines
-from packvit.evaluate.setting import Setting
+from packvit.evaluate.plan.compare import pareto
+from packvit.evaluate.results import (
+    MAIN,
+    Row,
+    check_array,
+    predictions_name,
+    read_arrays,
+    read_results_file,
+)
 
-Row = dict[str, Any]  # of results.json
-MAIN = "main"  # the set that a model was evaluated on first
 MEASURES = ("accuracy", "average_precision")  # by the first of them that there is, settings are compared
 LONGEST_NAME = 60  # signs of a class's name
 CLOSE = 0.01  # how much less accurate a cheaper setting may be to be worth naming
@@ -85,9 +89,7 @@ class Results:
         Raises:
             ValueError: the file is damaged, or lacks what it must hold; names it.
         """
-        path = self.folder / "predictions.npz"
-        if len(self.names) > 1:
-            path = self.folder / f"predictions-{model_name(row)}.npz"
+        path = self.folder / predictions_name(model_name(row) if len(self.names) > 1 else None)
         return read_predictions(path, row["setting"]) if path.is_file() else None
 
 
@@ -122,46 +124,33 @@ def read_results(folder: Path) -> Results:
     """Read an evaluation's folder.
 
     Raises:
-        ValueError: it has no results, or they are damaged or of an older version; names the file.
+        ValueError: it has no results, or they are damaged; names the file and the field.
     """
-    path = folder / "results.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder} has no results.json: it is no evaluation's folder") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
-    rows = found.get("rows") if isinstance(found, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and "setting" in row for row in rows):
-        raise ValueError(f"{path} has no rows with a `setting`: evaluate the model again")
-    models = found.get("model") or {}
+    file = read_results_file(folder)
+    models = file.model if isinstance(file.model, list) else [file.model or {}]
     skipped = folder / "skipped.jsonl"
-    return Results(
-        folder,
-        models if isinstance(models, list) else [models],
-        found.get("device") or {},
-        found.get("classes"),
-        [{"set": MAIN, **row} for row in rows],
-        read_json_lines(skipped) if skipped.is_file() else [],
-    )
+    lines = read_json_lines(skipped) if skipped.is_file() else []
+    return Results(folder, models, file.device, file.classes, file.rows, lines)
 
 
 def read_predictions(path: Path, setting: str) -> Predictions | None:
     """See `Results.predictions`; None where the file does not hold the setting."""
-    try:
-        with path.open("rb") as file, np.load(file) as arrays:
-            if f"prediction/{setting}" not in arrays:
-                return None
-            names = ("keys", "shards", "labels", "fit_half", f"prediction/{setting}", f"confidence/{setting}")
-            kept = [arrays[name] for name in names]
-            logits = arrays.get(f"logits/{setting}")
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
-    except KeyError as error:
-        raise ValueError(f"{path} lacks {error}: evaluate the model again") from error
-    if len({len(array) for array in kept}) != 1 or (logits is not None and len(logits) != len(kept[0])):
-        raise ValueError(f"{path} is damaged (its arrays are of different lengths)")
-    keys, shards, labels, fit_half, prediction, confidence = kept
+    kinds = {"keys": "U", "shards": "U", "labels": "i", "fit_half": "b"}
+    kinds |= {f"prediction/{setting}": "i", f"confidence/{setting}": "f"}
+    arrays = read_arrays(path, {*kinds, f"logits/{setting}"}.__contains__)
+    if f"prediction/{setting}" not in arrays:
+        return None
+    for name, kind in kinds.items():
+        if name not in arrays:
+            raise ValueError(f"{path} lacks {name!r}: evaluate the model again")
+        check_array(arrays[name], kind, len(arrays[f"prediction/{setting}"]), f"{path}: {name!r}")
+    keys, shards, labels, fit_half, prediction, confidence = (arrays[name] for name in kinds)
+    logits = arrays.get(f"logits/{setting}")
+    classes = None if logits is None or logits.ndim != 2 else logits.shape[1]
+    if logits is not None and (classes is None or len(logits) != len(labels)):
+        raise ValueError(f"{path}: 'logits/{setting}' has the wrong shape: {logits.shape}")
+    if len(prediction) and (prediction.min() < 0 or (classes is not None and prediction.max() >= classes)):
+        raise ValueError(f"{path}: 'prediction/{setting}' has classes that the model does not have")
     return Predictions(keys, shards, labels, fit_half, prediction, confidence, logits)
 
 
@@ -179,13 +168,6 @@ def full_name(row: Row) -> str:
     """Of a row's setting, with its model where there are several."""
     name = model_name(row)
     return f"{name} at {row['setting']}" if name else str(row["setting"])
-
-
-def setting_of(row: Row) -> Setting:
-    """How images were shown."""
-    tokens = row.get("tokens")
-    resolution = None if tokens else row["resolution"]
-    return Setting(row["patch_size"], resolution, tokens, row.get("protocol") or "native")
 
 
 def measure_of(rows: Iterable[Row]) -> str:
@@ -216,9 +198,5 @@ def frugal_of(rows: Iterable[Row], measure: str) -> Row | None:
 
 def front_of(rows: Iterable[Row], measure: str, price: Callable[[Row], float | None]) -> list[Row]:
     """The rows that no other beats or equals at the same price or less, cheapest first: the Pareto front."""
-    known = [row for row in rows if row.get(measure) is not None and price(row) is not None]
-    front: list[Row] = []
-    for row in sorted(known, key=lambda row: (price(row), -row[measure])):
-        if not front or row[measure] > front[-1][measure]:
-            front.append(row)
-    return front
+    known = [(row, cost) for row in rows if row.get(measure) is not None and (cost := price(row)) is not None]
+    return [known[place][0] for place in pareto([c for _, c in known], [row[measure] for row, _ in known])]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from packvit.common.files import write_whole
-from packvit.evaluate.plan.fields import check_fields, check_list, read_object
+from packvit.common.json_fields import check_fields, check_list, read_object
 from packvit.evaluate.setting import Setting
 
 NONE = type(None)

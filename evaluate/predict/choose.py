@@ -25,6 +25,10 @@ class Wish:
     protocol: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("resolution", "patch_size", "tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
         if self.patch_size is not None and self.resolution is None and self.tokens is None:
             raise ValueError(
                 f"patch_size={self.patch_size} alone is no setting: give a resolution or a number of tokens"

@@ -1,19 +1,15 @@
 """What a run's folder tells prediction: settings that were measured, and names of classes."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from packvit.data import is_remote
-from packvit.evaluate.loss import find_run_config
-from packvit.evaluate.plan.fields import check_fields, read_object
+from packvit.common.json_fields import check_fields
+from packvit.data import read_class_names, shard_folders
+from packvit.evaluate.loss import run_field
+from packvit.evaluate.results import MAIN, RESULTS, read_results_file, setting_of
 from packvit.evaluate.setting import Setting
-
-NONE = type(None)
 
 
 @dataclass(frozen=True)
@@ -64,46 +60,24 @@ def read_results(folder: Path, weights: Callable[[], str]) -> Results | None:
     Raises:
         ValueError: results.json is damaged; names it and the field.
     """
-    path = folder / "eval/results.json"
-    if not path.is_file():
+    if not (folder / "eval" / RESULTS).is_file():
         return None
-    values: dict[str, Any] = {"model": None, "classes": None, **read_object(path)}
-    kinds = {"model": (dict, list, NONE), "classes": (list, NONE), "rows": (list,)}
-    fields = check_fields(values, kinds, str(path), others=True)
-    model = fields["model"]
-    if isinstance(model, list) or (model and model.get("hash", None) != weights()):
+    file = read_results_file(folder / "eval")
+    model = file.model
+    if isinstance(model, list) or (model and model.get("hash") != weights()):
         return None
-    rows = [_read_row(row, f"{path}: rows[{i}]") for i, row in enumerate(fields["rows"])]
-    classes = None if fields["classes"] is None else tuple(map(str, fields["classes"]))
-    return Results(path, tuple(row for row in rows if row), classes)
+    rows = [_read_row(row, f"{file.path}: rows[{i}]") for i, row in enumerate(file.rows)]
+    return Results(file.path, tuple(row for row in rows if row), file.classes)
 
 
-def _read_row(values: Any, place: str) -> Row | None:
+def _read_row(row: dict[str, Any], place: str) -> Row | None:
     """None for a row of another set, or one whose accuracy is not known."""
-    optional = {"set": "main", "tokens": None, "protocol": "native", "temperature": None}
-    optional |= {"accuracy": None, "average_precision": None}
-    kinds = {
-        "set": (str,),
-        "resolution": (int,),
-        "patch_size": (int,),
-        "tokens": (int, NONE),
-        "protocol": (str,),
-        "accuracy": (float, NONE),
-        "average_precision": (float, NONE),
-        "tokens_per_image": (float,),
-        "temperature": (float, NONE),
-    }
-    values = {**optional, **values} if isinstance(values, dict) else values
-    row = check_fields(values, kinds, place, others=True)
-    accuracy = row["average_precision"] if row["accuracy"] is None else row["accuracy"]
-    if row["set"] != "main" or accuracy is None:
+    accuracy = row.get("accuracy")
+    accuracy = row.get("average_precision") if accuracy is None else accuracy
+    if row["set"] != MAIN or accuracy is None:
         return None
-    resolution = row["resolution"] if row["tokens"] is None else None
-    try:
-        setting = Setting(row["patch_size"], resolution, row["tokens"], row["protocol"])
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
-    return Row(setting, accuracy, row["tokens_per_image"], row["temperature"] or 1.0)
+    tokens = check_fields(row, {"tokens_per_image": (float,)}, place, others=True)["tokens_per_image"]
+    return Row(setting_of(row), accuracy, tokens, row.get("temperature") or 1.0)
 
 
 def find_classes(folder: Path, number: int) -> tuple[str, ...] | None:
@@ -113,21 +87,15 @@ def find_classes(folder: Path, number: int) -> tuple[str, ...] | None:
         number: of classes; a file with another number of names is not this model's.
     """
     for place in (folder, *_shard_folders(folder)):
-        try:
-            names = json.loads((place / "classes.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(names, list) and len(names) == number:
-            return tuple(map(str, names))
+        names = read_class_names(place)
+        if names is not None and len(names) == number:
+            return tuple(names)
     return None
 
 
 def _shard_folders(folder: Path) -> list[Path]:
-    config = find_run_config(folder)
     try:
-        shards = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]["shards"] if config else None
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        shards = run_field(folder, "data", "shards")
+    except (OSError, ValueError):
         return []
-    patterns = [str(pattern) for pattern in shards] if isinstance(shards, list) else []
-    paths = [Path(pattern) for pattern in patterns if not is_remote(pattern)]
-    return [path if path.is_dir() else path.parent for path in paths]
+    return shard_folders(map(str, shards)) if isinstance(shards, list) else []

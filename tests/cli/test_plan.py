@@ -312,6 +312,11 @@ def test_budgets_that_nothing_meets_and_wrong_flags_are_named(whole, capsys, fla
 
 def test_a_place_that_cannot_be_written_to_is_refused(whole, tmp_path, capsys):
     (tmp_path / "file").touch()
-    for out, what in ((tmp_path / "file/plan.json", "cannot be written to"), (tmp_path, "is a folder")):
+    for out, what in (
+        (tmp_path / "file/plan.json", "cannot be written to"),
+        (tmp_path, "is a folder"),
+        (whole / "results.json", "would replace a file of an evaluation"),
+        (whole / "predictions.npz", "would replace a file of an evaluation"),
+    ):
         assert dispatch(["plan", str(whole), "--out", str(out)]) == 2
         assert what in capsys.readouterr().err

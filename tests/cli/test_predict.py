@@ -327,6 +327,12 @@ def test_what_cannot_be_done_is_said_before_the_model_is_read(
     assert len(error.splitlines()) == 1
 
 
+def test_without_standard_input_it_has_no_names(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)  # as Python has it where the shell closed it
+    assert dispatch(["predict", str(tmp_path / "model"), "-"]) == 2
+    assert "standard input has no names" in capsys.readouterr().err
+
+
 def test_settings_and_torchrun_are_refused_in_a_sentence(model, photos, tmp_path, capsys, monkeypatch):
     (tmp_path / "plan.json").write_text("{}")
     for flags, what in (

@@ -100,9 +100,9 @@ def test_what_cannot_be_probed_is_said_in_a_sentence(sets, tmp_path, capsys):
             [train, made("bare", {})],
             "bare/predictions.npz holds no features: run `packvit eval` with --features",
         ),
-        ([train, str(tmp_path / "none.npz")], "none.npz"),
-        ([train, str(tmp_path / "text.npz")], "text.npz is no predictions.npz of `packvit eval`"),
-        ([train, str(tmp_path / "empty.npz")], "empty.npz is no predictions.npz"),
+        ([train, str(tmp_path / "none.npz")], "none.npz is missing"),
+        ([train, str(tmp_path / "text.npz")], "text.npz is damaged"),
+        ([train, str(tmp_path / "empty.npz")], "empty.npz has no labels: it is no predictions.npz"),
         ([train, made("nan", {"r32-p8": broken})], "features/r32-p8 is not a finite vector for each of 8"),
         ([train, made("short", {"r32-p8": planted(7, 0)})], "features/r32-p8 is not a finite vector"),
         (
@@ -122,6 +122,8 @@ def test_what_cannot_be_probed_is_said_in_a_sentence(sets, tmp_path, capsys):
         ([train, test, "--draws", "0"], "--draws 0"),
         ([train, test, "--knn", "-1"], "--knn -1"),
         ([train, test, "--out", str(tmp_path / "text.npz/probe.json")], "cannot be written to"),
+        ([train, test, "--out", str(tmp_path)], "is a folder"),
+        ([train, test, "--out", str(tmp_path / "predictions.npz")], "would replace a file of an evaluation"),
     ):
         assert dispatch(["probe", *arguments]) == 2, what
         error = capsys.readouterr().err

@@ -24,10 +24,18 @@ from packvit.packing import PackedBatch
 
 TINY = ViTConfig(width=16, depth=1, heads=2, num_classes=3, patch_buffer=8, pos_grid=(4, 4))
 SIGLIP2 = replace(TINY, pos_embed="grid_2d", qk_norm="none", depth=2, image_std=(0.2, 0.3, 0.4))
-ROW = {"setting": "r32-p8", "set": "main", "tokens_per_image": 16.0, "gflops_per_image": 0.0123, "images": 30}
+ROW = {
+    "setting": "r32-p8",
+    "set": "main",
+    "resolution": 32,
+    "patch_size": 8,
+    "tokens_per_image": 16.0,
+    "gflops_per_image": 0.0123,
+    "images": 30,
+}
 ROWS = [
     {**ROW, "accuracy": 0.5, "accuracy_low": 0.331, "accuracy_high": 0.669, "top5": None, "ece": 0.1},
-    {**ROW, "setting": "t9-p8", "accuracy": None, "top5": None, "ece": None},
+    {**ROW, "setting": "t9-p8", "tokens": 9, "accuracy": None, "top5": None, "ece": None},
     {**ROW, "set": "sketch", "accuracy": 0.25, "top5": None, "ece": 0.2},
 ]
 
@@ -201,8 +209,10 @@ def test_siglip2_names_the_fields_that_do_not_fit(tmp_path, capsys, fields: dict
         (["--license", "mit"], "--format onnx has no model card"),
         (["--format", "hub", "--loss", "sigmoid"], "--format hub has no place for --classes and --loss"),
         (["--results", "nowhere"], "--results nowhere: nowhere does not exist"),
-        (["--results", "empty.json"], "empty.json holds no results of packvit eval"),
+        (["--results", "empty.json"], "empty.json is damaged: it holds a list"),
         (["--results", "other"], "other/results.json is of another model, "),
+        (["--resolution", "1000000", "--patch-size", "1"], "1000000000000 tokens, too many for"),
+        (["--classes", "none.json"], "--classes none.json cannot be read"),
         (["--classes", "two.json"], "2 classes are named, the model has 3"),
         (["--classes", "object.json"], "--classes object.json holds no list of names"),
         (["--classes", "empty.json"], "0 classes are named, the model has 3"),

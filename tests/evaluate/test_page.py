@@ -382,18 +382,44 @@ def test_the_page_stays_below_5_mb(tmp_path):
 
 # ---- bad input, and the command ----
 
+NPY = b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (0,), }".ljust(127) + b"\n"
+
 
 def test_bad_folders_are_named_in_a_sentence(folder, tmp_path, capsys):
     results, predictions = folder / "results.json", folder / "predictions.npz"
+    arrays, text = dict(np.load(predictions)), results.read_text()
+
+    def change_array(name: str, values: Any) -> None:
+        np.savez(predictions, allow_pickle=False, **{**arrays, name: values})
+
+    def change(old: str, new: str) -> None:
+        assert old in text
+        results.write_text(text.replace(old, new, 1))
+
     for broken, words in (
+        (lambda: change_array("labels", np.int64(3)), "'labels' has the wrong shape or type"),
+        (lambda: change_array("labels", arrays["labels"] / 2), "'labels' has the wrong shape or type"),
+        (lambda: change_array("keys", arrays["keys"][:5]), "'keys' has the wrong shape or type"),
+        (
+            lambda: change_array("prediction/r64-p4", arrays["prediction/r64-p4"] - 1),
+            "has classes that the model does not have",
+        ),
+        (lambda: predictions.write_bytes(NPY), "predictions.npz is damaged"),
         (lambda: predictions.write_bytes(b"PK\x03\x04 no zip"), "predictions.npz is damaged"),
         (
             lambda: np.savez(predictions, allow_pickle=False, **{"prediction/r64-p4": [1]}),
             "predictions.npz lacks",
         ),
-        (lambda: results.write_text('{"rows": [{"resolution": 3}]}'), "evaluate the model again"),
-        (lambda: results.write_text("[1]"), "evaluate the model again"),
+        (lambda: results.write_text('{"rows": [{"resolution": 3}]}'), "rows[0]: field 'setting' is missing"),
+        (lambda: results.write_text("[1]"), "results.json is damaged: it holds a list"),
         (lambda: results.write_text("{"), "results.json is damaged"),
+        (lambda: results.write_text('{"rows": [1]}'), "rows[0] must be an object"),
+        (lambda: change('"accuracy": 0.', '"accuracy": NaN, "x": 0.'), "NaN is no JSON value"),
+        (lambda: change('"accuracy": 0.', '"accuracy": "high", "x": 0.'), "'accuracy' must be a number"),
+        (lambda: change('"resolution": 32', '"resolution": null'), "'resolution' must be a whole number"),
+        (lambda: change('"device": {', '"device": 3, "x": {'), "'device' must be an object"),
+        (lambda: change('"classes": [', '"classes": {}, "x": ['), "'classes' must be a list"),
+        (lambda: change('"model": {', '"model": "x", "x": {'), "'model' must be an object"),
         (results.unlink, "has no results.json"),
     ):
         broken()

@@ -317,12 +317,17 @@ def evaluated(model, tmp_path) -> Callable[..., Path]:
     return write
 
 
+def shown(resolution: int, patch_size: int) -> dict:
+    name = f"r{resolution}-p{patch_size}"
+    return {"setting": name, "resolution": resolution, "patch_size": patch_size}
+
+
 ROWS = [
-    {"resolution": 24, "patch_size": 8, "tokens_per_image": 9.1, "accuracy": 0.5},
-    {"resolution": 48, "patch_size": 6, "tokens_per_image": 64.2, "accuracy": 0.9, "temperature": 1.7},
-    {"resolution": 48, "patch_size": 12, "tokens_per_image": 16.0, "accuracy": 0.7},
-    {"resolution": 64, "patch_size": 8, "tokens_per_image": 64.0, "accuracy": None},
-    {"set": "other", "resolution": 64, "patch_size": 16, "tokens_per_image": 16.0, "accuracy": 0.99},
+    {**shown(24, 8), "tokens_per_image": 9.1, "accuracy": 0.5},
+    {**shown(48, 6), "tokens_per_image": 64.2, "accuracy": 0.9, "temperature": 1.7},
+    {**shown(48, 12), "tokens_per_image": 16.0, "accuracy": 0.7},
+    {**shown(64, 8), "tokens_per_image": 64.0, "accuracy": None},
+    {"set": "other", **shown(64, 16), "tokens_per_image": 16.0, "accuracy": 0.99},
 ]
 
 
@@ -337,6 +342,11 @@ def test_without_a_setting_the_best_that_was_measured_is_taken(evaluated, model)
     assert Predictor(run, resolution=32).choice.stages == (Stage(Setting(8, 32), 1.0),)
 
 
+def test_no_tokens_are_refused_where_an_evaluation_says_what_they_favour(evaluated):
+    with pytest.raises(ValueError, match="tokens=0 must be at least 1"):
+        Predictor(evaluated(ROWS), tokens=0)
+
+
 def test_results_of_other_weights_count_for_nothing(evaluated):
     run = evaluated(ROWS, model={"hash": "of others"})
     choice = Predictor(run).choice
@@ -347,7 +357,7 @@ def test_results_of_other_weights_count_for_nothing(evaluated):
 @pytest.mark.parametrize(
     ("row", "what"),
     [
-        ({"patch_size": 8}, r"rows\[0\]: field 'resolution' is missing"),
+        ({"setting": "r8-p8", "patch_size": 8}, r"rows\[0\]: field 'resolution' is missing"),
         ({**ROWS[0], "patch_size": 0}, r"rows\[0\]: patch_size=0"),
         (3, r"rows\[0\] must be an object"),
     ],

@@ -1,0 +1,174 @@
+"""An evaluation's folder, read: results.json, checked field by field, and the arrays of predictions."""
+
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from packvit.common.json_fields import check_fields, check_list, read_object
+from packvit.evaluate.setting import Setting
+
+Row = dict[str, Any]  # of results.json
+RESULTS = "results.json"
+MAIN = "main"  # the set that a model was evaluated on first
+NONE = type(None)
+SHOWN = {
+    "setting": (str,),
+    "set": (str,),
+    "resolution": (int,),
+    "patch_size": (int,),
+    "tokens": (int, NONE),
+    "protocol": (str,),
+}
+# What a row may leave out, or have as null.
+USUAL = {"set": MAIN, "tokens": None, "protocol": "native"}
+NUMBERS = (
+    "images",
+    "tokens_per_image",
+    "gflops_per_image",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "average_precision",
+    "top5",
+    "nll",
+    "brier",
+    "ece",
+    "temperature",
+    "nll_calibrated",
+    "ece_calibrated",
+    "images_per_s",
+    "latency_ms_p50",
+    "latency_ms_p99",
+    "latency_tokens",
+    "memory_mb",
+)
+
+
+@dataclass(frozen=True)
+class ResultsFile:
+    """What results.json holds.
+
+    Args:
+        path: of the file.
+        model: path, hash, config and so on; a list of them where several models were evaluated; None where
+            the file names no model.
+        device: name and threads; empty where they are not known.
+        classes: names, or None.
+        rows: of every model, set and setting; each has the fields of `SHOWN`.
+    """
+
+    path: Path
+    model: dict[str, Any] | list[dict[str, Any]] | None
+    device: dict[str, Any]
+    classes: tuple[str, ...] | None
+    rows: tuple[Row, ...]
+
+
+def read_results_file(path: Path) -> ResultsFile:
+    """Read and check an evaluation's results.json.
+
+    Args:
+        path: the file, or the evaluation's folder.
+
+    Raises:
+        ValueError: it does not exist or is damaged; names the file and the field.
+    """
+    if path.is_dir():
+        folder, path = path, path / RESULTS
+        if not path.is_file():
+            raise ValueError(f"{folder} is no evaluation: it has no {RESULTS} (packvit eval makes one)")
+    place = str(path)
+    values = check_fields(
+        {"model": None, "device": None, "classes": None, **read_object(path)},
+        {"model": (dict, list, NONE), "device": (dict, NONE), "classes": (list, NONE), "rows": (list,)},
+        place,
+        others=True,
+    )
+    model, classes = values["model"], values["classes"]
+    if isinstance(model, list):
+        check_list(model, (dict,), f"{place}: model")
+    return ResultsFile(
+        path,
+        model,
+        values["device"] or {},
+        None if classes is None else check_list(classes, (str,), f"{place}: classes"),
+        tuple(_check_row(row, f"{place}: rows[{number}]") for number, row in enumerate(values["rows"])),
+    )
+
+
+def _check_row(values: Any, place: str) -> Row:
+    """The row, with what it leaves out as it usually is."""
+    check_fields(values, {}, place, others=True)
+    row: Row = {**values, **{name: usual for name, usual in USUAL.items() if values.get(name) is None}}
+    check_fields(row, SHOWN | {name: (float, NONE) for name in NUMBERS if name in row}, place, others=True)
+    if row.get("class_accuracy") is not None:
+        check_fields(row, {"class_accuracy": (list,)}, place, others=True)
+        check_list(row["class_accuracy"], (float, NONE), f"{place}: class_accuracy")
+    try:
+        setting_of(row)
+        temperature = row.get("temperature")
+        if temperature is not None and temperature <= 0:
+            raise ValueError(f"temperature={temperature} must be positive")
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+    return row
+
+
+def setting_of(row: Row) -> Setting:
+    """How images were shown.
+
+    Raises:
+        ValueError: the row's values make no setting.
+    """
+    resolution = row["resolution"] if row["tokens"] is None else None
+    return Setting(row["patch_size"], resolution, row["tokens"], row["protocol"])
+
+
+def predictions_name(model: str | None = None, name: str = MAIN) -> str:
+    """The name of the file with the answers to a set of images.
+
+    Args:
+        model: its name where several were evaluated, else None.
+        name: of the set.
+    """
+    parts = ["predictions", *([model] if model else []), *([name] if name != MAIN else [])]
+    return f"{'-'.join(parts)}.npz"
+
+
+def read_arrays(path: Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
+    """The arrays of a predictions.npz by their names.
+
+    Args:
+        wanted: whether to read the array of a name.
+
+    Raises:
+        ValueError: the file does not exist or is damaged; names it.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files if wanted(name)}
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing: packvit eval writes it beside {RESULTS}") from error
+    # NumPy's readers raise the last two for files that are no archive.
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
+
+
+def check_array(array: np.ndarray, kinds: str, length: int | None, place: str) -> np.ndarray:
+    """An array [N] as it must be.
+
+    Args:
+        kinds: of its dtype, as NumPy abbreviates them.
+        length: N; None allows any.
+        place: where it stands, for the message.
+
+    Raises:
+        ValueError: it has another shape or type.
+    """
+    if array.ndim != 1 or array.dtype.kind not in kinds or length not in (None, len(array)):
+        raise ValueError(f"{place} has the wrong shape or type: {array.shape} of {array.dtype}")
+    return array
