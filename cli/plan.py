@@ -28,13 +28,13 @@ class PlanOptions:
 
     Args:
         evaluation: folder that `packvit eval` wrote.
-        max_tokens: mean tokens of an image at most.
-        max_gflops: mean GFLOPs of an image at most.
-        max_ms: milliseconds of an image at batch 1 at most, on the machine of the evaluation.
+        max_tokens: the most tokens that an image may have on average.
+        max_gflops: the most GFLOPs that an image may cost on average.
+        max_ms: the highest latency at batch 1, in milliseconds, on the machine that ran the evaluation.
         percentile: of the latency that --max-ms limits.
-        min_accuracy: instead of a budget: the cheapest in GFLOPs with at least this accuracy, a share in
+        min_accuracy: instead of a budget: choose what costs the fewest GFLOPs at this accuracy, a share in
             [0, 1].
-        stages: of a cascade at most; 1 looks for no cascade.
+        stages: the most that a cascade may have; 1 looks for no cascade.
         model: name of one model of an evaluation of several.
         interpolate: with --max-ms, also consider settings whose latency was not measured, at a predicted one.
         setting: names of settings, such as r96-p8 or t100-p16, whose latency is predicted and printed.

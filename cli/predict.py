@@ -123,7 +123,8 @@ def main(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_GONE
     rate = done.images / done.seconds
-    print(f"{done.images} images, {done.broken} of them broken, {rate:.0f} images/s", file=sys.stderr)
+    count = "1 image" if done.images == 1 else f"{done.images} images"
+    print(f"{count}, {done.broken} broken, {rate:.0f} images/s", file=sys.stderr)
     return SOME_BROKEN if done.broken else 0
 
 

@@ -34,8 +34,8 @@ def check_settings(model: ViTConfig, settings: Sequence[Setting], device: torch.
             size = f"resolution {setting.resolution}" if setting.tokens is None else "so many tokens"
             raise ValueError(
                 f"a view of {size} at patch size {p} has {tokens} tokens, too many for the "
-                f"{memory / 1e9:.0f} GB of memory of this {device.type}: evaluate at lower resolutions or "
-                "larger patch sizes"
+                f"{memory / 1e9:.0f} GB of memory of this {device.type}: take a lower resolution or a "
+                "larger patch size"
             )
 
 
