@@ -3,7 +3,6 @@
 from packvit.evaluate.checks import LARGEST_PATCH, check_classes, check_memory, check_pieces, check_settings
 from packvit.evaluate.config import EvalConfig
 from packvit.evaluate.evaluators import Accuracy, AveragePrecision, Evaluator, MakeEvaluator
-from packvit.evaluate.folder import MAIN
 from packvit.evaluate.grid import Evaluation, Subject, cut_chunks
 from packvit.evaluate.loss import find_run_config, loss_kind
 from packvit.evaluate.measures.calibration import LossKind

@@ -15,8 +15,7 @@ Row = dict[str, Any]  # of results.json
 RESULTS = "results.json"
 MAIN = "main"  # the set that a model was evaluated on first
 NONE = type(None)
-SHOWN = {
-    "setting": (str,),
+NEEDED = {
     "set": (str,),
     "resolution": (int,),
     "patch_size": (int,),
@@ -58,7 +57,7 @@ class ResultsFile:
             the file names no model.
         device: name and threads; empty where they are not known.
         classes: names, or None.
-        rows: of every model, set and setting; each has the fields of `SHOWN`.
+        rows: of every model, set and setting; each has `setting` and the fields of `NEEDED`.
     """
 
     path: Path
@@ -104,17 +103,19 @@ def _check_row(values: Any, place: str) -> Row:
     """The row, with what it leaves out as it usually is."""
     check_fields(values, {}, place, others=True)
     row: Row = {**values, **{name: usual for name, usual in USUAL.items() if values.get(name) is None}}
-    check_fields(row, SHOWN | {name: (float, NONE) for name in NUMBERS if name in row}, place, others=True)
+    check_fields(row, NEEDED | {name: (float, NONE) for name in NUMBERS if name in row}, place, others=True)
     if row.get("class_accuracy") is not None:
         check_fields(row, {"class_accuracy": (list,)}, place, others=True)
         check_list(row["class_accuracy"], (float, NONE), f"{place}: class_accuracy")
     try:
-        setting_of(row)
+        # Earlier versions wrote settings without names.
+        row = {"setting": setting_of(row).name, **row}
         temperature = row.get("temperature")
         if temperature is not None and temperature <= 0:
             raise ValueError(f"temperature={temperature} must be positive")
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
+    check_fields(row, {"setting": (str,)}, place, others=True)
     return row
 
 

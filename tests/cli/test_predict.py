@@ -103,7 +103,7 @@ def test_folders_globs_files_and_standard_input_name_the_same_images(
         printed = capsys.readouterr()
         assert_same(lines(printed.out), expect(model, names))
         assert "Setting r16-p8" in printed.err
-        assert "6 images, 0 of them broken" in printed.err
+        assert "6 images, 0 broken" in printed.err
 
 
 def test_shards_name_their_samples_and_folders_hold_shards_too(model, digits_set, photos, capsys, tmp_path):
@@ -164,7 +164,7 @@ def test_broken_images_are_named_and_the_rest_is_done(model, photos, names, feed
     assert dispatch(["predict", model, *images, *SETTING, "--batch-tokens", "5"]) == 1
     printed = capsys.readouterr()
     found = lines(printed.out)
-    assert "8 images, 4 of them broken" in printed.err
+    assert "8 images, 4 broken" in printed.err
     assert_same(
         [line for line in found if "error" not in line], expect(model, [*names[:2], names[0], names[2]])
     )

@@ -410,7 +410,10 @@ def test_bad_folders_are_named_in_a_sentence(folder, tmp_path, capsys):
             lambda: np.savez(predictions, allow_pickle=False, **{"prediction/r64-p4": [1]}),
             "predictions.npz lacks",
         ),
-        (lambda: results.write_text('{"rows": [{"resolution": 3}]}'), "rows[0]: field 'setting' is missing"),
+        (
+            lambda: results.write_text('{"rows": [{"resolution": 3}]}'),
+            "rows[0]: field 'patch_size' is missing",
+        ),
         (lambda: results.write_text("[1]"), "results.json is damaged: it holds a list"),
         (lambda: results.write_text("{"), "results.json is damaged"),
         (lambda: results.write_text('{"rows": [1]}'), "rows[0] must be an object"),
