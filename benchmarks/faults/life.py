@@ -20,6 +20,11 @@ STEP = re.compile(r"^step (\d+)/", re.MULTILINE)
 RESUMED = re.compile(r"^Resuming from \S*step-(\d+)", re.MULTILINE)
 
 
+def _listen() -> None:
+    """What is started in the background of a shell would pass its deafness for SIGINT on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass(frozen=True)
 class Process:
     """A process of a life; `role` is launcher, rank, worker or other."""
@@ -54,6 +59,7 @@ class Life:
                 env=os.environ | environment | {name: value},
                 start_new_session=True,
                 cwd=log.parent,
+                preexec_fn=_listen,
             )
         self.began = time.monotonic()
 

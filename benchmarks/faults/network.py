@@ -7,7 +7,7 @@ from faults.kinds import NETWORK
 from faults.record import Injected
 from faults.server import Fault, FaultyServer
 
-CHANCE = 0.25  # that an answer is wrong while there are faults to come
+CHANCE = 0.5  # that an answer is wrong while there are faults to come
 IN_A_ROW = 2  # faults of one file; a run tries four times more after the first
 
 
