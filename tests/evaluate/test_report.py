@@ -65,10 +65,11 @@ def test_models_sets_and_limits_of_tokens_are_told_apart(capsys):
         for model, name, setting, value in (
             ("a", "main", "t16-p4", 0.5),
             ("a", "main", "t16-p8", 0.625),
+            ("b", "main", "t16-p4", 0.5),
             ("b", "other", "t16-p4", 0.75),
         )
     ]
     show_results(rows, Display())
     shown = capsys.readouterr().out
-    assert "Best (*): 75.0% at t16-p4 of b of other" in shown
+    assert "Best (*): 62.5% at t16-p8 of a of main" in shown
     assert "At most 16 tokens: 62.5% at t16-p8" in shown
