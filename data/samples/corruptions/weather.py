@@ -18,27 +18,24 @@ FINER = 2  # ice is drawn so many times as large, for smooth lines
 def snow(
     image: np.ndarray,
     rng: np.random.Generator,
-    mean: float,
-    sigma: float,
-    size: float,
-    threshold: float,
-    radius: float,
-    fall: float,
+    noise: tuple[float, float],
+    flake: tuple[float, float],
+    blur: tuple[float, float],
     share: float,
 ) -> np.ndarray:
     """Flakes that fall, before a picture that is whiter.
 
     Args:
-        mean, sigma: of the normal noise that flakes are made of.
-        size: by which the noise is enlarged.
-        threshold: noise below it is no flake.
-        radius, fall: of the flakes' motion blur, see `motion`.
+        noise: mean and standard deviation of the normal noise that flakes are made of.
+        flake: by how much the noise is enlarged, and below which value it is not a flake.
+        blur: radius and sigma of the flakes' motion blur, see `motion`.
         share: of the picture that is left as it is.
     """
-    noise = rng.normal(mean, sigma, image.shape[:2]).astype(np.float32)
-    flakes = zoom(noise[..., None], size)
+    size, threshold = flake
+    drawn = rng.normal(*noise, image.shape[:2]).astype(np.float32)
+    flakes = zoom(drawn[..., None], size)
     flakes = np.where(flakes < threshold, 0, flakes.clip(0, 1)).astype(np.float32)
-    flakes = motion(flakes, radius, fall, rng.uniform(-135, -45))
+    flakes = motion(flakes, *blur, rng.uniform(-135, -45))
     grey = (image @ LUMA)[..., None]
     whiter = np.maximum(image, grey * 1.5 + 0.5)
     return share * image + (1 - share) * whiter + flakes + flakes[::-1, ::-1]
