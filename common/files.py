@@ -3,9 +3,10 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from platformdirs import user_cache_path
 
@@ -32,6 +33,35 @@ def whole(path: Path) -> Iterator[Path]:
     sync(partial)
     os.replace(partial, path)
     sync(path.parent)
+
+
+def write_nameless(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file that has no name until it is complete: a process that is killed leaves nothing behind.
+
+    Where the system has no nameless files (Linux's O_TMPFILE), it has another name until then. For caches:
+    where several processes write the same, any of them wins.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        descriptor = os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o666)
+    except (AttributeError, OSError):
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with partial.open("wb") as file:
+                write(file)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return
+    with os.fdopen(descriptor, "w+b") as file:
+        write(file)
+        file.flush()
+        path.unlink(missing_ok=True)
+        with suppress(FileExistsError):
+            # A folder's descriptor makes Python follow the link to the file.
+            os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor)
 
 
 def sync(path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from webdataset.tariterators import base_plus_ext
 
-from packvit.common.files import cache_path
+from packvit.common.files import cache_path, write_nameless
 from packvit.packing import derive_seed
 
 INDEX_VERSION = 4
@@ -75,24 +75,18 @@ class Index:
 
     def save(self, path: Path) -> None:
         """Write it to `path`, whole or not at all."""
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
-        try:
+        arrays = {
+            "keys": np.frombuffer(self.keys, np.uint8),
+            "key_ends": self.key_ends,
+            "kind": self.kind,
+            "firsts": self.firsts,
+            "spans": self.spans,
+            "text": np.array(json.dumps([self.kinds, self.problems, self.whole_bytes])),
+        }
+        # Without it the next process walks the headers again.
+        with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                np.savez(
-                    file,
-                    keys=np.frombuffer(self.keys, np.uint8),
-                    key_ends=self.key_ends,
-                    kind=self.kind,
-                    firsts=self.firsts,
-                    spans=self.spans,
-                    text=np.array(json.dumps([self.kinds, self.problems, self.whole_bytes])),
-                )
-            os.replace(partial, path)
-        except OSError:
-            # Without it the next process walks the headers again.
-            with suppress(OSError):
-                partial.unlink()
+            write_nameless(path, lambda file: np.savez(file, **arrays))
 
     @staticmethod
     def load(path: Path) -> "Index | None":

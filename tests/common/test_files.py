@@ -1,11 +1,15 @@
 """Files that appear whole, and folders that can be written to."""
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
-from packvit.common.files import check_writable, hash_file, whole, write_whole
+from packvit.common.files import check_writable, hash_file, whole, write_nameless, write_whole
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
@@ -60,3 +64,41 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         assert target.read_bytes() == b"old"
     assert target.read_bytes() == b"new"
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+
+
+@pytest.mark.parametrize("nameless", [True, False])
+def test_a_nameless_file_appears_whole_and_takes_the_place_of_another(nameless, tmp_path, monkeypatch):
+    if not nameless:
+        monkeypatch.delattr(os, "O_TMPFILE")
+    target = tmp_path / "cache.bin"
+    for content in (b"one", b"another"):
+        write_nameless(target, lambda file, content=content: file.write(content))
+        assert target.read_bytes() == content
+    with pytest.raises(RuntimeError):
+        write_nameless(target, fail)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"another"]
+
+
+def fail(file: BinaryIO) -> None:
+    file.write(b"half")
+    raise RuntimeError
+
+
+@pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="the system has no nameless files")
+def test_a_process_killed_while_it_writes_leaves_nothing(tmp_path):
+    program = """
+import os, signal, sys
+from pathlib import Path
+from typing import BinaryIO
+from packvit.common.files import write_nameless
+
+def die(file):
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+write_nameless(Path(sys.argv[1]) / "cache.bin", die)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == []

@@ -661,10 +661,11 @@ def test_no_cache_is_needed(tmp_path, monkeypatch):
 
 
 def test_a_cache_that_cannot_be_written_leaves_nothing_behind(tmp_path, cache, monkeypatch):
-    def full_disk(*_):
+    def full_disk(file, **_):
+        file.write(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr(index_module.os, "replace", full_disk)
+    monkeypatch.setattr(index_module.np, "savez", full_disk)
     assert len(Shard.open(three_samples(tmp_path / "x.tar"))) == 3
     assert list(cache.iterdir()) == []
 
