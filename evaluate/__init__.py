@@ -2,8 +2,6 @@
 
 from packvit.evaluate.checks import LARGEST_PATCH, check_classes, check_memory, check_pieces, check_settings
 from packvit.evaluate.config import EvalConfig
-from packvit.evaluate.evaluators import Accuracy, AveragePrecision, Evaluator, MakeEvaluator
-from packvit.evaluate.grid import Evaluation, Subject, cut_chunks
 from packvit.evaluate.loss import find_run_config, loss_kind
 from packvit.evaluate.measures.calibration import LossKind
 from packvit.evaluate.measures.classification import measure_setting
@@ -14,8 +12,10 @@ from packvit.evaluate.predict.predictor import Predictor
 from packvit.evaluate.report import draw_results
 from packvit.evaluate.results import MAIN
 from packvit.evaluate.run import Asked, evaluate
-from packvit.evaluate.sets import MakeSetEvaluator, OpenedSet, open_judged, open_mapped
 from packvit.evaluate.setting import Setting
+from packvit.evaluate.sweep.evaluators import Accuracy, AveragePrecision, Evaluator, MakeEvaluator
+from packvit.evaluate.sweep.grid import Evaluation, Subject, cut_chunks
+from packvit.evaluate.sweep.sets import MakeSetEvaluator, OpenedSet, open_judged, open_mapped
 
 __all__ = [
     "LARGEST_PATCH",

@@ -22,10 +22,10 @@ from packvit.common.display import Display
 from packvit.common.files import write_whole
 from packvit.common.json_lines import finite
 from packvit.data import EvalSet, redact
-from packvit.evaluate.grid import UNFINISHED
 from packvit.evaluate.measures.calibration import in_fit_half
 from packvit.evaluate.report import draw_results, measured
 from packvit.evaluate.results import RESULTS, predictions_name
+from packvit.evaluate.sweep.grid import UNFINISHED
 
 
 class Predictions:
@@ -42,7 +42,7 @@ class Predictions:
         self._file.close()
 
     def add(self, images: EvalSet, setting: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """What is known of each image at a setting; see `packvit.evaluate.grid.summarise`.
+        """What is known of each image at a setting; see `packvit.evaluate.sweep.grid.summarise`.
 
         Raises:
             ValueError: other images could be used than at the settings before.

@@ -12,7 +12,7 @@ from typing import Any
 
 from packvit.common.display import Display
 from packvit.common.plots import COLOURS, MARKERS, new_figure, save_figure
-from packvit.evaluate.cost import COSTS
+from packvit.evaluate.sweep.cost import COSTS
 
 LINES = ("-", "--", ":", "-.")  # one for each model
 # What a row of results.json says besides the evaluators' values and what a setting costs.

@@ -11,16 +11,16 @@ import torch
 from packvit.common.device import device_name, make_autocast
 from packvit.data import Corruption, EvalSet
 from packvit.evaluate.checks import check_pieces, check_settings
-from packvit.evaluate.cost import COSTS, measure_costs
-from packvit.evaluate.favoured import favoured_patch_size
 from packvit.evaluate.folder import Predictions, ResultsFolder
-from packvit.evaluate.grid import Evaluation, Subject, summarise
 from packvit.evaluate.measures.robustness import summarise_corruptions
 from packvit.evaluate.page.page import write_report
 from packvit.evaluate.page.pictures import ShardPictures
 from packvit.evaluate.report import measured, show_corruptions, show_results
 from packvit.evaluate.setting import Setting
-from packvit.evaluate.store import ChunkStore
+from packvit.evaluate.sweep.cost import COSTS, measure_costs
+from packvit.evaluate.sweep.favoured import favoured_patch_size
+from packvit.evaluate.sweep.grid import Evaluation, Subject, summarise
+from packvit.evaluate.sweep.store import ChunkStore
 
 Rows = list[dict[str, Any]]
 

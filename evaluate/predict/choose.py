@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from packvit.evaluate.favoured import favoured_patch_size
 from packvit.evaluate.plan.plan import Plan, Stage, read_plan
 from packvit.evaluate.predict.known import Results
 from packvit.evaluate.setting import Setting
+from packvit.evaluate.sweep.favoured import favoured_patch_size
 from packvit.models import PackedViT, ViTConfig, hash_model
 
 

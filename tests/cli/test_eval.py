@@ -18,8 +18,8 @@ from packvit.cli import dispatch
 from packvit.data import Shard, write_shards
 from packvit.data.make.write import Sample
 from packvit.evaluate import Evaluation, loss_kind
-from packvit.evaluate.cost import COSTS
 from packvit.evaluate.measures.calibration import confidences, in_fit_half
+from packvit.evaluate.sweep.cost import COSTS
 from packvit.models import PackedViT, ViTConfig, hash_model, load_model, save_model
 
 SIZES = ["--resolutions", "16", "32", "--patch-sizes", "4", "8"]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from packvit.data import EvalSet
 from packvit.evaluate import Setting
-from packvit.evaluate.cost import COSTS, blank_batch, fill, measure_costs, percentile, time_passes
+from packvit.evaluate.sweep.cost import COSTS, blank_batch, fill, measure_costs, percentile, time_passes
 from packvit.models import PackedViT, ViTConfig
 
 

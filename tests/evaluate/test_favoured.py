@@ -2,7 +2,7 @@
 
 import pytest
 
-from packvit.evaluate.favoured import favoured_patch_size
+from packvit.evaluate.sweep.favoured import favoured_patch_size
 
 
 def rows(points: dict[int, dict[float, float]]) -> list[dict]:

@@ -14,8 +14,8 @@ from packvit.common.ranks import ALONE
 from packvit.data import ClassTarget, EvalSet, Piece, pack_images
 from packvit.data.samples.decode import decode_upright
 from packvit.evaluate import Accuracy, Evaluation, Setting, Subject, cut_chunks
-from packvit.evaluate.grid import summarise
-from packvit.evaluate.store import ChunkStore
+from packvit.evaluate.sweep.grid import summarise
+from packvit.evaluate.sweep.store import ChunkStore
 from packvit.models import Outputs, PackedViT, ViTConfig, hash_model
 from packvit.packing import PackedBatch, PackingConfig
 

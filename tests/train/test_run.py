@@ -15,7 +15,7 @@ from packvit.cli import dispatch
 from packvit.common.json_lines import read_json_lines
 from packvit.data import write_shards
 from packvit.data.make.write import Sample
-from packvit.evaluate.cost import COSTS
+from packvit.evaluate.sweep.cost import COSTS
 from packvit.models import load_model, save_model
 from packvit.train.config import load_config
 from packvit.train.run import lock_folder

@@ -21,7 +21,7 @@ from packvit.evaluate.measures.calibration import (
 )
 from packvit.evaluate.measures.classification import mean, measure_setting
 from packvit.evaluate.measures.labels import LabelMap, judge
-from packvit.evaluate.store import Columns
+from packvit.evaluate.sweep.store import Columns
 from packvit.models import Outputs
 from packvit.packing import PackedBatch
 

@@ -21,10 +21,10 @@ from packvit.common.display import Bar, Display
 from packvit.common.ranks import Ranks
 from packvit.data import EvalSet, Piece
 from packvit.evaluate.checks import mean_tokens
-from packvit.evaluate.evaluators import Evaluator
 from packvit.evaluate.measures.calibration import LossKind
 from packvit.evaluate.setting import Setting
-from packvit.evaluate.store import ChunkStore
+from packvit.evaluate.sweep.evaluators import Evaluator
+from packvit.evaluate.sweep.store import ChunkStore
 from packvit.models import PackedViT
 from packvit.packing import PackedBatch, PackingConfig
 

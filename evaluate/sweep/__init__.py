@@ -1,0 +1,1 @@
+"""One pass over a set of images at all settings: chunks, evaluators, costs."""
