@@ -279,7 +279,7 @@ def test_a_run_of_others_starts_no_command(digits_set, tmp_path, capsys):
 KILLED = """
 import os, signal, sys
 from packvit.cli import dispatch
-from packvit.evaluate import store
+from packvit.evaluate.sweep import store
 
 real, calls = store.save_file, []
 
