@@ -4,11 +4,13 @@ Tests and benchmarks/chaos.py use it.
 """
 
 import http.server
+import re
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 
 PAGE = b"<!DOCTYPE html><html><body>Please log in.</body></html>" * 20
@@ -100,8 +102,12 @@ class FaultyServer:
             request.send_error(fault)
             return
         body = PAGE if fault == "page" else body
-        request.send_response(200)
+        part = ranged(request.headers, len(body), self.tag) if fault != "page" else None
+        request.send_response(200 if part is None else 206)
         request.send_header("ETag", self.tag)
+        if part is not None:
+            request.send_header("Content-Range", f"bytes {part.start}-{part.stop - 1}/{len(body)}")
+            body = body[part.start : part.stop]
         if fault != "unsized cut":
             request.send_header("Content-Length", str(len(body)))
         request.end_headers()
@@ -117,3 +123,11 @@ class FaultyServer:
                 request.connection.recv(1)  # nothing comes before the client hangs up
         else:
             request.wfile.write(body[: len(body) // 2 + 100] if fault in ("cut", "unsized cut") else body)
+
+
+def ranged(headers: Message, size: int, tag: str) -> range | None:
+    """The bytes that a request asks for; None for all of them."""
+    asked = re.fullmatch(r"bytes=(\d+)-(\d*)", headers.get("Range", ""))
+    if asked is None or int(asked[1]) >= size or headers.get("If-Range", tag) != tag:
+        return None
+    return range(int(asked[1]), min(size, int(asked[2] or size) + 1))

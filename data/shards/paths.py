@@ -3,23 +3,17 @@
 import glob
 import os
 import re
-import tarfile
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from random import Random
 
 from braceexpand import braceexpand
 
-from packvit.data.shards.download import GZIP_MAGIC
 from packvit.data.shards.fetch import ASK_TIMEOUT, FETCH, GZIP_SUFFIXES, FetchConfig
+from packvit.data.shards.fingerprint import fingerprint
 from packvit.data.shards.redact import redact
 from packvit.data.shards.shard import Shard
-from packvit.data.shards.source import beginning, is_remote, is_web
-from packvit.packing import derive_seed
+from packvit.data.shards.source import is_remote
 
-SAMPLED, ASKED = 32, 8  # shards, here and on web servers, whose contents are part of the fingerprint
-BEGINNING = 4096  # bytes of the latter
 SHARD_SUFFIXES = (".tar", *GZIP_SUFFIXES)
 
 
@@ -52,60 +46,8 @@ class ShardSet:
         return Shard.open(self.paths[number], self.fetch)
 
     def fingerprint(self) -> dict:
-        """What tells the shards from others, wherever they lie: names in order, sizes, and bytes of some.
-
-        See `same_shards`.
-        """
-        names = [os.path.basename(path) for path in self.paths]
-        sizes = [-1 if is_remote(path) else os.path.getsize(path) for path in self.paths]
-        named = derive_seed(*names)
-        local = [place for place in zip(self.paths, sizes, strict=True) if not is_remote(place[0])]
-        web = [path for path in self.paths if is_web(path)]
-        sampled = [_contents(*place) for place in Random(named).sample(local, min(SAMPLED, len(local)))]
-        if web:
-            with ThreadPoolExecutor(ASKED) as pool:
-                sampled += pool.map(self._answer, Random(named).sample(web, min(ASKED, len(web))))
-        return {
-            "number": len(names),
-            "first": names[0],
-            "names": f"{named:032x}",
-            "digest": f"{derive_seed(*names, *sizes):032x}",
-            "sampled": sampled,
-        }
-
-    def _answer(self, path: str) -> str:
-        """A digest of what a web server has; empty if that cannot be known now."""
-        data = beginning(path, BEGINNING, min(ASK_TIMEOUT, self.fetch.timeout))
-        try:
-            if not data.startswith(GZIP_MAGIC):
-                tarfile.TarInfo.frombuf(data[: tarfile.BLOCKSIZE], "utf-8", "replace")
-        except tarfile.TarError:
-            return ""  # a page that asks to log in is no other shard
-        return f"{derive_seed(data.hex()):032x}"
-
-
-def same_shards(old: dict, new: dict) -> bool:
-    """Whether two fingerprints are of the same shards.
-
-    A few of them may have been damaged in between, cut for example, and some may not answer.
-    """
-    if any(old[name] != new[name] for name in ("number", "first")):
-        return False
-    if "names" not in old:  # written by an older version
-        return old["digest"] == new["digest"]
-    pairs = [pair for pair in zip(old["sampled"], new["sampled"], strict=False) if all(pair)]
-    return old["names"] == new["names"] and 2 * sum(a != b for a, b in pairs) <= len(pairs)
-
-
-def _contents(path: str, size: int) -> str:
-    """A digest of some bytes of a file; empty if it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            parts = [os.pread(file.fileno(), 1024, size * quarter // 4) for quarter in (1, 2, 3)]
-            name = os.pread(file.fileno(), 100, 0)  # of a tar's first member
-    except OSError:
-        return ""
-    return f"{derive_seed(name.hex(), *(part.hex() for part in parts)):032x}"
+        """What tells the shards from others, wherever they lie; see `same_shards`."""
+        return fingerprint(self.paths, min(ASK_TIMEOUT, self.fetch.timeout))
 
 
 def expand_shards(patterns: str | Sequence[str]) -> list[str]:

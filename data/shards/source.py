@@ -162,6 +162,11 @@ def is_web(path: str) -> bool:
     return path.lower().startswith(("http:", "https:", "hf:"))
 
 
+def has_ranges(path: str) -> bool:
+    """Whether parts of it can be asked for."""
+    return is_web(path)
+
+
 def open_source(path: str, timeout: float) -> Source:
     """The source of a shard; `timeout` in seconds is that of a web server's answer."""
     if not is_remote(path):
@@ -191,22 +196,25 @@ def current_facts(path: str, timeout: float) -> dict[str, str]:
         return {}
 
 
-def beginning(path: str, size: int, timeout: float) -> bytes:
-    """The first `size` bytes of a shard on a web server; fewer if it is shorter, none if it does not answer.
+def read_range(path: str, start: int, size: int, timeout: float) -> tuple[bytes, dict[str, str]]:
+    """Bytes of a shard on a web server from `start` on, and its facts; `Content-Length` is the whole shard's.
 
-    What the server does not know the length of may have been cut, and counts as no answer.
+    Fewer bytes than `size` are the last ones. Nothing, and no facts, where the server does not answer, does
+    not know the length (what it has may be cut), or does not give ranges and `start` is not 0.
     """
     try:
         path = rewrite_url(path)
         if not is_web(path):
-            return b""
-        with ask(path, "GET", timeout, {"Range": f"bytes=0-{size - 1}"}) as answer:
+            return b"", {}
+        with ask(path, "GET", timeout, {"Range": f"bytes={start}-{start + size - 1}"}) as answer:
             ranged = answer.headers.get("Content-Range", "").rpartition("/")[2]
             whole = int(ranged or answer.headers.get("Content-Length", ""))
-            data = answer.read(size)
-            return data if len(data) == min(size, whole) else b""
+            data = answer.read(size) if ranged or start == 0 else b""
+            if len(data) != max(0, min(size, whole - start)):
+                return b"", {}
+            return data, facts_of(answer.headers) | {"Content-Length": str(whole)}
     except (OSError, ValueError, http.client.HTTPException):
-        return b""
+        return b"", {}
 
 
 def facts_of(headers: Any) -> dict[str, str]:

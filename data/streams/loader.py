@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from packvit.data.shards.paths import same_shards
+from packvit.data.shards.fingerprint import changed_tags, same_shards
 from packvit.data.shards.redact import redact
 from packvit.data.streams.feed import Watch, feed
 from packvit.data.streams.plan import DataPlan
@@ -228,6 +228,14 @@ class TrainLoader:
             raise ValueError(
                 f"the run was started on {old['number']} shards ({old['first']}, ...), but data.shards names "
                 f"{what} ({new['number']}: {redact(self.plan.shards.paths[0])}, ...): resume with the same"
+            )
+        changed = changed_tags(state["shards"], mine["shards"]) if self.rank == 0 else []
+        if changed:
+            print(
+                f"warning: {len(changed)} of {len(mine['shards']['remote'])} remote shards that were looked "
+                f"at have another ETag or date than when the run began ({changed[0]}, ...): end the run if "
+                "their contents are others now",
+                file=sys.stderr,
             )
         if state["num_streams"] != mine["num_streams"]:
             raise ValueError(

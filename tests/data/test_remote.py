@@ -203,6 +203,39 @@ def test_a_manifest_that_cannot_be_read_is_none(fault, web, digits_set):
     assert not Stream(plan_of(web.address), 0).next_batch().skipped
 
 
+@pytest.fixture
+def own_web(digits_set, tmp_path):
+    """A server whose files may be changed."""
+    with FaultyServer(Path(shutil.copytree(digits_set / "train", tmp_path / "served"))) as server:
+        yield server
+
+
+@pytest.mark.parametrize("place", ["at its middle", "of its last label"])
+def test_contents_of_the_same_names_and_sizes_are_noticed(place, own_web, capfd):
+    """What lies where it is looked at is refused; what does not, but has another ETag, is said."""
+    state = json.loads(json.dumps(TrainLoader(plan_of(own_web.address)).state_dict()))
+    for path in own_web.folder.glob("*.tar"):
+        data = bytearray(path.read_bytes())
+        at = len(data) // 2 if place == "at its middle" else data.rindex(b".cls\0") // 512 * 512 + 512
+        data[at] ^= 1
+        path.write_bytes(data)
+    own_web.tag = "two"
+    loader = TrainLoader(plan_of(own_web.address))
+    if place == "at its middle":
+        with pytest.raises(ValueError, match="names other contents"):
+            loader.load_state_dict(state)
+    else:
+        loader.load_state_dict(state)
+        assert "warning: 3 of 3 remote shards that were looked at have another ETag" in capfd.readouterr().err
+
+
+def test_a_set_that_moved_to_another_server_is_resumed_on_in_silence(web, own_web, capfd):
+    state = TrainLoader(plan_of(web.address)).state_dict()
+    own_web.tag = "two"
+    TrainLoader(plan_of(own_web.address)).load_state_dict(state)
+    assert not capfd.readouterr().err
+
+
 def test_other_contents_on_a_server_are_not_resumed_on(web, digits_set):
     state = TrainLoader(plan_of(web.address)).state_dict()
     for number, fault in ((1, None), (9, "page"), (9, "drop"), (9, 500), (9, "unsized cut")):

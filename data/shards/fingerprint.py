@@ -1,0 +1,114 @@
+"""What tells the shards of a run from others, so that a run is not resumed on other data.
+
+Names, sizes, and some bytes of some shards: of local files at three places, of shards on servers also their
+beginnings, and what the server says of them (length, ETag, date).
+"""
+
+import os
+import tarfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
+
+from packvit.data.shards.download import GZIP_MAGIC
+from packvit.data.shards.redact import redact
+from packvit.data.shards.source import has_ranges, is_remote, read_range
+from packvit.packing import derive_seed
+
+SAMPLED, ASKED = 32, 8  # shards, here and on servers, whose contents are looked at
+BEGINNING, PIECE = 4096, 1024  # bytes of the latter: at the start, and at each of `QUARTERS`
+QUARTERS = (1, 2, 3)
+TAGS = ("ETag", "Last-Modified")  # may be others for the same contents, as where these were copied
+
+
+def fingerprint(paths: Sequence[str], timeout: float) -> dict:
+    """What `same_shards` compares; JSON-serialisable, and without secrets.
+
+    Args:
+        paths: of all shards, in their order.
+        timeout: seconds that a server has for an answer; what it does not answer is not compared.
+    """
+    names = [os.path.basename(path) for path in paths]
+    sizes = [-1 if is_remote(path) else os.path.getsize(path) for path in paths]
+    named = derive_seed(*names)
+    local = [place for place in zip(paths, sizes, strict=True) if not is_remote(place[0])]
+    away = [path for path in paths if has_ranges(path)]
+    asked = Random(named).sample(away, min(ASKED, len(away)))
+    remote = []
+    if asked:
+        with ThreadPoolExecutor(ASKED) as pool:
+            remote = list(pool.map(lambda path: _look_at(path, timeout), asked))
+    return {
+        "number": len(names),
+        "first": names[0],
+        "names": f"{named:032x}",
+        "digest": f"{derive_seed(*names, *sizes):032x}",
+        "sampled": [_contents(*place) for place in Random(named).sample(local, min(SAMPLED, len(local)))],
+        "remote": remote,
+    }
+
+
+def same_shards(old: dict, new: dict) -> bool:
+    """Whether two fingerprints are of the same shards.
+
+    A few of them may have been damaged in between, cut for example, and some may not answer.
+    """
+    if any(old[name] != new[name] for name in ("number", "first")):
+        return False
+    if "names" not in old:  # written by an older version
+        return old["digest"] == new["digest"]
+    pairs = [pair for pair in zip(old["sampled"], new["sampled"], strict=False) if all(pair)]
+    same = [a == b for a, b in pairs]
+    for before, now in zip(old.get("remote", ()), new["remote"], strict=False):
+        answer = _same_contents(before, now)
+        same += [] if answer is None else [answer]
+    return old["names"] == new["names"] and 2 * same.count(False) <= len(same)
+
+
+def changed_tags(old: dict, new: dict) -> list[str]:
+    """Shards on servers that were changed since, if their ETags and dates are to be believed."""
+    return [
+        now["path"]
+        for before, now in zip(old.get("remote", ()), new["remote"], strict=False)
+        if before["path"] == now["path"] and any(_differ(before["facts"], now["facts"], tag) for tag in TAGS)
+    ]
+
+
+def _same_contents(before: dict, now: dict) -> bool | None:
+    """Whether the same lies on a server, there or elsewhere; None where nothing is known of one of both."""
+    if _differ(before["facts"], now["facts"], "Content-Length"):
+        return False
+    pairs = [pair for pair in zip(before["pieces"], now["pieces"], strict=True) if all(pair)]
+    return all(a == b for a, b in pairs) if pairs else None
+
+
+def _differ(before: dict, now: dict, name: str) -> bool:
+    return name in before and name in now and before[name] != now[name]
+
+
+def _look_at(path: str, timeout: float) -> dict:
+    """What a server has: facts, and digests of pieces; empty where that cannot be known now."""
+    seen = {"path": redact(path), "facts": {}, "pieces": [""] * (1 + len(QUARTERS))}
+    data, facts = read_range(path, 0, BEGINNING, timeout)
+    try:
+        if not data.startswith(GZIP_MAGIC):
+            tarfile.TarInfo.frombuf(data[: tarfile.BLOCKSIZE], "utf-8", "replace")
+    except tarfile.TarError:
+        return seen  # a page that asks to log in is no other shard
+    size = int(facts["Content-Length"])
+    pieces = [data]
+    for quarter in QUARTERS:
+        piece, later = read_range(path, size * quarter // 4, PIECE, timeout)
+        pieces.append(piece if later == facts else b"")
+    return seen | {"facts": facts, "pieces": [f"{derive_seed(p.hex()):032x}" if p else "" for p in pieces]}
+
+
+def _contents(path: str, size: int) -> str:
+    """A digest of some bytes of a file; empty if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            parts = [os.pread(file.fileno(), PIECE, size * quarter // 4) for quarter in QUARTERS]
+            name = os.pread(file.fileno(), 100, 0)  # of a tar's first member
+    except OSError:
+        return ""
+    return f"{derive_seed(name.hex(), *(part.hex() for part in parts)):032x}"
