@@ -70,9 +70,10 @@ def show_inspection(results: Mapping[str, Any], display: Display) -> None:
     if (least := least_alike(results)) is not None:
         cka, place, pair = least
         display.say(f"Least alike: {' and '.join(pair)}, CKA {cka:.2f} at {place}")
+    change = -100 * knn["mode_switch"]
     display.say(
-        f"Mode switch: {100 * knn['mode_switch']:.1f} points of k-NN accuracy are lost where another setting "
-        "answers"
+        f"Mode switch: k-NN accuracy is {abs(change):.1f} points {'higher' if change > 0 else 'lower'} where "
+        "the features of one setting query those of another"
     )
     if results["ensembles"] is not None:
         show_ensembles(results["ensembles"], display)

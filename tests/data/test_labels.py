@@ -26,6 +26,7 @@ from packvit.data import (
     check_shards,
 )
 from packvit.evaluate import Setting
+from packvit.evaluate.results import read_results_file
 from packvit.packing import Flat, Mixed, PackedBatch, PackingConfig, ResolutionConfig, ViewsConfig
 from packvit.train.config import Config, TrainConfig
 from packvit.train.tasks.classification import Classification, classification_loss, mixed_labels
@@ -182,9 +183,6 @@ def test_configurations_that_make_no_sense_are_refused():
     several = DataConfig(multi_label=True, label_field="npy")
     with pytest.raises(ValueError, match=r"train\.loss=sigmoid"):
         Classification(Config(data=several))
-    data = DataConfig(multi_label=True, val_shards=("a.tar",))
-    with pytest.raises(ValueError, match=r"leave data\.val_shards out"):
-        Classification(Config(data=data, train=TrainConfig(loss="sigmoid")))
     Classification(Config(data=several, train=TrainConfig(loss="sigmoid")))
 
 
@@ -214,7 +212,13 @@ def test_evaluation_and_runs_read_the_field(tmp_path, run_flags, capsys):
     assert dispatch(["train", *one, "--eval.resolutions", "16", "--eval.patch-sizes", "4"]) == 0
     evaluation = [str(tmp_path / "one"), "--shards", str(path), "--resolutions", "16", "--patch-sizes", "4"]
     assert dispatch(["eval", *evaluation, "--label-field", "json:y", "--device", "cpu"]) == 0
-    several = run_flags(tmp_path / "all", **shared, data__label_field="json:all", train__loss="sigmoid")
-    assert dispatch(["train", *several, "--data.multi-label", "--data.mix.mixup", "1"]) == 0
+    several = run_flags(
+        tmp_path / "all", **shared, data__label_field="json:all", data__val_shards=path, train__loss="sigmoid"
+    )
+    budget = ["--eval.resolutions", "16", "--eval.patch-sizes", "4", "--eval.no-cost"]
+    assert dispatch(["train", *several, *budget, "--data.multi-label", "--data.mix.mixup", "1"]) == 0
+    row = read_results_file(tmp_path / "all/eval/results.json").rows[0]
+    assert 0 < row["average_precision"] <= 1
+    assert row["accuracy"] is None
     assert all(line["loss"] > 0 for line in read_json_lines(tmp_path / "all/metrics.jsonl"))
     capsys.readouterr()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from packvit.data import LoadedBatch, Target
-from packvit.evaluate import Accuracy, MakeEvaluator
+from packvit.evaluate import Accuracy, AveragePrecision, MakeEvaluator
 from packvit.models import PackedViT
 from packvit.packing import Mixed, PackedBatch
 from packvit.train.config import Config
@@ -19,8 +19,8 @@ class Classification:
     """Cross-entropy of the labels, softmax or sigmoid; see Task.
 
     Raises:
-        ValueError: the model has no classes where labels or an evaluation need them, or the loss or the
-            evaluation takes one label and images have several.
+        ValueError: the model has no classes where labels or an evaluation need them, or the loss takes one
+            label and images have several.
     """
 
     teachers: tuple[tuple[int, int], ...] = ()
@@ -35,15 +35,12 @@ class Classification:
         several = config.data.multi_label
         if several and config.distill.needs_labels and config.train.loss == "softmax":
             raise ValueError("data.multi_label: softmax wants one class for an image; set train.loss=sigmoid")
-        if several and config.data.val_shards:
-            raise ValueError("data.multi_label: several labels have no accuracy; leave data.val_shards out")
         self.train = config.train
         self.model = config.model
         self.targets: Mapping[str, Target] = {"label": config.data.class_target(config.model.num_classes)}
         self.eval_targets: Mapping[str, Target] = self.targets
-        # Several labels of an image have no accuracy.
-        measures = partial(Accuracy, config.train.loss)
-        self.evaluators: Sequence[MakeEvaluator] = () if config.data.multi_label else (measures,)
+        measure = AveragePrecision if several else Accuracy
+        self.evaluators: Sequence[MakeEvaluator] = (partial(measure, config.train.loss),)
 
     def initial(self) -> None:
         """See Task."""
