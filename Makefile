@@ -14,12 +14,14 @@ GPU_FLAGS ?=
 BROWSER ?=
 DRY_FLAGS ?=
 SCRIPTS := PYTHONPATH=benchmarks:typings
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: help demo test check bench gpu gpu-dry screenshot clean
+.PHONY: help demo test test-slow check bench gpu gpu-dry screenshot clean
 
 help:
 	@echo "make demo   train on the demo set, evaluate at every budget, draw (minutes, no GPU needed)"
-	@echo "make test   all tests"
+	@echo "make test   all tests but the slow ones, minutes"
+	@echo "make test-slow  the slow ones: kills, three ranks, every kind of graph and compiled model"
 	@echo "make check  lint, format and types"
 	@echo "make bench  packers, data path and model against others; writes benchmarks/results and docs"
 	@echo "make gpu    everything that is measured on a GPU, ten minutes; writes benchmarks/results and docs/gpu.md"
@@ -43,7 +45,10 @@ demo: $(VENV)/demo.stamp $(DATA)/val/classes.json
 	$(BIN)/packvit plan $(RUN)/eval --max-tokens 40 --out $(RUN)/eval/plan.json
 
 test: $(VENV)/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+	$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/dev.stamp
+	$(PYTEST) -m slow
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
