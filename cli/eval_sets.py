@@ -1,48 +1,26 @@
 """The sets that the flags of `packvit eval` name."""
 
-import re
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
-from packvit.evaluate import MAIN
-
-
-@dataclass(frozen=True)
-class NamedSet:
-    """What a set is made of: shards, and the file that says what its labels mean, if there is one."""
-
-    shards: Sequence[str]
-    label_map: str | None = None
-    label_sets: str | None = None
+from packvit.evaluate.request.request import NamedSet
 
 
 def name_sets(
-    main: Sequence[str],
-    sets: Sequence[str],
-    label_map: Sequence[str],
-    label_sets: Sequence[str],
-    taken: Collection[str],
+    sets: Sequence[str], label_map: Sequence[str], label_sets: Sequence[str]
 ) -> dict[str, NamedSet]:
-    """The sets by name, `main` first.
+    """The sets besides the main one, by name.
 
     Args:
-        main: shards of the main set.
         sets, label_map, label_sets: of the flags with these names.
-        taken: names that no set may have, because corrupted sets have them.
 
     Raises:
-        ValueError: a name cannot be used, or a file is given for a set that there is not, or two for one.
+        ValueError: one is not of its form, a file is given for a set that there is not, or two for one.
     """
-    shards = {MAIN: list(main)}
+    shards: dict[str, list[str]] = {}
     for text in sets:
-        name, equals, pattern = text.partition("=")
-        if not equals or not pattern or not re.fullmatch(r"[\w.-]+", name) or name == MAIN:
-            raise ValueError(
-                f"--sets {text!r} must be NAME=SHARDS with a name of letters, digits, ., - and _ that is not "
-                f"{MAIN}"
-            )
-        if name in taken:
-            raise ValueError(f"--sets {text!r}: {name} is the name of a corrupted set, take another")
+        name, _, pattern = text.partition("=")
+        if not name or not pattern:
+            raise ValueError(f"--sets {text!r} must be NAME=SHARDS")
         shards.setdefault(name, []).append(pattern)
     maps, answers = (
         name_files("--label-map", label_map, shards),
@@ -59,7 +37,7 @@ def name_files(flag: str, texts: Sequence[str], names: Iterable[str]) -> dict[st
     Raises:
         ValueError: one is not of this form or of none of --sets, or a name is given twice.
     """
-    known = [name for name in names if name != MAIN]
+    known = list(names)
     files: dict[str, str] = {}
     for text in texts:
         name, equals, file = text.partition("=")

@@ -10,7 +10,7 @@ import tyro
 
 from packvit.common.display import Display
 from packvit.common.files import check_writable
-from packvit.evaluate.plan.choose import Budget
+from packvit.evaluate.plan.choose import Budget, make_budget
 from packvit.evaluate.plan.curve import draw_curve
 from packvit.evaluate.plan.folder import read_evaluation
 from packvit.evaluate.plan.latency import fit_latency, interpolate, latency_samples, parse_setting
@@ -91,19 +91,8 @@ def find_budget(options: PlanOptions) -> Budget:
     Raises:
         ValueError: several limits, or a flag without the one that it belongs to.
     """
-    limits = {
-        "--max-tokens": options.max_tokens,
-        "--max-gflops": options.max_gflops,
-        "--max-ms": options.max_ms,
-        "--min-accuracy": options.min_accuracy,
-    }
-    given = [flag for flag, value in limits.items() if value is not None]
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)}: give one of them")
     if options.max_ms is None and (options.percentile != "p50" or options.interpolate):
         raise ValueError("--percentile and --interpolate belong to --max-ms")
-    if options.max_tokens is not None:
-        return Budget("tokens", options.max_tokens)
-    if options.max_ms is not None:
-        return Budget(options.percentile, options.max_ms)
-    return Budget("gflops", options.max_gflops, options.min_accuracy)
+    return make_budget(
+        options.max_tokens, options.max_gflops, options.max_ms, options.min_accuracy, options.percentile
+    )

@@ -10,8 +10,7 @@ import tyro
 
 from packvit.cli.commands import OTHERS_WAIT, is_other_rank
 from packvit.common.display import Display
-from packvit.data.shards.paths import expand_braces
-from packvit.data.shards.redact import redact
+from packvit.data import find_commands, redact
 from packvit.train.config import Config
 from packvit.train.dry_run import dry_run
 from packvit.train.recipes.find import RECIPES, find_recipe, start_with, with_classes
@@ -73,13 +72,12 @@ def refuse_foreign_commands(config: Config, arguments: Sequence[str]) -> None:
         ValueError: shards are commands, and the command line does not name them.
     """
     given = {*arguments, *(argument.partition("=")[2] for argument in arguments)}
-    for shard in (*config.data.shards, *config.data.val_shards):
-        for path in expand_braces(shard):
-            if path.lower().startswith("pipe:") and shard not in given:
-                raise ValueError(
-                    f"the configuration names a command as shards, {redact(shard)!r}: give it on the command "
-                    "line, or --allow-pipe to run whatever the configuration names"
-                )
+    for shard in find_commands((*config.data.shards, *config.data.val_shards)):
+        if shard not in given:
+            raise ValueError(
+                f"the configuration names a command as shards, {redact(shard)!r}: give it on the command "
+                "line, or --allow-pipe to run whatever the configuration names"
+            )
 
 
 def read_start(arguments: Sequence[str]) -> tuple[Start, list[str]]:

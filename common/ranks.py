@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -106,3 +107,14 @@ def stop_ranks() -> None:
     if dist.is_initialized():
         time.sleep(GLOO_WAIT)
         dist.destroy_process_group()
+
+
+@contextmanager
+def ranks_of_call(device: str) -> Iterator[Ranks]:
+    """This process among the others for a part of a program; a group that there was before stays."""
+    before = dist.is_initialized()
+    try:
+        yield start_ranks(device)
+    finally:
+        if not before:
+            stop_ranks()

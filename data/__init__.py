@@ -21,7 +21,7 @@ from packvit.data.samples.targets import ClassTarget, LogitsTarget, Target, Text
 from packvit.data.shards.class_names import CLASSES, read_class_names, shard_folders
 from packvit.data.shards.fetch import FetchConfig
 from packvit.data.shards.losses import count_samples
-from packvit.data.shards.paths import SHARD_SUFFIXES, ShardSet, expand_shards
+from packvit.data.shards.paths import SHARD_SUFFIXES, ShardSet, expand_shards, find_commands
 from packvit.data.shards.redact import redact
 from packvit.data.shards.shard import IMAGE_FIELDS, BadSample, BadShard, Shard
 from packvit.data.shards.source import is_remote
@@ -71,6 +71,7 @@ __all__ = [
     "end_workers",
     "every_corruption",
     "expand_shards",
+    "find_commands",
     "is_remote",
     "merge_states",
     "native_size_of",

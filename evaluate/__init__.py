@@ -1,4 +1,12 @@
-"""One model at every budget: what each resolution and patch size costs and buys."""
+"""One model at every budget: what each resolution and patch size costs and buys.
+
+The module itself can be called: `packvit.evaluate("runs/digits", ...)` is `evaluate` of
+`packvit.evaluate.request.api`.
+"""
+
+import sys
+from types import ModuleType
+from typing import Any
 
 from packvit.evaluate.checks import LARGEST_PATCH, check_classes, check_memory, check_pieces, check_settings
 from packvit.evaluate.config import EvalConfig
@@ -10,6 +18,8 @@ from packvit.evaluate.page.pictures import Picture, ShardPictures
 from packvit.evaluate.predict.prediction import Prediction
 from packvit.evaluate.predict.predictor import Predictor
 from packvit.evaluate.report import draw_results
+from packvit.evaluate.request.api import EvaluationResults
+from packvit.evaluate.request.api import evaluate as evaluate_request
 from packvit.evaluate.results import MAIN
 from packvit.evaluate.run import Asked, evaluate
 from packvit.evaluate.setting import Setting
@@ -25,6 +35,7 @@ __all__ = [
     "AveragePrecision",
     "EvalConfig",
     "Evaluation",
+    "EvaluationResults",
     "Evaluator",
     "LossKind",
     "MakeEvaluator",
@@ -50,3 +61,13 @@ __all__ = [
     "open_mapped",
     "write_report",
 ]
+
+
+class _Callable(ModuleType):
+    """A module that is a function, too: a package's name and its function's name are the same here."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> EvaluationResults:
+        return evaluate_request(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable

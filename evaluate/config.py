@@ -1,8 +1,11 @@
 """What a run evaluates its trained model at."""
 
 from dataclasses import dataclass
+from itertools import product
 
 from packvit.evaluate.checks import LARGEST_PATCH
+from packvit.evaluate.setting import Setting
+from packvit.packing import ViewsConfig
 
 
 @dataclass(frozen=True)
@@ -27,3 +30,14 @@ class EvalConfig:
             raise ValueError(
                 f"eval.patch_sizes={self.patch_sizes}: a side has at most {LARGEST_PATCH} pixels"
             )
+
+    def settings(self, views: ViewsConfig) -> list[Setting]:
+        """Every pair of a patch size and a resolution.
+
+        Args:
+            views: of training; what is not configured is all of its patch sizes, and the ends and the middle
+                of its range of resolutions.
+        """
+        low, high = views.resolution.low, views.resolution.high
+        resolutions = self.resolutions or tuple(sorted({low, (low + high) // 2, high}))
+        return [Setting(p, r) for p, r in product(self.patch_sizes or views.patch_sizes, resolutions)]

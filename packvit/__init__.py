@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from packvit.data import pack_images
     from packvit.evaluate import Predictor
+    from packvit.evaluate.request.api import evaluate
     from packvit.models import PackedViT, ViTConfig, load_model
     from packvit.packing import PackedBatch, pack_lengths
     from packvit.train.api import recipes, train
@@ -20,6 +21,7 @@ __all__ = [
     "Predictor",
     "ViTConfig",
     "__version__",
+    "evaluate",
     "load_model",
     "pack_images",
     "pack_lengths",
@@ -42,7 +44,7 @@ ROOMS = {
     "pack_lengths": "packvit.packing",
     "recipes": "packvit.train.api",
 }
-CALLABLE_ROOMS = ("train",)
+CALLABLE_ROOMS = ("evaluate", "train")  # modules that are functions, too
 
 
 def __getattr__(name: str) -> Any:

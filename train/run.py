@@ -3,7 +3,6 @@
 import signal
 from dataclasses import replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -160,11 +159,8 @@ def open_validation(config: Config, task: Task) -> EvalSet | None:
 
 
 def eval_settings(config: Config) -> list[Setting]:
-    """What to evaluate at: as configured, else all patch sizes of training at its range's ends and middle."""
-    low, high = config.views.resolution.low, config.views.resolution.high
-    resolutions = config.eval.resolutions or tuple(sorted({low, (low + high) // 2, high}))
-    patch_sizes = config.eval.patch_sizes or config.views.patch_sizes
-    return [Setting(p, resolution) for p, resolution in product(patch_sizes, resolutions)]
+    """What to evaluate at."""
+    return config.eval.settings(config.views)
 
 
 def eval_packing(config: Config) -> PackingConfig:

@@ -77,6 +77,11 @@ def expand_braces(pattern: str) -> list[str]:
         return [pattern]
 
 
+def find_commands(shards: Iterable[str]) -> list[str]:
+    """The entries of `shards` that are commands to run, `pipe:COMMAND`, braces expanded or not."""
+    return [s for s in shards if any(path.lower().startswith("pipe:") for path in expand_braces(s))]
+
+
 def refuse_twice(paths: Iterable[str]) -> list[str]:
     """The paths.
 

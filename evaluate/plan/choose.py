@@ -1,6 +1,7 @@
 """The single setting that a budget should buy, and what else comes into question."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from packvit.evaluate.plan.compare import ALPHA, mcnemar, pareto
 from packvit.evaluate.plan.evaluated import Evaluated, Row, Unit
@@ -37,6 +38,34 @@ class Budget:
     def worst(self) -> bool:
         """Whether the limit is on the slowest images, so that each counts as passing all stages."""
         return self.unit == "p99"
+
+
+def make_budget(
+    max_tokens: float | None = None,
+    max_gflops: float | None = None,
+    max_ms: float | None = None,
+    min_accuracy: float | None = None,
+    percentile: Literal["p50", "p99"] = "p50",
+) -> Budget:
+    """The budget that one of the limits makes; without any, the most accurate is asked for.
+
+    Raises:
+        ValueError: there are several limits, or one is impossible.
+    """
+    limits = {
+        "max-tokens": max_tokens,
+        "max-gflops": max_gflops,
+        "max-ms": max_ms,
+        "min-accuracy": min_accuracy,
+    }
+    given = [name for name, value in limits.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)}: give one of them")
+    if max_tokens is not None:
+        return Budget("tokens", max_tokens)
+    if max_ms is not None:
+        return Budget(percentile, max_ms)
+    return Budget("gflops", max_gflops, min_accuracy)
 
 
 @dataclass(frozen=True)

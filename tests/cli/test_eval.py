@@ -168,7 +168,7 @@ def test_models_stand_side_by_side(model, digits_set, tmp_path, capsys):
     second = make_model(tmp_path / "first", seed=1)  # of the same name
     flags = ["--shards", str(digits_set / "val"), *SIZES, *QUICK]
     assert dispatch(["eval", model, second, *flags]) == 2
-    assert "need --out" in capsys.readouterr().err
+    assert "name it with out" in capsys.readouterr().err
     out = tmp_path / "out"
     assert dispatch(["eval", model, second, *flags, "--out", str(out)]) == 0
     found = results(out)
@@ -251,14 +251,16 @@ def test_mistakes_get_one_sentence_before_the_work(model, digits_set, broken, tm
     assert "10 classes" in fails(capsys, [few, model, *good])
     (tmp_path / "text.safetensors").write_text("no weights")
     assert "text.safetensors is no readable" in fails(capsys, [str(tmp_path / "text.safetensors"), *good])
-    assert "--shards needs" in fails(capsys, [model, *SIZES, *out])
-    assert "--patch-sizes needs" in fails(capsys, [model, "--shards", val, "--resolutions", "8", *out])
-    assert "--resolutions needs" in fails(capsys, [model, "--shards", val, "--patch-sizes", "8", *out])
-    assert "--tokens 0" in fails(capsys, [model, *good, "--tokens", "0"])
+    assert "there are no shards" in fails(capsys, [model, *SIZES, *out])
+    assert "there are no patch sizes" in fails(capsys, [model, "--shards", val, "--resolutions", "8", *out])
+    assert "there are no resolutions" in fails(capsys, [model, "--shards", val, "--patch-sizes", "8", *out])
+    assert "tokens: every value must be at least 1, not 0" in fails(capsys, [model, *good, "--tokens", "0"])
     assert "1000000000000 tokens, too many" in fails(capsys, [model, *good, "--tokens", "1000000000000"])
     assert "'crop:2' is none of" in fails(capsys, [model, *good, "--protocol", "crop:2"])
-    for sets in ("name", "=x", "main=x", "a/b=x"):
+    for sets in ("name", "=x", "x="):
         assert f"--sets '{sets}' must be NAME=SHARDS" in fails(capsys, [model, *good, "--sets", sets])
+    for name in ("main", "a/b"):
+        assert f"'{name}' cannot name a set" in fails(capsys, [model, *good, "--sets", f"{name}={val}"])
     assert "nowhere" in fails(capsys, [model, *good, "--sets", f"other={tmp_path / 'nowhere'}"])
     write_shards([Sample("a", b"junk", "jpg", 0)], tmp_path / "empty")
     assert "no usable image" in fails(capsys, [model, "--shards", str(tmp_path / "empty"), *SIZES, *out])

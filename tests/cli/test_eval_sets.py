@@ -241,7 +241,7 @@ def test_mistakes_get_one_sentence(model, shards, tmp_path, capsys):
         (["--corruptions", "rain"], "'rain' is no corruption"),
         (["--corruptions", "fog:6"], "'fog:6' is not of the form"),
         (["--corruptions", "fog", "--sets", f"fog-3={shards}"], "fog-3 is the name of a corrupted set"),
-        (["--corruptions", "fog", "--multi-label"], "--multi-label does not have"),
+        (["--corruptions", "fog", "--multi-label"], "several labels (multi_label) do not have"),
     ):
         assert dispatch([*base, *flags]) == 2, what
         error = capsys.readouterr().err

@@ -294,7 +294,7 @@ FLAGS = [
     (["--min-accuracy", "1"], "no setting has an accuracy of at least 100.00%: the most accurate is"),
     (["--min-accuracy", "90"], "must be a share in [0, 1]"),
     (["--max-tokens", "-1"], "must be positive"),
-    (["--max-tokens", "9", "--max-ms", "3"], "--max-tokens and --max-ms: give one of them"),
+    (["--max-tokens", "9", "--max-ms", "3"], "max-tokens and max-ms: give one of them"),
     (["--max-tokens", "9", "--percentile", "p99"], "belong to --max-ms"),
     (["--setting", "r9"], "'r9' is no setting"),
     (["--model", "a"], "which needs no name"),

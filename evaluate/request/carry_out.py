@@ -1,0 +1,63 @@
+"""A request from its checks to its results."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from packvit.common.display import Display
+from packvit.common.files import check_writable
+from packvit.common.ranks import ranks_of_call
+from packvit.data import every_corruption, parse_corruptions
+from packvit.evaluate.request.defaults import complete, find_folder
+from packvit.evaluate.request.request import Request
+from packvit.evaluate.request.subjects import load_subjects, measure_sets, open_sets
+from packvit.evaluate.run import Asked, Rows, evaluate
+from packvit.evaluate.sweep.grid import Evaluation
+from packvit.packing import PackingConfig
+
+
+class Done(NamedTuple):
+    """What came out.
+
+    folder: with results.json and the other files.
+    rows: of results.json, on all ranks.
+    """
+
+    folder: Path
+    rows: Rows
+
+
+def carry_out(request: Request, quiet: bool = False) -> Done:
+    """Evaluate; every rank calls it.
+
+    Args:
+        quiet: whether nothing is printed.
+
+    Raises:
+        ValueError, OSError: something cannot be evaluated, read or written; says what.
+    """
+    request.check()
+    folder = find_folder(request)
+    check_writable(folder)
+    request = complete(request)
+    packing = PackingConfig(seq_len=request.seq_len, sequences=request.sequences)
+    settings, limits = request.settings()
+    corruptions = parse_corruptions(request.corruptions)
+    named = request.every_set([one.name for one in every_corruption()] if corruptions else [])
+    subjects = load_subjects(request)
+    with ranks_of_call(request.device) as ranks:
+        sets, evaluators = open_sets(request, named, subjects[0])
+        subjects = [measure_sets(subject, evaluators, request) for subject in subjects]
+        display = Display(quiet=quiet or not ranks.is_main)
+        evaluation = Evaluation(folder, packing, ranks, request.workers, request.precision, display)
+        asked = Asked(
+            sets,
+            settings,
+            limits,
+            cost=request.cost,
+            keep=True,
+            corruptions=corruptions,
+            keep_corrupted=request.save_predictions,
+        )
+        rows = ranks.gather(evaluate(evaluation, subjects, asked))[0]
+        display.say(f"Wrote {folder / 'results.json'}")
+    return Done(folder, rows)

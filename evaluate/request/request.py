@@ -1,0 +1,138 @@
+"""A request for an evaluation: its fields, their checks, and the settings that they make."""
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Literal, get_args
+
+from packvit.data import FetchConfig
+from packvit.evaluate.measures.calibration import LossKind
+from packvit.evaluate.results import MAIN
+from packvit.evaluate.setting import Setting
+from packvit.models import PackedViT
+
+NONE_GIVEN = {
+    "shards": "there are no shards to evaluate on: name some, or take a run that has validation shards",
+    "patch_sizes": "there are no patch sizes to evaluate at: name some, or take a run, which has its own",
+}
+Precision = Literal["auto", "bf16", "fp32"]
+Device = Literal["auto", "cpu", "cuda"]
+CHOICES = {
+    "precision": get_args(Precision),
+    "device": get_args(Device),
+    "loss": (None, *get_args(LossKind)),
+}
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """What a set is made of: shards, and the file that says what its labels mean, if there is one."""
+
+    shards: Sequence[str]
+    label_map: str | None = None
+    label_sets: str | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is evaluated and how; `packvit eval --help` explains each field.
+
+    Args:
+        models: paths that load_model reads, or models in memory.
+        sets: further sets by name.
+        device: `auto` takes a GPU if there is one.
+    """
+
+    models: tuple[Path | PackedViT, ...]
+    shards: tuple[str, ...] = ()
+    resolutions: tuple[int, ...] = ()
+    patch_sizes: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()
+    protocol: str = "native"
+    sets: Mapping[str, NamedSet] = field(default_factory=dict)
+    multi_label: bool = False
+    corruptions: tuple[str, ...] = ()
+    out: Path | None = None
+    save_predictions: bool = False
+    features: bool = False
+    loss: LossKind | None = None
+    cost: bool = True
+    seq_len: int = 1024
+    sequences: int = 8
+    precision: Precision = "auto"
+    workers: int = 1
+    device: Device = "auto"
+    label_field: str | None = None
+    fetch: FetchConfig = field(default_factory=FetchConfig)
+
+    def check(self) -> None:
+        """Refuse sizes below 1, and what does not go together.
+
+        Raises:
+            ValueError: names the field.
+        """
+        if self.multi_label and self.corruptions:
+            raise ValueError(
+                "corruptions are summed up as accuracy, which images with several labels (multi_label) do "
+                "not have"
+            )
+        if not self.models:
+            raise ValueError("there is no model to evaluate: name at least one")
+        for name in ("resolutions", "patch_sizes", "tokens"):
+            for value in getattr(self, name):
+                if value < 1:
+                    raise ValueError(f"{name}: every value must be at least 1, not {value}")
+        if self.workers < 0:
+            raise ValueError(f"workers={self.workers} must not be negative")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(map(str, known))}")
+
+    def check_complete(self) -> None:
+        """Refuse a request that has nothing to evaluate on or at.
+
+        Raises:
+            ValueError: says what is missing.
+        """
+        for name, sentence in NONE_GIVEN.items():
+            if not getattr(self, name):
+                raise ValueError(sentence)
+        if not self.resolutions and not self.tokens:
+            raise ValueError("there are no resolutions to evaluate at: name some, or numbers of tokens")
+
+    def settings(self) -> tuple[list[Setting], tuple[int, ...]]:
+        """Settings of the grid, and the numbers of tokens for which its results choose a patch size.
+
+        Raises:
+            ValueError: there is no such protocol.
+        """
+        sizes, protocol, tokens = distinct(self.patch_sizes), self.protocol, distinct(self.tokens)
+        if not self.resolutions:
+            return [Setting(p, tokens=n, protocol=protocol) for n, p in product(tokens, sizes)], ()
+        resolutions = distinct(self.resolutions)
+        return [Setting(p, r, protocol=protocol) for p, r in product(sizes, resolutions)], tokens
+
+    def every_set(self, taken: Collection[str]) -> dict[str, NamedSet]:
+        """The sets by name, the main one first.
+
+        Args:
+            taken: names that no set may have, because corrupted sets have them.
+
+        Raises:
+            ValueError: a name cannot be used.
+        """
+        for name in self.sets:
+            if not re.fullmatch(r"[\w.-]+", name) or name == MAIN:
+                raise ValueError(
+                    f"{name!r} cannot name a set: a name has letters, digits, ., - and _, and is not {MAIN}"
+                )
+            if name in taken:
+                raise ValueError(f"{name} is the name of a corrupted set: give the other set another name")
+        return {MAIN: NamedSet(self.shards), **self.sets}
+
+
+def distinct(values: Iterable[int]) -> tuple[int, ...]:
+    """Each value once, in the order in which they come first."""
+    return tuple(dict.fromkeys(values))
