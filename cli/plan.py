@@ -13,11 +13,12 @@ from packvit.common.files import check_writable
 from packvit.evaluate.plan.choose import Budget, make_budget
 from packvit.evaluate.plan.curve import draw_curve
 from packvit.evaluate.plan.folder import read_evaluation
-from packvit.evaluate.plan.latency import fit_latency, interpolate, latency_samples, parse_setting
+from packvit.evaluate.plan.latency import fit_latency, interpolate, latency_samples
 from packvit.evaluate.plan.make import make_plan
 from packvit.evaluate.plan.plan import write_plan
 from packvit.evaluate.plan.show import say_errors, show_plan, show_predictions
 from packvit.evaluate.results import RESULTS, predictions_name
+from packvit.evaluate.setting import parse_setting
 
 WIDTH = 120  # characters of a table where no terminal says its own
 

@@ -10,24 +10,25 @@ from typing import Any
 
 from packvit.evaluate.checks import LARGEST_PATCH, check_classes, check_memory, check_pieces, check_settings
 from packvit.evaluate.config import EvalConfig
-from packvit.evaluate.loss import find_run_config, loss_kind
+from packvit.evaluate.loss import BEST, find_run_config, loss_kind
 from packvit.evaluate.measures.calibration import LossKind
 from packvit.evaluate.measures.classification import measure_setting
 from packvit.evaluate.page.page import write_report
 from packvit.evaluate.page.pictures import Picture, ShardPictures
 from packvit.evaluate.predict.prediction import Prediction
 from packvit.evaluate.predict.predictor import Predictor
-from packvit.evaluate.report import draw_results
+from packvit.evaluate.report import draw_results, measured
 from packvit.evaluate.request.api import EvaluationResults
 from packvit.evaluate.request.api import evaluate as evaluate_request
 from packvit.evaluate.results import MAIN
 from packvit.evaluate.run import Asked, evaluate
-from packvit.evaluate.setting import Setting
+from packvit.evaluate.setting import Setting, parse_setting
 from packvit.evaluate.sweep.evaluators import Accuracy, AveragePrecision, Evaluator, MakeEvaluator
-from packvit.evaluate.sweep.grid import Evaluation, Subject, cut_chunks
+from packvit.evaluate.sweep.grid import Evaluation, Subject, cut_chunks, summarise
 from packvit.evaluate.sweep.sets import MakeSetEvaluator, OpenedSet, open_judged, open_mapped
 
 __all__ = [
+    "BEST",
     "LARGEST_PATCH",
     "MAIN",
     "Accuracy",
@@ -57,8 +58,11 @@ __all__ = [
     "find_run_config",
     "loss_kind",
     "measure_setting",
+    "measured",
     "open_judged",
     "open_mapped",
+    "parse_setting",
+    "summarise",
     "write_report",
 ]
 

@@ -1,29 +1,51 @@
-"""What a run evaluates its trained model at."""
+"""What a run evaluates its trained model at, and how it validates on the way."""
 
 from dataclasses import dataclass
 from itertools import product
 
 from packvit.evaluate.checks import LARGEST_PATCH
-from packvit.evaluate.setting import Setting
+from packvit.evaluate.setting import Setting, parse_setting
 from packvit.packing import ViewsConfig
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What a trained model is evaluated at.
+    """What a trained model is evaluated at when training has ended, and every so many steps before that.
 
     Args:
-        resolutions, patch_sizes: every pair is one row of eval/results.json; pixels.
+        resolutions: sides in pixels of the square with a view's area; the model is evaluated at each with
+            each of `patch_sizes`. Empty: both ends and the middle of `views.resolution`.
+        patch_sizes: sides of a patch in pixels. Empty: those of `views.patch_sizes`.
         sequences: a batch has so many times `packing.seq_len` tokens.
         cost: whether each setting's throughput and latency are measured, which takes seconds.
+        every: steps between validations during training, the last step included; 0: none. `best/` in the
+            run's folder keeps the weights of the best one.
+        settings: of these validations, such as r224-p16 (resolution and patch size) or t64-p16 (at most so
+            many tokens). Empty: three of those of the evaluation at the end, of few, middling and many
+            tokens.
+        images: of the validation set that these validations show, spread evenly over it; 0: all.
+        patience: the run ends when so many validations in a row were no better than the best; 0: never.
     """
 
     resolutions: tuple[int, ...] = ()
     patch_sizes: tuple[int, ...] = ()
     sequences: int = 8
     cost: bool = True
+    every: int = 0
+    settings: tuple[str, ...] = ()
+    images: int = 2000
+    patience: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("every", "images", "patience"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"eval.{name}={getattr(self, name)} must not be negative")
+        if self.patience and not self.every:
+            raise ValueError(
+                f"eval.patience={self.patience} counts validations: set eval.every, the steps between them"
+            )
+        for name in self.settings:
+            parse_setting(name)
         if any(value < 1 for value in (*self.resolutions, *self.patch_sizes, self.sequences)):
             raise ValueError("eval.resolutions, eval.patch_sizes and eval.sequences must be positive")
         if max(self.patch_sizes, default=1) > LARGEST_PATCH:
@@ -31,7 +53,7 @@ class EvalConfig:
                 f"eval.patch_sizes={self.patch_sizes}: a side has at most {LARGEST_PATCH} pixels"
             )
 
-    def settings(self, views: ViewsConfig) -> list[Setting]:
+    def grid(self, views: ViewsConfig) -> list[Setting]:
         """Every pair of a patch size and a resolution.
 
         Args:

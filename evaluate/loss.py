@@ -9,6 +9,7 @@ from packvit.evaluate.measures.calibration import LossKind
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"  # RUN/checkpoints/step-00000100 is a model's folder, too
+BEST = "best"  # and so is RUN/best
 
 
 def find_run_config(path: str | Path) -> Path | None:
@@ -17,6 +18,8 @@ def find_run_config(path: str | Path) -> Path | None:
     folder = place if place.is_dir() else place.parent
     if folder.parent.name == CHECKPOINTS:
         folder = folder.parent.parent
+    elif folder.name == BEST and not (folder / CONFIG).is_file():
+        folder = folder.parent
     return folder / CONFIG if (folder / CONFIG).is_file() else None
 
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from packvit.packing import View, fit_grid, largest_grid
 
 PROTOCOLS = "native, square or crop:SHARE with a share in (0, 1], such as crop:0.875"
+NAME = re.compile(
+    r"(?P<kind>[rt])(?P<size>\d+)-p(?P<patch>\d+)(-(?P<protocol>square|crop(?P<share>[\d.]+)))?"
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -64,6 +67,24 @@ class Setting:
             largest_grid(*shape, self.tokens) if self.tokens else fit_grid(*shape, self.side, self.patch_size)
         )
         return View(grid, (self.patch_size, self.patch_size), math.prod(grid), box)
+
+
+def parse_setting(name: str) -> Setting:
+    """The setting of this name; the inverse of `Setting.name`.
+
+    Raises:
+        ValueError: it is no setting's name.
+    """
+    found = NAME.fullmatch(name)
+    if not found:
+        raise ValueError(
+            f"{name!r} is no setting: names are such as r224-p16, t256-p16-square, r96-p8-crop0.875"
+        )
+    protocol = f"crop:{found['share']}" if found["share"] else found["protocol"] or "native"
+    size, patch_size = int(found["size"]), int(found["patch"])
+    if found["kind"] == "t":
+        return Setting(patch_size, tokens=size, protocol=protocol)
+    return Setting(patch_size, size, protocol=protocol)
 
 
 def crop_share(protocol: str) -> float | None:

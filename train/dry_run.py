@@ -31,6 +31,7 @@ def dry_run(config: Config) -> None:
         config,
         run_dir=folder,
         data=replace(config.data, val_shards=()),
+        eval=replace(config.eval, every=0, patience=0),
         train=replace(train, trackers=(), profile=0, resume_from=""),
     )
     try:

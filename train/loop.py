@@ -1,4 +1,4 @@
-"""The training loop, read from top to bottom: batches, schedule, step, log, save.
+"""The training loop, read from top to bottom: batches, schedule, step, validate, log, save.
 
 All batches of a step are taken before its first forward pass, because the gradient is divided by the number
 of images of the whole step.
@@ -7,6 +7,7 @@ of images of the whole step.
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from packvit.common.display import Display
@@ -22,6 +23,7 @@ from packvit.train.step.resume import find_resume
 from packvit.train.step.step import Engine, lr_factor, train_step
 from packvit.train.tasks.start import make_module
 from packvit.train.tasks.task import Task
+from packvit.train.validate.validation import Validation
 from packvit.train.watch.checks import SameRun, check_weights
 from packvit.train.watch.log import RunLog
 from packvit.train.watch.patience import Interrupted, Patience
@@ -30,6 +32,8 @@ from packvit.train.watch.preempt import Preemption
 from packvit.train.watch.profiler import Profiler
 from packvit.train.watch.trackers import Trackers
 from packvit.train.watch.window import Taken
+
+VALIDATION = "validation"  # a part of checkpoints that not all runs have
 
 
 @dataclass
@@ -44,10 +48,16 @@ class Training:
     counters: Counters
     checkpointer: Checkpointer
     length: Length
+    validation: Validation | None = None
 
     def done(self) -> float:
         """How far the run is, in the unit of its length."""
         return getattr(self.counters, self.length.unit)
+
+    def over(self) -> bool:
+        """Whether nothing is left to train: the run has its length, or its validation ends it early."""
+        stopped = self.validation is not None and self.validation.stopped
+        return stopped or self.done() >= self.length.total
 
     def save(self) -> None:
         """Write a checkpoint of the step that was taken last, unless there is one.
@@ -77,8 +87,13 @@ class LoaderPart:
         self.loader.load_state_dict(state)
 
 
-def set_up(config: Config, task: Task, ranks: Ranks, display: Display) -> Training:
+def set_up(
+    config: Config, task: Task, ranks: Ranks, display: Display, validation: Validation | None = None
+) -> Training:
     """Everything that a run needs, as it was after its newest checkpoint if there is one.
+
+    Args:
+        validation: of a run that validates on the way.
 
     Raises:
         FileNotFoundError, ValueError: data, configuration, a model to start with or the checkpoint cannot be
@@ -93,8 +108,10 @@ def set_up(config: Config, task: Task, ranks: Ranks, display: Display) -> Traini
     same, data = SameRun(config, display, ranks.world_size), LoaderPart(loader, ranks)
     if resume.path is not None:
         resume.load({"config": same, "data": data, "counters": counters})
-    done = getattr(counters, length.unit)
-    if done < length.total:
+        if validation is not None and VALIDATION in resume.notes:
+            resume.load({VALIDATION: validation})
+    done, stopped = getattr(counters, length.unit), validation is not None and validation.stopped
+    if done < length.total and not stopped:
         held = 0 if ranks.device.type == "cuda" else config.train.accumulate
         if advice := check_shared(plan, ranks.world_size, held):
             display.say(f"Little shared memory: {advice}")
@@ -105,6 +122,7 @@ def set_up(config: Config, task: Task, ranks: Ranks, display: Display) -> Traini
     engine = Engine(module, config.train, config.optim, ranks, config.seed)
     task.prepare(engine)
     parts = {"config": same, "scaler": engine.scaler, "data": data, "counters": counters}
+    parts |= {VALIDATION: validation} if validation is not None else {}
     checkpointer = Checkpointer(folder, config.train, ranks, engine, parts)
     if resume.path is not None:
         resume.load({"scaler": engine.scaler})
@@ -113,11 +131,15 @@ def set_up(config: Config, task: Task, ranks: Ranks, display: Display) -> Traini
         display.say(f"Resuming from {resume.path}")
         if done >= length.total:
             display.say(f"Nothing to train: {length.unit} is {done} already, of {length.total}")
+        elif stopped:
+            display.say(f"Nothing to train: eval.patience ended the run after step {counters.step}")
     ranks.barrier()  # nobody writes before all have read
     checkpointer.tidy(resume.aside)
     if ranks.is_main:
         save_config(config, config.run_dir / "config.yaml")
-    return Training(config, ranks, task, loader, engine, counters, checkpointer, length)
+        if validation is not None:
+            validation.kept.go_back(counters.step)
+    return Training(config, ranks, task, loader, engine, counters, checkpointer, length, validation)
 
 
 def train(
@@ -138,10 +160,11 @@ def train(
         profiler = Profiler(config, ranks.device, counters.step, display)
     log.peaks = find_peaks(ranks.device, options.peak_tflops)
     loader.watch = Patience(loader, ranks, preemption, options.timeout)
-    batches = iter(loader) if training.done() < length.total else iter(())
+    batches = iter(loader) if not training.over() else iter(())
     display.start(length.unit.removesuffix("_seen"), training.done(), length.total)
     leave = False
-    while (before := training.done()) < length.total and not leave:
+    while not training.over() and not leave:
+        before = training.done()
         # ---- Batches ------------------------------------------------------------------------------------
         loader.mark()
         try:
@@ -172,15 +195,8 @@ def train(
             result = train_step(engine, training.task, step, counters.step - 1, factor)
         log.add_step(taken, result, config.optim.lr * factor)
 
-        # ---- Log and save -------------------------------------------------------------------------------
-        save = counters.step % options.checkpoint_every == 0
-        # A window ends with a checkpoint, because what it sums up would be missing after a resume.
-        if counters.step % options.log_every == 0 or save:
-            log.end_window()
-        if save:
-            training.save()
-        if checkpointer.pending is not None:
-            checkpointer.poll()
+        # ---- Validate, log and save ---------------------------------------------------------------------
+        write_down(training, log)
         if profiler is not None:
             profiler.step()
     if counters.step > began:
@@ -190,10 +206,29 @@ def train(
     if profiler is not None:
         profiler.stop()
     checkpointer.wait()
-    if training.done() >= length.total:
+    if training.over():
+        if training.validation is not None:
+            training.validation.conclude()
         return engine.whole().eval()
     display.say(f"Asked to end: saved step {counters.step}; the same command goes on from there")
     return None
+
+
+def write_down(training: Training, log: RunLog) -> None:
+    """Validate, write a line of the log and save a checkpoint, each where it is due after this step."""
+    config, counters = training.config.train, training.counters
+    validation, checkpointer = training.validation, training.checkpointer
+    save = counters.step % config.checkpoint_every == 0
+    # A window ends with a checkpoint, because what it sums up would be missing after a resume.
+    if validation is not None and validation.due(counters.step, training.done() >= training.length.total):
+        checkpointer.wait()  # no process is forked, to decode, while a thread of this one writes
+        log.end_window(partial(validation.validate, training.engine, counters))
+    elif counters.step % config.log_every == 0 or save:
+        log.end_window()
+    if save:
+        training.save()
+    if checkpointer.pending is not None:
+        checkpointer.poll()
 
 
 def take_batches(batches: Iterator[LoadedBatch], number: int, task: Task) -> Taken:

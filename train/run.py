@@ -1,7 +1,6 @@
 """A run from start to finish: train, save the model, evaluate it, draw, and say what was made."""
 
 import signal
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from packvit.evaluate import (
     MAIN,
     Asked,
     Evaluation,
-    Setting,
     Subject,
     check_memory,
     check_pieces,
@@ -25,11 +23,16 @@ from packvit.evaluate import (
     evaluate,
 )
 from packvit.models import PackedViT, hash_model
-from packvit.packing import PackingConfig
 from packvit.train.config import Config
 from packvit.train.loop import Training, set_up, train
 from packvit.train.tasks.make import make_task
-from packvit.train.tasks.task import Task
+from packvit.train.validate.settings import (
+    eval_packing,
+    eval_settings,
+    open_validation,
+    validation_settings,
+)
+from packvit.train.validate.validation import Validation
 from packvit.train.watch.curves import draw_history
 from packvit.train.watch.introduce import introduce
 from packvit.train.watch.preempt import catch_signals
@@ -46,6 +49,7 @@ MADE = {
     "tensorboard": "to show with tensorboard --logdir",
     "samples/step-0.png": "the first packed sequences",
     "checkpoints": "to resume from",
+    "best": "the best model of all validations; best.json says how good",
     "model.safetensors": "the model; load_model and packvit eval take the folder",
     "config.json": "the model's configuration",
     "tokenizer.*": "the tokeniser of its text tower",
@@ -83,14 +87,20 @@ def run(config: Config, measure: bool = True) -> None:
         task = make_task(config)
         # The validation set is opened first: a wrong path should not show after days of training.
         images = open_validation(config, task)
-        settings = arithmetic(config.train.precision, config.train.deterministic)
-        with settings, Trackers() as trackers:
+        numbers = arithmetic(config.train.precision, config.train.deterministic)
+        with numbers, Trackers() as trackers:
             with catch_signals() as preemption:
-                training = set_up(config, task, ranks, display)
+                validation = None
+                if config.eval.every and images is not None:
+                    validation = Validation(config, task, images, ranks, display)
+                training = set_up(config, task, ranks, display, validation)
                 if images is not None:
-                    check_settings(config.model, eval_settings(config), ranks.device)
-                    check_pieces(eval_packing(config), eval_settings(config))
+                    for settings in (eval_settings(config), validation_settings(config)):
+                        check_settings(config.model, settings, ranks.device)
+                        check_pieces(eval_packing(config), settings)
                 introduce(training, display)
+                if validation is not None:
+                    display.say(validation.describe())
                 model = train(training, display, preemption, trackers)
             if model is None:
                 if preemption.by == signal.SIGINT:
@@ -143,29 +153,6 @@ def finish(
     if history:
         for path in (path for name in PICTURES for path in sorted(config.run_dir.glob(name))):
             trackers.image(history[-1]["step"], path.stem, path)
-
-
-def open_validation(config: Config, task: Task) -> EvalSet | None:
-    """The run's validation set, or None without one.
-
-    Raises:
-        ValueError: it cannot be used, or the task has nothing to measure on it.
-    """
-    if not config.data.val_shards:
-        return None
-    if not task.evaluators:
-        raise ValueError("data.val_shards: nothing measures a model of this task; leave data.val_shards out")
-    return EvalSet(config.data.val_shards, task.eval_targets, config.data.fetch)
-
-
-def eval_settings(config: Config) -> list[Setting]:
-    """What to evaluate at."""
-    return config.eval.settings(config.views)
-
-
-def eval_packing(config: Config) -> PackingConfig:
-    """How evaluation packs."""
-    return replace(config.packing, sequences=config.eval.sequences, max_batch_images=None)
 
 
 def say_losses(last: dict, config: Config, display: Display) -> None:

@@ -146,6 +146,15 @@ class EvalSet:
         other.skipped = [*self.skipped, *map(describe_skipped, left_out)]
         return other
 
+    def some(self, number: int) -> "EvalSet":
+        """So many of the samples, spread evenly over the set; all, where it has no more or `number` is 0."""
+        total = len(self.headers)
+        if not 0 < number < total:
+            return self
+        other = copy(self)
+        other.headers = [self.headers[place * total // number] for place in range(number)]
+        return other
+
     @property
     def described(self) -> str:
         """Its shards, for messages."""

@@ -14,7 +14,6 @@ relative errors: milliseconds of large views must not outweigh those of small on
 is solved by the active-set method of Lawson and Hanson (Solving Least Squares Problems, 1974, chapter 23).
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -25,9 +24,6 @@ from packvit.evaluate.plan.evaluated import Evaluated, Row
 from packvit.evaluate.setting import Setting
 from packvit.models import ViTConfig
 
-NAME = re.compile(
-    r"(?P<kind>[rt])(?P<size>\d+)-p(?P<patch>\d+)(-(?P<protocol>square|crop(?P<share>[\d.]+)))?"
-)
 FEWEST = 6  # measured settings, as many as there are parts
 EXACT = 1e-10  # relative to the largest value
 
@@ -170,21 +166,3 @@ def interpolate(evaluated: Evaluated, percentile: Literal["p50", "p99"]) -> Eval
 def nominal_tokens(setting: Setting) -> int:
     """Tokens of a square image at a setting."""
     return setting.view((4096, 4096)).num_tokens
-
-
-def parse_setting(name: str) -> Setting:
-    """The setting of this name; the inverse of `Setting.name`.
-
-    Raises:
-        ValueError: it is no setting's name.
-    """
-    found = NAME.fullmatch(name)
-    if not found:
-        raise ValueError(
-            f"{name!r} is no setting: names are such as r224-p16, t256-p16-square, r96-p8-crop0.875"
-        )
-    protocol = f"crop:{found['share']}" if found["share"] else found["protocol"] or "native"
-    size, patch_size = int(found["size"]), int(found["patch"])
-    if found["kind"] == "t":
-        return Setting(patch_size, tokens=size, protocol=protocol)
-    return Setting(patch_size, size, protocol=protocol)

@@ -70,7 +70,7 @@ def complete(request: Request) -> Request:
     path = find_run_config(model) if isinstance(model, Path) else None
     if path is not None and not (request.shards and request.patch_sizes and shown):
         run = read_sections(path)
-        settings = run.eval.settings(run.views)
+        settings = run.eval.grid(run.views)
         if not request.shards:
             # Whoever evaluates a run of others did not choose the commands that it names.
             for command in find_commands(run.data.val_shards):

@@ -11,7 +11,6 @@ from packvit.evaluate.plan.latency import (
     Sample,
     fit_latency,
     nominal_tokens,
-    parse_setting,
     parts,
     solve_nonnegative,
 )
@@ -93,24 +92,7 @@ def test_too_little_to_fit_is_refused(samples, what):
         fit_latency(samples, CONFIG)
 
 
-@given(
-    st.integers(1, 64),
-    st.integers(1, 1024),
-    st.booleans(),
-    st.sampled_from(["native", "square", "crop:0.875", "crop:1"]),
-)
-def test_a_setting_is_read_from_its_name(p, size, by_tokens, protocol):
-    setting = Setting(p, None if by_tokens else size, size if by_tokens else None, protocol)
-    assert parse_setting(setting.name) == setting
-
-
 def test_tokens_of_a_setting_that_was_not_measured():
     assert nominal_tokens(Setting(8, 96)) == 144
     assert nominal_tokens(Setting(8, tokens=100)) == 100
     assert nominal_tokens(Setting(16, 224, protocol="crop:0.875")) == 196
-
-
-@pytest.mark.parametrize("name", ["r96", "96-p8", "r96-p8-round", "r96-p0", "r0-p8", "r96-p8-crop1.2.3", ""])
-def test_what_is_no_setting_is_named(name):
-    with pytest.raises(ValueError, match=r"setting|at least 1|crop"):
-        parse_setting(name)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packvit.evaluate.setting import Setting
+from packvit.evaluate.setting import Setting, parse_setting
 from packvit.packing import full_view
 
 SIDES = st.integers(1, 2000)
@@ -66,3 +66,20 @@ def test_names_tell_settings_apart():
 def test_impossible_settings_are_refused_by_name(fields, what):
     with pytest.raises(ValueError, match=what):
         Setting(**fields)
+
+
+@given(
+    st.integers(1, 64),
+    st.integers(1, 1024),
+    st.booleans(),
+    st.sampled_from(["native", "square", "crop:0.875", "crop:1"]),
+)
+def test_a_setting_is_read_from_its_name(p, size, by_tokens, protocol):
+    setting = Setting(p, None if by_tokens else size, size if by_tokens else None, protocol)
+    assert parse_setting(setting.name) == setting
+
+
+@pytest.mark.parametrize("name", ["r96", "96-p8", "r96-p8-round", "r96-p0", "r0-p8", "r96-p8-crop1.2.3", ""])
+def test_what_is_no_setting_is_named(name):
+    with pytest.raises(ValueError, match=r"setting|at least 1|crop"):
+        parse_setting(name)

@@ -2,7 +2,7 @@
 them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -97,8 +97,11 @@ class RunLog:
         loss = "not finite" if came.losses is None else f"{came.losses.mean():.3f}"
         self.display.say(f"step {came.step}  loss {loss}  {time.perf_counter() - self._window.start:.1f} s")
 
-    def end_window(self) -> None:
+    def end_window(self, validate: Callable[[], dict[str, Any]] | None = None) -> None:
         """Write a line of metrics.jsonl on the steps since the last one, if there are any.
+
+        Args:
+            validate: gives what else the line shall hold, under `validation`; its time is no time of a step.
 
         Raises:
             ValueError: too many samples are bad, or too many steps in a row had no finite gradient.
@@ -107,8 +110,11 @@ class RunLog:
         if self._window.batches.sequences == 0:
             return
         self.skip()
-        line = {"lr": self._lr, "shrunk": int(*self.ranks.sum([self.loader.shrunk()]))}
-        self.write(self._window.summary(self.ranks, self.peaks) | line)
+        line = self._window.summary(self.ranks, self.peaks)
+        line |= {"lr": self._lr, "shrunk": int(*self.ranks.sum([self.loader.shrunk()]))}
+        if validate is not None:
+            line["validation"] = validate()
+        self.write(line)
         self._window = Window()
         self._bad_share.check()
 

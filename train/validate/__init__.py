@@ -1,0 +1,1 @@
+"""Validation on the way: what it measures, and the best model so far."""
