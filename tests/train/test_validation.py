@@ -1,4 +1,4 @@
-"""Validation during training: what it measures, the best model, an early end, and a run that stays the same."""
+"""Validation during training: what it measures, the best model, an early end, a run that stays the same."""
 
 import json
 import shutil
