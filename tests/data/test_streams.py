@@ -27,7 +27,7 @@ from packvit.data import (
     write_shards,
 )
 from packvit.data.make.write import Sample
-from packvit.data.shards import paths as paths_module
+from packvit.data.shards import fingerprint as fingerprint_module
 from packvit.data.streams.reader import Lost, SampleReader, epoch_units, parts_of_shard
 from packvit.packing import (
     CurriculumConfig,
@@ -411,13 +411,13 @@ def test_a_shard_that_is_cut_between_stop_and_resume_is_bad_and_no_other(tmp_pat
 
 def test_the_contents_of_few_of_many_shards_are_looked_at(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(paths_module, "_contents", lambda path, size: asked.append(path) or "x")
+    monkeypatch.setattr(fingerprint_module, "_contents", lambda path, size: asked.append(path) or "x")
     shards = []
     for number in range(500):
         (tmp_path / f"{number}.tar").write_bytes(b"x")
         shards.append(str(tmp_path / f"{number}.tar"))
     ShardSet.find(shards).fingerprint()
-    assert len(asked) == paths_module.SAMPLED
+    assert len(asked) == fingerprint_module.SAMPLED
 
 
 def test_a_shard_that_vanishes_or_shrinks_in_the_middle_is_named(tmp_path):

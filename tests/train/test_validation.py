@@ -128,7 +128,10 @@ def test_the_best_model_goes_back_with_its_run(tmp_path):
     best = BestModel(tmp_path)
 
     def keep(step: int) -> None:
-        best.replace({"step": step}, lambda folder: (folder / "weights").write_text(str(step)))
+        def save(folder: Path) -> None:
+            (folder / "weights").write_text(str(step))
+
+        best.replace({"step": step}, save)
 
     def kept() -> str | None:
         path = tmp_path / "best/weights"
