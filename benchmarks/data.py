@@ -26,10 +26,10 @@ from webdataset.compat import WebDataset
 
 from packvit.data import DataConfig, DataPlan, Shard, Stream, expand_shards, write_shards
 from packvit.data.make.write import Sample
-from packvit.data.samples import decode as decode_module
 from packvit.data.streams import reader as reader_module
 from packvit.data.streams import stream as stream_module
 from packvit.packing import DropConfig, PackingConfig, ResolutionConfig, ViewsConfig
+from packvit.packing.images import files as image_files
 
 ROOT = Path(__file__).parent.parent
 SIZES = ((640, 480), (1920, 1080))  # width, height
@@ -255,9 +255,9 @@ def main() -> None:
             size = statistics.mean(len(Shard.open(shards[0]).image(i)) for i in range(40))
             results["bits_per_pixel"][name] = round(8 * size / (width * height), 2)
             results["images_per_cpu_second"][name] = compare(shards)
-            with_simplejpeg, decode_module.simplejpeg = decode_module.simplejpeg, None
+            with_simplejpeg, image_files.simplejpeg = image_files.simplejpeg, None
             results["images_per_cpu_second"][name]["packvit without simplejpeg"] = compare_one(shards)
-            decode_module.simplejpeg = with_simplejpeg
+            image_files.simplejpeg = with_simplejpeg
             results["bookkeeping_share"][name] = round(bookkeeping_share(shards), 4)
             print(
                 name, results["images_per_cpu_second"][name], results["bookkeeping_share"][name], flush=True

@@ -1,20 +1,18 @@
 """Shards in, packed batches out."""
 
 from packvit.data.config import DataConfig
-from packvit.data.images import pack_images
 from packvit.data.make.check import check_shards
 from packvit.data.make.digits import write_digits
 from packvit.data.make.emoji import write_emoji
 from packvit.data.make.images import WriteConfig, write_images
 from packvit.data.make.scenes import write_scenes
-from packvit.data.make.sources import read_image
 from packvit.data.make.teach import write_with_logits
 from packvit.data.make.write import write_shards
 from packvit.data.samples.augment import AugmentConfig
 from packvit.data.samples.captions import CaptionTarget, read_captions
 from packvit.data.samples.corrupt import Corruption, every_corruption, parse_corruptions
 from packvit.data.samples.cut import cut_image
-from packvit.data.samples.decode import decode_upright, native_size_of, show, upright
+from packvit.data.samples.decode import show
 from packvit.data.samples.mix import MixConfig, pixel_box
 from packvit.data.samples.sample import Mix, Mixing
 from packvit.data.samples.targets import ClassTarget, LogitsTarget, Target, TextTarget, collate_targets
@@ -30,6 +28,7 @@ from packvit.data.streams.loader import TrainLoader, end_workers, merge_states
 from packvit.data.streams.plan import DataPlan
 from packvit.data.streams.shared import SHARED, check_shared
 from packvit.data.streams.stream import DataError, LoadedBatch, Stream
+from packvit.packing import pack_images
 
 __all__ = [
     "CLASSES",
@@ -67,24 +66,20 @@ __all__ = [
     "collate_targets",
     "count_samples",
     "cut_image",
-    "decode_upright",
     "end_workers",
     "every_corruption",
     "expand_shards",
     "find_commands",
     "is_remote",
     "merge_states",
-    "native_size_of",
     "pack_images",
     "parse_corruptions",
     "pixel_box",
     "read_captions",
     "read_class_names",
-    "read_image",
     "redact",
     "shard_folders",
     "show",
-    "upright",
     "write_digits",
     "write_emoji",
     "write_images",

@@ -20,6 +20,7 @@ from packvit.models.encoder.block import Block, Context, after, before, make_nor
 from packvit.models.encoder.pool import Pool
 from packvit.models.files.hub import HubModel
 from packvit.models.files.weights import build_model, read_weights, write_weights
+from packvit.models.inputs import Input, PatchSizes, Sides, as_batch
 from packvit.models.position.embedding import ADDED, Places, PosEmbed, centres, rope_tables
 from packvit.models.resample import PatchEmbed
 from packvit.packing import PackedBatch
@@ -162,31 +163,44 @@ class PackedViT(
         """What `save_pretrained` of PyTorchModelHubMixin asks for."""
         write_weights(self, self.config, save_directory)
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """Logits [N, num_classes], in the order of the batch's images; features if there is no head."""
-        x = self.features(batch)
+    def forward(self, batch: Input, patch_size: PatchSizes = None, resolution: Sides = None) -> Tensor:
+        """Logits [N, num_classes], in the order of the batch's images; features if there is no head.
+
+        Args:
+            batch: packed, or a list of images, which are packed into one sequence; see `pack_images`.
+            patch_size, resolution: of a list of images, one for all or one for each; None is the patch size
+                of the stored patch embedding, and each image's native size.
+
+        Raises:
+            ValueError: an image cannot be used; names its place in the list.
+        """
+        x = self.features(batch, patch_size, resolution)
         return x if self.head is None else self.head(x)
 
-    def features(self, batch: PackedBatch) -> Tensor:
-        """What enters the head: [N, config.feature_dim], pooled and normalised."""
+    def features(self, batch: Input, patch_size: PatchSizes = None, resolution: Sides = None) -> Tensor:
+        """What enters the head: [N, config.feature_dim], pooled and normalised; arguments as of `forward`."""
+        batch = self._packed(batch, patch_size, resolution)
         layout = self._layout(batch)
         return self._pool(self._encode(batch, layout), layout)
 
-    def outputs(self, batch: PackedBatch) -> Outputs:
-        """Logits, features and tokens of one forward pass."""
+    def outputs(self, batch: Input, patch_size: PatchSizes = None, resolution: Sides = None) -> Outputs:
+        """Logits, features and tokens of one forward pass; arguments as of `forward`."""
+        batch = self._packed(batch, patch_size, resolution)
         layout = self._layout(batch)
         x = self._encode(batch, layout)  # [T, D]
         features = self._pool(x, layout)
         logits = features if self.head is None else self.head(features)
         return Outputs(logits, features, x if layout.slot_of is None else x[layout.slot_of])
 
-    def tokens(self, batch: PackedBatch) -> list[Tensor]:
-        """The last layer's patch tokens as N dense maps [rows, cols, D], normalised if last_norm is tokens.
+    def tokens(self, batch: Input, patch_size: PatchSizes = None, resolution: Sides = None) -> list[Tensor]:
+        """The last layer's patch tokens as N dense maps [rows, cols, D], normalised if last_norm is tokens;
+        arguments as of `forward`.
 
         Raises:
             ValueError: tokens of an image were dropped, or cover several cells, so that its map would have
                 holes.
         """
+        batch = self._packed(batch, patch_size, resolution)
         layout = self._layout(batch)
         grids = batch.grids.tolist()
         lengths = torch.bincount(layout.owner[layout.is_own], minlength=len(grids)).tolist()
@@ -222,6 +236,11 @@ class PackedViT(
             assert isinstance(block, Block)
             block.before = compile_copy(before, self.config, backend)
             block.after = compile_copy(after, self.config, backend)
+
+    def _packed(self, batch: Input, patch_size: PatchSizes, resolution: Sides) -> PackedBatch:
+        """What `forward` is called with, as a batch."""
+        device = self.patch_embed.weight.device
+        return as_batch(batch, patch_size, resolution, self.config.patch_buffer, device)
 
     def _layout(self, batch: PackedBatch) -> Layout:
         """Where the tokens of a batch stand in the model."""

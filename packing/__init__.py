@@ -1,9 +1,13 @@
-"""Views, packers and the batch type. Knows no other room."""
+"""Views, packers, the batch type, and images in memory. Knows no other room."""
 
 from packvit.packing.batch.flat import Flat
 from packvit.packing.batch.image import Collated, ImageFacts, Mixed, PackedImage, Ragged, Shape
 from packvit.packing.batch.pack import pack_in_order
 from packvit.packing.batch.packed_batch import BatchStats, PackedBatch, map_leaves, send, stack
+from packvit.packing.images.cut import cut_patches
+from packvit.packing.images.files import decode_upright, decode_whole, native_size_of, read_image
+from packvit.packing.images.pack import pack_images
+from packvit.packing.images.pixels import Source, check_list, check_source, to_rgb
 from packvit.packing.packers.batches import Batches, Dealer, waiting_names
 from packvit.packing.packers.config import PackingConfig, make_packer, pack_lengths
 from packvit.packing.packers.packer import Packer
@@ -40,8 +44,14 @@ __all__ = [
     "Ragged",
     "ResolutionConfig",
     "Shape",
+    "Source",
     "View",
     "ViewsConfig",
+    "check_list",
+    "check_source",
+    "cut_patches",
+    "decode_upright",
+    "decode_whole",
     "derive_seed",
     "draw_view",
     "fit_grid",
@@ -49,11 +59,15 @@ __all__ = [
     "largest_grid",
     "make_packer",
     "map_leaves",
+    "native_size_of",
+    "pack_images",
     "pack_in_order",
     "pack_lengths",
+    "read_image",
     "same_crop",
     "send",
     "stack",
+    "to_rgb",
     "views_at",
     "waiting_names",
 ]

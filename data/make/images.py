@@ -21,8 +21,8 @@ from packvit.common.files import check_writable, hash_file
 from packvit.data.make.hidden import Note, clear, hidden_name, publish, read_note
 from packvit.data.make.sources import FoundImage, find_images, split
 from packvit.data.make.write import open_tar
-from packvit.data.samples.decode import decode, native_size_of
-from packvit.packing import derive_seed, full_view
+from packvit.data.samples.decode import decode
+from packvit.packing import derive_seed, full_view, native_size_of
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # MPO: a JPEG of several pictures
 LONGEST_KEY = 80  # bytes; a ustar header has room for 100 with the extension

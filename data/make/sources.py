@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path, PurePath
 from random import Random
-from stat import S_ISREG
 from typing import Any
 
 from packvit.common.optional import need
+from packvit.packing import read_image
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-LARGEST_FILE = 2**30  # bytes; more than any image has that would be decoded
 MOST_CLASSES = 10_000_000  # each has a name in classes.json and an output of the model
 
 
@@ -228,21 +227,6 @@ def stamp_of(path: Path) -> tuple[int, ...]:
     except OSError:
         return ()
     return status.st_size, status.st_mtime_ns
-
-
-def read_image(path: Path) -> bytes:
-    """The bytes of a file.
-
-    Raises:
-        OSError: it is gone, or cannot be read.
-        ValueError: it is no regular file, such as a device, which has no end, or too large for an image.
-    """
-    status = path.stat()
-    if not S_ISREG(status.st_mode):
-        raise ValueError("it is no regular file")
-    if status.st_size > LARGEST_FILE:
-        raise ValueError(f"its {status.st_size} bytes are more than {LARGEST_FILE}")
-    return path.read_bytes()
 
 
 @lru_cache(maxsize=2)

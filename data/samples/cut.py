@@ -6,28 +6,15 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-from einops import rearrange
 
 from packvit.data.samples.mix import own_share
 from packvit.data.samples.sample import Decoded, Mixing
 from packvit.data.samples.targets import Target
-from packvit.packing import PackedImage, View
+from packvit.packing import PackedImage, View, cut_patches
 
 DropPattern = Literal["random", "block", "importance"]
 LARGEST_STRETCH = 3.0  # of a block's height to its width, or the other way round
 LEAST_VARIANCE = 1.0  # in grey levels squared: flat patches keep a chance
-
-
-def cut_patches(image: np.ndarray, patch_size: int) -> np.ndarray:
-    """Patches in raster order: uint8 [H, W, 3] -> uint8 [rows*cols, p*p*3], row-major (row, col, channel).
-
-    Raises:
-        ValueError: p does not divide both sides.
-    """
-    height, width, _ = image.shape
-    if height % patch_size or width % patch_size:
-        raise ValueError(f"patch size {patch_size} does not divide an image of {height}x{width} pixels")
-    return rearrange(image, "(r p) (c q) ch -> (r c) (p q ch)", p=patch_size, q=patch_size)
 
 
 def kept_positions(

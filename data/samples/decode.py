@@ -1,14 +1,10 @@
-"""From an encoded file to the pixels of a view, decoding no more than the view needs.
+"""From a sample's encoded file to the pixels of its views, decoding no more than a view needs.
 
-A JPEG is decoded at the smallest DCT scale that still covers the view, with simplejpeg when it is installed
-and with Pillow's draft mode otherwise. Sizes and boxes are upright: EXIF orientation is applied.
+`packvit.packing.images.files` decodes: a JPEG at the smallest scale that still covers the view, upright.
 """
 
-import io
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,27 +13,9 @@ from PIL import Image
 from packvit.data.samples.sample import Decoded, Header, Reference
 from packvit.data.samples.targets import Target
 from packvit.data.shards.shard import BadSample, BadShard, Shard
-from packvit.packing import View
-
-try:
-    import simplejpeg
-except ImportError:
-    simplejpeg = None
+from packvit.packing import View, decode_whole, native_size_of
 
 HEAD_BYTES = 16 * 1024  # enough for the header of nearly every image
-MAX_PIXELS = 2**27  # 134 megapixels; a larger image is taken for a decompression bomb
-# Pillow looks at what a file holds, not at its name, and would hand others to programs such as Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "GIF")  # as JPEG also MPO, PPM is all of PNM
-ORIENTATION = 0x0112  # EXIF tag; 5..8 swap height and width
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def read_header(shard: Shard, reference: Reference) -> Header:
@@ -115,16 +93,6 @@ def read_sample(shard: Shard, header: Header, kinds: Mapping[str, Target]) -> tu
     return shard.image(member), values
 
 
-def native_size_of(data: bytes) -> tuple[int, int]:
-    """Height and width of an upright image, from its header; `data` may be cut off behind the header.
-
-    Raises:
-        ValueError: no image that can be read, or more than `MAX_PIXELS`.
-    """
-    with _open(data) as image:
-        return _upright_size(image)
-
-
 def decode(data: bytes, view: View, native_size: tuple[int, int]) -> np.ndarray:
     """The pixels of a view: uint8 [view.height, view.width, 3].
 
@@ -145,16 +113,7 @@ def decode(data: bytes, view: View, native_size: tuple[int, int]) -> np.ndarray:
         math.ceil(native_size[0] * view.height / height),
         math.ceil(native_size[1] * view.width / width),
     )
-    return show(_decode_whole(data, needed, native_size), view, native_size)
-
-
-def decode_upright(data: bytes, native_size: tuple[int, int]) -> np.ndarray:
-    """All pixels of the file: uint8 [height, width, 3], for views that must not depend on one another.
-
-    Raises:
-        ValueError: see `decode`.
-    """
-    return np.array(_decode_whole(data, native_size, native_size))
+    return show(decode_whole(data, needed, native_size), view, native_size)
 
 
 def show(image: Image.Image, view: View, native_size: tuple[int, int]) -> np.ndarray:
@@ -171,76 +130,3 @@ def show(image: Image.Image, view: View, native_size: tuple[int, int]) -> np.nda
     if view.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.array(image)
-
-
-def _decode_whole(data: bytes, needed: tuple[int, int], native_size: tuple[int, int]) -> Image.Image:
-    """The upright RGB image; a JPEG at the smallest scale not below `needed` (height, width)."""
-    with _open(data) as image:
-        if _upright_size(image) != native_size:
-            found, expected = ("x".join(map(str, size)) for size in (_upright_size(image), native_size))
-            raise ValueError(f"it has {found} pixels, not {expected}")
-        orientation = _orientation(image)
-        if image.format in ("JPEG", "MPO"):  # MPO: several pictures in a row, as some phones write
-            if orientation == 1 and image.mode in ("L", "RGB") and simplejpeg:
-                # It refuses flaws that Pillow overlooks; then Pillow decides, so that the same images are
-                # good with and without it.
-                with suppress(ValueError):
-                    pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=needed[0], min_width=needed[1])
-                    return Image.fromarray(pixels)
-            height, width = needed[::-1] if orientation >= 5 else needed
-            image.draft(None, (width, height))
-        return upright(image)
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """An opened image as people see it: RGB, turned as its EXIF orientation says; see `decode`.
-
-    Raises:
-        Exception: of nearly any kind, where the file is broken.
-    """
-    orientation = _orientation(image)  # before it is loaded, as the header's size was taken
-    image.load()
-    rgb = _to_rgb(image)
-    return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # Pillow would clip 16 bits to 8 instead of scaling them.
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    return (image.width, image.height) if _orientation(image) >= 5 else (image.height, image.width)
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1..8; 1 where there is none or no such."""
-    if "exif" not in image.info:
-        return 1
-    try:
-        orientation = image.getexif().get(ORIENTATION)
-    except Exception:
-        return 1  # damaged metadata, which Pillow meets with nearly any exception: the pixels may be fine
-    return orientation if orientation in UPRIGHT else 1
-
-
-@contextmanager
-def _open(data: bytes) -> Iterator[Image.Image]:
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of large images and of odd metadata; the limit here is our own.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
-                yield image
-    except ValueError:
-        raise
-    except Exception as error:
-        # Decoders of broken files raise nearly anything; whatever it is, the file is to blame.
-        reason = str(error).split(" <_io")[0]
-        raise ValueError(f"it cannot be decoded ({type(error).__name__}: {reason})") from error

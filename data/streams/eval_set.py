@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from packvit.data.samples.cut import cut_views
-from packvit.data.samples.decode import decode_sample, decode_upright, read_header, read_sample, show
+from packvit.data.samples.decode import decode_sample, read_header, read_sample, show
 from packvit.data.samples.sample import Decoded, Header, Reference, describe_skipped
 from packvit.data.samples.targets import Target, collate_targets
 from packvit.data.shards.class_names import read_class_names
@@ -30,7 +30,7 @@ from packvit.data.shards.redact import redact
 from packvit.data.shards.shard import BadSample, BadShard, Shard, UnknownLabel
 from packvit.data.shards.source import is_remote
 from packvit.data.streams.loader import CPU, load_in_order
-from packvit.packing import PackedBatch, PackedImage, View, derive_seed
+from packvit.packing import PackedBatch, PackedImage, View, decode_upright, derive_seed
 
 NO_TARGETS: Mapping[str, Target] = {}
 # Changes the decoded pixels of an image, uint8 [H, W, 3], whose key is given, before views of it are shown.

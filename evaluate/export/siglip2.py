@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from packvit.common.optional import need
+from packvit.common.tensors import save_tensors
 from packvit.data import pack_images
 from packvit.evaluate.export.layers import plain_copy
 from packvit.evaluate.export.verify import Outputs, expected_outputs, largest_difference, random_images
@@ -63,7 +63,7 @@ def write_siglip2(model: PackedViT, folder: Path) -> None:
     check_limits("Siglip2VisionModel", c, {**LIMITS, "pos_grid": (square,)})
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     tensors = {name: tensor.contiguous() for name, tensor in _rename(state).items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(tensors, folder / "model.safetensors")
     _write(folder / "config.json", _config(c, str(model.patch_embed.weight.dtype).removeprefix("torch.")))
     processor = {
         "image_processor_type": "Siglip2ImageProcessor",

@@ -9,11 +9,11 @@ from PIL import Image
 
 from packvit.data import BadSample, BadShard, ClassTarget, EvalSet, FetchConfig
 from packvit.data.samples.cut import cut_image
-from packvit.data.samples.decode import decode_upright, show
+from packvit.data.samples.decode import show
 from packvit.data.samples.sample import Header, describe_skipped
 from packvit.evaluate.inspection.cka import LEAST_ROWS
 from packvit.evaluate.setting import Setting
-from packvit.packing import PackedImage, derive_seed
+from packvit.packing import PackedImage, decode_upright, derive_seed
 
 
 @dataclass(frozen=True)

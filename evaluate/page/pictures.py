@@ -11,11 +11,11 @@ from PIL import Image
 
 from packvit.common.markup import data_uri, el
 from packvit.data import ShardSet, redact
-from packvit.data.samples.decode import decode_upright, read_native_size, show
+from packvit.data.samples.decode import read_native_size, show
 from packvit.evaluate.page.blocks import amount, note, number, percent, section, sortable
 from packvit.evaluate.page.folder import Predictions, Results, Row, full_name, shorten
 from packvit.evaluate.results import setting_of
-from packvit.packing import View
+from packvit.packing import View, decode_upright
 
 # From a shard's path, as predictions.npz has it, and a key to the whole upright image: uint8 [H, W, 3].
 Picture = Callable[[str, str], np.ndarray]

@@ -14,9 +14,6 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from packvit.common.ranks import find_ranks
 from packvit.evaluate.checks import check_settings, mean_tokens
 from packvit.evaluate.loss import loss_kind
@@ -26,9 +23,9 @@ from packvit.evaluate.predict.answer import Asked, answer, is_unsure
 from packvit.evaluate.predict.choose import Choice, Wish, choose, stages_of_plan
 from packvit.evaluate.predict.known import find_classes, read_results
 from packvit.evaluate.predict.prediction import Prediction
-from packvit.evaluate.predict.read import Source, check_source, in_order, read_view
+from packvit.evaluate.predict.read import Source, in_order, read_view
 from packvit.models import PackedViT, hash_model, load_model
-from packvit.packing import PackedImage
+from packvit.packing import PackedImage, check_list, check_source
 
 MOST_IMAGES = 1024  # of a batch, and decoded ahead of one
 WINDOW = 2048  # images that a cascade takes from its first stage to its last before it begins with the next
@@ -153,19 +150,17 @@ class Predictor:
         """An answer for each image, in their order; of an image that cannot be used, its error.
 
         Args:
-            images: any mix of uint8 arrays [H, W, 3], [H, W, 4] (alpha is dropped) and [H, W] (grey), PIL
-                images, paths, and bytes of files, of any sizes. Files and PIL images are turned upright as
-                EXIF says.
+            images: any mix of what `pack_images` takes: arrays, tensors, PIL images, paths, and the bytes of
+                files, of any sizes.
 
         Raises:
             ValueError: it is no list, or one of them is no image at all; names its place.
         """
-        single = isinstance(images, Image.Image | str | os.PathLike | bytes)
-        if single or (isinstance(images, np.ndarray) and images.ndim != 4):
-            raise ValueError("images must be a list, also of a single image")
+        check_list(images)
         images = list(images)
         for index, image in enumerate(images):
-            check_source(image, f"images[{index}]")
+            if not callable(image):
+                check_source(image, f"images[{index}]")
         return list(self.stream(images))
 
     def stream(self, images: Iterable[Source]) -> Generator[Prediction, None, None]:

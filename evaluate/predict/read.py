@@ -4,61 +4,22 @@ Images are decoded whole, and turned upright as EXIF says, so that what the mode
 and the setting alone, and is what `packvit eval` shows it.
 """
 
-import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
-from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 from PIL import Image
 
-from packvit.data import (
-    BadSample,
-    BadShard,
-    cut_image,
-    decode_upright,
-    native_size_of,
-    read_image,
-    show,
-    upright,
-)
+from packvit.data import BadSample, BadShard, cut_image, show
 from packvit.evaluate.setting import Setting
-from packvit.packing import PackedImage
+from packvit.packing import PackedImage, to_rgb
+from packvit.packing import Source as InMemory
 
 # A callable gives the encoded file when it is asked, as often as it is asked.
-Source = np.ndarray | Image.Image | str | os.PathLike | bytes | Callable[[], bytes]
+Source = InMemory | Callable[[], bytes]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-# Pillow reads the pixels of an opened file when they are first used, which two threads must not do at once.
-_loading = threading.Lock()
-
-
-def check_source(source: object, place: str) -> None:
-    """Refuse what is no image at all; files are looked at when they are read.
-
-    Args:
-        place: names the image in the message.
-
-    Raises:
-        ValueError: it is none of `Source`, or an array of another type or shape.
-    """
-    if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8:
-            raise ValueError(f"{place} must be a uint8 array, not {source.dtype}")
-        grey = source.ndim == 2
-        if not (grey or (source.ndim == 3 and source.shape[2] in (1, 3, 4))) or 0 in source.shape:
-            raise ValueError(
-                f"{place} must have shape [H, W], [H, W, 3] or [H, W, 4], not {list(source.shape)}"
-            )
-    elif not isinstance(source, Image.Image | str | os.PathLike | bytes) and not callable(source):
-        raise ValueError(
-            f"{place} must be a uint8 array, a PIL image, a path or the bytes of a file, "
-            f"not {type(source).__name__}"
-        )
 
 
 def read_view(source: Source, setting: Setting) -> PackedImage | str:
@@ -77,26 +38,12 @@ def read_view(source: Source, setting: Setting) -> PackedImage | str:
 
 
 def read_pixels(source: Source) -> Image.Image:
-    """All pixels of an image, RGB and upright. Alpha is dropped, and grey becomes RGB.
+    """All pixels of an image, RGB and upright; see `to_rgb`.
 
     Raises:
         OSError, ValueError: it cannot be read or decoded.
     """
-    if isinstance(source, np.ndarray):
-        source = source[:, :, 0] if source.ndim == 3 and source.shape[2] == 1 else source
-        pixels = source[:, :, :3] if source.ndim == 3 else source
-        return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
-    if isinstance(source, Image.Image):
-        try:
-            with _loading:
-                return upright(source)
-        except Exception as error:  # decoders of broken files raise nearly anything
-            raise ValueError(f"it cannot be decoded ({type(error).__name__}: {error})") from error
-    if isinstance(source, str | os.PathLike):
-        data = read_image(Path(source))
-    else:
-        data = source if isinstance(source, bytes) else source()
-    return Image.fromarray(decode_upright(data, native_size_of(data)))
+    return to_rgb(source() if callable(source) else source)
 
 
 def in_order(

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from packvit.common.files import whole, write_whole
+from packvit.common.files import write_whole
+from packvit.common.tensors import save_tensors
 
 Columns = Mapping[str, Tensor]  # [n, ...] by name: values of n images, in the order of the set
 
@@ -52,8 +52,8 @@ class ChunkStore:
             for name, tensor in found.items()
         }
         images = max((len(tensor) for tensor in tensors.values()), default=0)
-        with whole(self._path(chunk)) as path:
-            save_file(tensors, path, {"images": str(images), "skipped": json.dumps(list(skipped))})
+        about = {"images": str(images), "skipped": json.dumps(list(skipped))}
+        save_tensors(tensors, self._path(chunk), about)
 
     def gather(self, setting: str) -> dict[str, Tensor]:
         """The columns of all chunks' images at a setting, in the order of the set; none without images."""

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
+from packvit.common.tensors import save_tensors
 from packvit.models.config import ViTConfig
 from packvit.models.files import big_vision, timm
 from packvit.models.files.translate import translate
@@ -41,6 +41,6 @@ def export_model(model: PackedViT, path: str | Path) -> dict[str, Any]:
         arrays = {k: t.to(torch.promote_types(t.dtype, torch.float32)).numpy() for k, t in tensors.items()}
         np.savez(path, allow_pickle=False, **arrays)
     else:
-        save_file(tensors, path, metadata={"format": "pt"})
+        save_tensors(tensors, path)
     own, told = model.config.to_dict(), ViTConfig().to_dict() | translate(tensors, {})[1]
     return {name: own[name] for name in own if name not in NEVER_ASKED and own[name] != told[name]}

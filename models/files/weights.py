@@ -9,9 +9,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from packvit.common.tensors import save_tensors
 from packvit.models.config import ViTConfig
 from packvit.models.files.hub import download, is_hub_name
 from packvit.models.files.translate import translate
@@ -41,7 +42,7 @@ def write_weights(model: nn.Module, config: ViTConfig, folder: Path) -> None:
     """Write `model.safetensors` and `config.json` to `folder`, which is made if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(state, folder / "model.safetensors")
     stored = {"model_type": MODEL, "format_version": FORMAT_VERSION, **config.to_dict()}
     (folder / "config.json").write_text(json.dumps(stored, indent=2) + "\n")
 

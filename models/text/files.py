@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
+from packvit.common.tensors import save_tensors
 from packvit.models.files.weights import (
     FORMAT_VERSION,
     TWO_TOWERS,
@@ -29,7 +28,7 @@ def save_two_towers(model: TwoTowers, folder: str | Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(state, folder / "model.safetensors")
     config = {"model_type": TWO_TOWERS, "format_version": FORMAT_VERSION, **model.config.to_dict()}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return folder

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from packvit.packing.batch.image import Collated, ImageFacts, Mixed, PackedImage, Shape
+from packvit.packing.batch.show import describe, draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,13 @@ class PackedBatch:
     counts: BatchStats
     keys: list[str] = field(default_factory=list)
     targets: dict[str, Collated] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"PackedBatch({describe(self)})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows; see `draw`."""
+        return draw(self)
 
     @property
     def num_images(self) -> int:

@@ -281,9 +281,9 @@ def test_a_run_of_others_starts_no_command(digits_set, tmp_path, capsys):
 KILLED = """
 import os, signal, sys
 from packvit.cli import dispatch
-from packvit.evaluate.sweep import store
+from packvit.common import tensors as files
 
-real, calls = store.save_file, []
+real, calls = files.save_file, []
 
 def dying(tensors, path, metadata):
     real(tensors, path, metadata)
@@ -292,7 +292,7 @@ def dying(tensors, path, metadata):
         os.truncate(path, 100)
         os.kill(os.getpid(), signal.SIGKILL)
 
-store.save_file = dying
+files.save_file = dying
 sys.exit(dispatch(sys.argv[1:]))
 """
 

@@ -11,11 +11,12 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from packvit.cli import dispatch
-from packvit.data import Corruption, EvalSet, Shard, decode_upright, pack_images, write_shards
+from packvit.data import Corruption, EvalSet, Shard, pack_images, write_shards
 from packvit.data.make.write import Sample
 from packvit.evaluate import run
 from packvit.evaluate.measures.accuracy import wilson_interval
 from packvit.models import PackedViT, ViTConfig, load_model, save_model
+from packvit.packing import decode_upright
 
 SETTINGS = ["r16-p8", "r16-p4"]
 FLAGS = ["--resolutions", "16", "--patch-sizes", "8", "4", "--device", "cpu", "--workers", "0", "--no-cost"]

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from packvit.common.files import check_writable, hash_file, whole, write_nameless, write_whole
+from packvit.common.tensors import save_tensors
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path, monkeypatch):
@@ -102,3 +105,18 @@ write_nameless(Path(sys.argv[1]) / "cache.bin", die)
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
     assert done.returncode == -signal.SIGKILL
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_files_of_tensors_are_readable_by_whom_any_new_file_is(mask, tmp_path):
+    path, tensors = tmp_path / "a.safetensors", {"a": torch.arange(3)}
+    before = os.umask(mask)
+    try:
+        save_tensors(tensors, path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+    with pytest.raises(ValueError, match="non contiguous"):
+        save_tensors({"a": torch.zeros(2, 2).T}, path)
+    assert load_file(path)["a"].tolist() == [0, 1, 2]
+    assert [one.name for one in tmp_path.iterdir()] == ["a.safetensors"]

@@ -7,14 +7,15 @@ import pytest
 from PIL import Image, ImageOps
 
 from packvit.data.samples import decode as decode_module
-from packvit.data.samples.decode import ORIENTATION, decode, native_size_of
-from packvit.packing import View, full_view
+from packvit.data.samples.decode import decode
+from packvit.packing import View, full_view, native_size_of
+from packvit.packing.images import files as image_files
 
 
 @pytest.fixture(params=["simplejpeg", "pillow"])
 def jpeg_decoder(request, monkeypatch) -> str:
     if request.param == "pillow":
-        monkeypatch.setattr(decode_module, "simplejpeg", None)
+        monkeypatch.setattr(image_files, "simplejpeg", None)
     else:
         pytest.importorskip("simplejpeg")
     return request.param
@@ -35,7 +36,7 @@ def encode(image: np.ndarray | Image.Image, kind: str, **options) -> bytes:
 
 def exif(orientation: int) -> bytes:
     tags = Image.Exif()
-    tags[ORIENTATION] = orientation
+    tags[image_files.ORIENTATION] = orientation
     return tags.tobytes()
 
 
@@ -168,12 +169,12 @@ def test_jpeg_is_decoded_no_smaller_and_little_larger_than_the_view(
     native = native_size_of(data)
     sizes = []
 
-    def spy(data, needed, native_size, decode_whole=decode_module._decode_whole):
+    def spy(data, needed, native_size, decode_whole=decode_module.decode_whole):
         image = decode_whole(data, needed, native_size)
         sizes.append((image.height, image.width))
         return image
 
-    monkeypatch.setattr(decode_module, "_decode_whole", spy)
+    monkeypatch.setattr(decode_module, "decode_whole", spy)
     view = full_view(native, 4, resolution)
     shown = decode(data, view, native)
     full = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
@@ -199,7 +200,7 @@ def test_both_jpeg_decoders_agree(monkeypatch):
     pytest.importorskip("simplejpeg")
     data = encode(picture(300, 200), "jpeg", quality=90)
     one = show(data, 8, 96)
-    monkeypatch.setattr(decode_module, "simplejpeg", None)
+    monkeypatch.setattr(image_files, "simplejpeg", None)
     assert difference(one, show(data, 8, 96)) < 2
 
 
@@ -251,9 +252,9 @@ def test_another_size_than_the_header_said_is_an_error(jpeg_decoder):
 
 def test_too_many_pixels_are_refused_by_the_header(monkeypatch):
     data = encode(picture(40, 50), "png")
-    monkeypatch.setattr(decode_module, "MAX_PIXELS", 2000)
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 2000)
     assert native_size_of(data) == (40, 50)
-    monkeypatch.setattr(decode_module, "MAX_PIXELS", 1999)
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 1999)
     with pytest.raises(ValueError, match="50x40 pixels are more than 1999"):
         native_size_of(data)
     with pytest.raises(ValueError, match="50x40 pixels"):

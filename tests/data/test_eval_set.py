@@ -12,10 +12,10 @@ from PIL import Image
 from packvit.data import ClassTarget, EvalSet, Piece, Shard, write_shards
 from packvit.data.make.write import Sample
 from packvit.data.samples.cut import cut_image
-from packvit.data.samples.decode import decode_upright, show
+from packvit.data.samples.decode import show
 from packvit.data.streams import eval_set
 from packvit.evaluate import Setting
-from packvit.packing import PackedBatch
+from packvit.packing import PackedBatch, decode_upright
 
 SETTINGS = [Setting(4, 24), Setting(8, 40), Setting(6, tokens=20), Setting(8, 32, protocol="crop:0.75")]
 TARGETS = {"label": ClassTarget(classes=10)}

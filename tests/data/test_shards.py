@@ -15,6 +15,7 @@ from packvit.data.samples import decode as decode_module
 from packvit.data.samples.decode import read_native_size
 from packvit.data.shards import index as index_module
 from packvit.data.shards import shard as shard_module
+from packvit.packing.images import files as image_files
 
 
 @pytest.fixture(autouse=True)
@@ -243,7 +244,7 @@ def test_an_image_without_a_header_is_a_bad_sample(data, tmp_path):
 
 
 def test_a_decompression_bomb_is_a_bad_sample(tmp_path, monkeypatch):
-    monkeypatch.setattr(decode_module, "MAX_PIXELS", 50)
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 50)
     shard = Shard.open(tar_of(tmp_path / "x.tar", [("a.png", image())]))
     with pytest.raises(BadSample, match="sample 'a': 9x6 pixels are more than 50"):
         read_native_size(shard, 0)
@@ -254,7 +255,7 @@ def test_a_decompression_bomb_is_a_bad_sample(tmp_path, monkeypatch):
 def test_headers_longer_than_what_is_read_first(kind, block, tmp_path):
     long = bytes(np.random.default_rng(0).integers(0, 256, 40_000, np.uint8))
     tags = Image.Exif()
-    tags[decode_module.ORIENTATION] = 6
+    tags[image_files.ORIENTATION] = 6
     tags[0x9286] = long
     options = {"icc_profile": long} if block == "icc" else {"exif": tags.tobytes()}
     data = image(kind, 30, 20, **options)

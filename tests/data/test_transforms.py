@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from packvit.data.samples.cut import DropPattern, cut_image, cut_patches, cut_views, kept_positions
+from packvit.data.samples.cut import DropPattern, cut_image, cut_views, kept_positions
 from packvit.data.samples.decode import decode
 from packvit.data.samples.sample import Decoded
-from packvit.packing import View, derive_seed
+from packvit.packing import View, cut_patches, derive_seed
 
 SIDES = st.integers(1, 6)
 

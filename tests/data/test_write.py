@@ -16,8 +16,8 @@ from packvit.data.make.images import KeyMaker, WriteConfig
 from packvit.data.make.manifest import list_shards, read_manifest
 from packvit.data.make.sources import number_classes
 from packvit.data.make.write import Sample
-from packvit.data.samples import decode as decode_module
 from packvit.data.samples.decode import read_native_size
+from packvit.packing.images import files as image_files
 
 
 @pytest.fixture(autouse=True)
@@ -485,7 +485,7 @@ def test_every_kind_of_problem_is_counted_and_named(tmp_path, monkeypatch):
     good, label = image(), b"1"
     big = io.BytesIO()
     Image.new("RGB", (100, 100)).save(big, "png")
-    monkeypatch.setattr(decode_module, "MAX_PIXELS", 9999)
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 9999)
     a = tar_of(
         folder / "a.tar",
         [

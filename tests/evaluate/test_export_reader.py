@@ -16,13 +16,13 @@ from PIL import Image
 from packvit.cli import dispatch
 from packvit.data import pack_images
 from packvit.data.samples.cut import cut_image
-from packvit.data.samples.decode import decode_upright, native_size_of, show
+from packvit.data.samples.decode import show
 from packvit.evaluate.export import reader as reader_file
 from packvit.evaluate.export.reader import Reader, grid_of, open_image, pi_matrix
 from packvit.evaluate.setting import Setting
 from packvit.models import PackedViT, ViTConfig, load_model, save_model
 from packvit.models.resample import pi_matrix as torch_pi_matrix
-from packvit.packing import PackedBatch
+from packvit.packing import PackedBatch, decode_upright, native_size_of
 
 OPERATORS = ("bilinear", "bilinear_antialias", "bicubic_antialias", "natural", "plain_bilinear_antialias")
 CLASSES = ["crow", "duck", "owl"]

@@ -12,12 +12,11 @@ from torch import Tensor
 from packvit.common.display import Display
 from packvit.common.ranks import ALONE
 from packvit.data import ClassTarget, EvalSet, Piece, pack_images
-from packvit.data.samples.decode import decode_upright
 from packvit.evaluate import Accuracy, Evaluation, Setting, Subject, cut_chunks
 from packvit.evaluate.sweep.grid import summarise
 from packvit.evaluate.sweep.store import ChunkStore
 from packvit.models import Outputs, PackedViT, ViTConfig, hash_model
-from packvit.packing import PackedBatch, PackingConfig
+from packvit.packing import PackedBatch, PackingConfig, decode_upright
 
 SETTINGS = [Setting(8, 24), Setting(8, 40), Setting(5, 30), Setting(16, 16)]
 PACKING = PackingConfig(seq_len=64, sequences=2)

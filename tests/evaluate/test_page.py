@@ -13,10 +13,11 @@ import pytest
 
 from packvit.cli import dispatch
 from packvit.data import Shard, ShardSet
-from packvit.data.samples.decode import decode_upright, read_native_size
+from packvit.data.samples.decode import read_native_size
 from packvit.evaluate import ShardPictures, write_report
 from packvit.evaluate.page.style import SCRIPT
 from packvit.evaluate.setting import Setting
+from packvit.packing import decode_upright
 
 VOID = {"meta", "img", "input", "br", "link"}
 HOSTILE = "\"><script>alert(1)</script><img src=x onerror=alert(1)>\u202e\ud800\x00'&amp;]]>"

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from packvit.models import PRESETS, Layout, PackedViT, ViTConfig, load_model, preset, save_model
 from packvit.models.encoder.block import Block, before
-from packvit.packing import PackedBatch
+from packvit.packing import PackedBatch, pack_images
 
 TINY = ViTConfig(width=16, depth=2, heads=2, num_classes=3, patch_buffer=8, pos_grid=(4, 4))
 
@@ -299,3 +299,21 @@ def test_outputs_are_all_that_the_other_methods_give(cut_image, prefix):
     assert torch.equal(features, model.features(batch))
     flat = torch.cat([grid.flatten(0, 1) for grid in model.tokens(batch)])
     assert torch.equal(tokens[batch.image_index >= 0], flat)
+
+
+def test_a_model_packs_a_list_of_images_by_itself():
+    model = random_model(TINY).eval()
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in ((16, 24), (32, 8))]
+    batch = pack_images(images, 8)
+    tensors = [torch.from_numpy(image).permute(2, 0, 1) for image in images]
+    torch.testing.assert_close(model(tensors), model(batch), rtol=0, atol=0)
+    torch.testing.assert_close(model.features(images), model.features(batch), rtol=0, atol=0)
+    torch.testing.assert_close(model.outputs(images).tokens, model.outputs(batch).tokens, rtol=0, atol=0)
+    assert [list(one.shape[:2]) for one in model.tokens(images, patch_size=4)] == [[4, 6], [8, 2]]
+    asked = model(images, patch_size=[4, 8], resolution=16)
+    torch.testing.assert_close(asked, model(pack_images(images, [4, 8], 16)), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="those of a PackedBatch have their own"):
+        model(batch, patch_size=4)
+    with pytest.raises(ValueError, match="images must be a list"):
+        model(images[0])

@@ -1,6 +1,9 @@
 """PackedBatch.build: the layout that everybody else relies on."""
 
+import re
+from dataclasses import replace
 from itertools import pairwise
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -127,3 +130,39 @@ def test_unlabelled_images_give_no_labels():
 def test_an_overfull_sequence_names_the_image():
     with pytest.raises(ValueError, match="'image-7' does not fit"):
         PackedBatch.build([[image(3, 4), image(3, 4, fill=7)]], 5)
+
+
+def rectangles(batch: PackedBatch) -> list[tuple[int, int, int, str]]:
+    """(x, y, width, title) of what a notebook shows; the title of padding is empty."""
+    svg = re.search(r"<svg.*</svg>", batch._repr_html_())
+    assert svg is not None
+    found = ElementTree.fromstring(svg[0]).findall("{*}rect")
+    places = [[int(rect.get(name, "0")) for name in ("x", "y", "width")] for rect in found]
+    return [(x, y, w, rect.findtext("{*}title", "")) for (x, y, w), rect in zip(places, found, strict=True)]
+
+
+def test_a_batch_shows_itself_in_a_line_and_as_a_picture():
+    rows = [[image(3, 4), image(2, 8, fill=1)], [image(1, 4, fill=2)]]
+    batch = PackedBatch.build(rows, 6)
+    line = "3 images, 6 tokens in 2 sequences of 6 slots (50.0% padding), patch sizes 4, 8, targets label"
+    assert repr(batch) == f"PackedBatch({line}, uint8 on cpu)"
+    assert f"<div>PackedBatch: {line}" in batch._repr_html_()
+    bars = rectangles(batch)
+    assert [(x, width) for x, _, width, _ in bars] == [(0, 6), (0, 3), (3, 2), (0, 6), (0, 1)]
+    assert [title for *_, title in bars] == [
+        "",
+        "image 0, image-0: 1x3 patches of 4 pixels, 3 tokens",
+        "image 1, image-1: 1x2 patches of 8 pixels, 2 tokens",
+        "",
+        "image 2, image-2: 1x1 patches of 4 pixels, 1 token",
+    ]
+    assert len({y for _, y, _, _ in bars}) == 2
+    assert repr(PackedBatch.build([], 6)).startswith("PackedBatch(0 images, 0 tokens in 0 sequences")
+
+
+def test_a_picture_of_a_batch_is_safe_and_small():
+    one = replace(image(1, 4), key="<script>&\"'")
+    assert "<script>" not in PackedBatch.build([[one]], 1)._repr_html_()
+    many = PackedBatch.build([[image(1, 1, fill=i % 256)] * 8 for i in range(400)], 8)
+    assert "The first 16 of 400 sequences." in many._repr_html_()
+    assert len(rectangles(many)) == 16 * 9

@@ -1,12 +1,16 @@
 """pack_images: images in memory come out as they went in, in their order."""
 
+import io
+
 import numpy as np
 import pytest
+import torch
 from einops import rearrange
 from PIL import Image
 
-from packvit.data import pack_images
-from packvit.packing import PackedBatch
+from packvit.data.samples.decode import decode
+from packvit.packing import PackedBatch, Source, full_view, pack_images
+from packvit.packing.images.files import ORIENTATION
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -80,19 +84,82 @@ def test_views_and_read_only_arrays_are_accepted():
     np.testing.assert_array_equal(image_of(pack_images([mirrored], 8), 0), mirrored)
 
 
+def encode(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def pack_one(source: Source) -> np.ndarray:
+    return image_of(pack_images([source], 4), 0)
+
+
+def test_every_kind_of_image_is_packed_as_its_pixels(tmp_path):
+    pixels, alpha = noise(8, 12), noise(8, 12, 1)[:, :, :1]
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path)
+    for source in (
+        Image.fromarray(pixels), path, str(path), path.read_bytes(), tensor, tensor.contiguous(),
+        tensor / 255, (tensor / 255).double().requires_grad_(), pixels / 255, pixels.astype(np.float32) / 255,
+        np.concatenate([pixels, alpha], 2), torch.cat([tensor, torch.from_numpy(alpha).permute(2, 0, 1)]),
+        Image.fromarray(np.concatenate([pixels, alpha], 2)),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(pack_one(source), pixels)
+    grey = np.repeat(alpha, 3, 2)
+    for source in (alpha, alpha[:, :, 0], Image.fromarray(alpha[:, :, 0]), torch.from_numpy(alpha[:, :, 0])):
+        np.testing.assert_array_equal(pack_one(source), grey)
+    batch = pack_images(torch.stack([tensor, tensor]), 4)  # what can be iterated over is a list
+    np.testing.assert_array_equal(image_of(batch, 1), pixels)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16", "F"])
+def test_a_pil_image_is_packed_as_the_loader_would_show_its_file(mode):
+    rgb = Image.fromarray(noise(8, 8))
+    image = (
+        Image.fromarray(np.arange(0, 64000, 1000).reshape(8, 8).astype(np.uint16)) if mode == "I;16" else None
+    )
+    image = image or rgb.convert(mode)
+    kind = "tiff" if mode in ("F", "CMYK", "YCbCr") else "png"
+    reopened = Image.open(io.BytesIO(encode(image, kind)))
+    np.testing.assert_array_equal(pack_one(reopened), pack_one(image))
+    if kind == "png":
+        data = encode(image, kind)
+        np.testing.assert_array_equal(pack_one(image), decode(data, full_view((8, 8), 4), (8, 8)))
+
+
+def test_images_are_turned_as_people_see_them():
+    image = Image.fromarray(noise(8, 12))
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    data = encode(image, "png", exif=exif)
+    wanted = np.asarray(image.transpose(Image.Transpose.ROTATE_270))
+    np.testing.assert_array_equal(pack_one(data), wanted)
+    np.testing.assert_array_equal(pack_one(Image.open(io.BytesIO(data))), wanted)
+    assert pack_images([data], 4).native_sizes.tolist() == [[12, 8]]
+
+
 @pytest.mark.parametrize(
     ("images", "options", "message"),
     [
         ([], {}, "images is empty"),
+        ([noise(8, 8), noise(8, 8).astype(np.int64)], {}, r"images\[1\] must be a uint8 array, .*int64"),
         (
             [noise(8, 8), noise(8, 8).astype(np.float32)],
             {},
-            r"images\[1\] must be a uint8 array, not float32",
+            r"images\[1\]: its floats lie in 0..2.., not in 0",
         ),
-        ([noise(8, 8), "cat.jpg"], {}, r"images\[1\] must be a uint8 array, not str"),
-        ([noise(8, 8)[:, :, 0]], {}, r"images\[0\] must have shape \[H, W, 3\], not \[8, 8\]"),
-        ([noise(8, 8)[:, :, :2]], {}, r"images\[0\] must have shape"),
-        ([noise(8, 8), noise(8, 0)], {}, r"images\[1\] must have shape"),
+        ([torch.tensor(float("nan")).expand(3, 8, 8)], {}, r"images\[0\]: its floats lie in nan"),
+        ([torch.zeros(3, 8, 8, dtype=torch.int32)], {}, r"images\[0\] must be a uint8 tensor, .*int32"),
+        ([torch.zeros(8, 8, 3)], {}, r"images\[0\] must have the shape \[3, H, W\], .*not \[8, 8, 3\]"),
+        ([noise(8, 8), 7], {}, r"images\[1\] must be an array \[H, W, 3\], .* not int"),
+        ([noise(8, 8), "cat.jpg"], {}, r"images\[1\] \(cat\.jpg\): it cannot be read \(No such file"),
+        ([b"no image"], {}, r"images\[0\]: it cannot be decoded"),
+        ([noise(8, 8)[:, :, :2]], {}, r"images\[0\] must have the shape \[H, W, 3\], .*not \[8, 8, 2\]"),
+        ([noise(8, 8), noise(8, 0)], {}, r"images\[1\] must have the shape"),
+        (noise(8, 8), {}, "images must be a list, also of a single image"),
+        ("cat.jpg", {}, "images must be a list"),
+        (7, {}, "images must be a list"),
         ([noise(8, 8), noise(8, 8)], {"patch_size": [8, 0]}, r"images\[1\]: patch_size=0"),
         ([noise(8, 8)], {"patch_size": 4.5}, r"images\[0\]: patch_size=4.5"),
         ([noise(8, 8)], {"resolution": -1}, r"images\[0\]: .*resolution=-1"),

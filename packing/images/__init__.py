@@ -1,0 +1,1 @@
+"""Images as callers have them, and the batches that they make."""

@@ -1,0 +1,143 @@
+"""Files of images, and Pillow's images, as people see them: RGB and upright.
+
+Here and not beside the shards, because a model packs the images that it is given, and models/ may import
+nothing above packing/. A JPEG is decoded at the smallest DCT scale that is large enough, with simplejpeg when
+it is installed and with Pillow's draft mode otherwise. Sizes are upright: EXIF orientation is applied.
+"""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from stat import S_ISREG
+
+import numpy as np
+from PIL import Image
+
+try:
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
+
+LARGEST_FILE = 2**30  # bytes; more than any image has that would be decoded
+MAX_PIXELS = 2**27  # 134 megapixels; a larger image is taken for a decompression bomb
+# Pillow looks at what a file holds, not at its name, and would hand others to programs such as Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "GIF")  # as JPEG also MPO, PPM is all of PNM
+ORIENTATION = 0x0112  # EXIF tag; 5..8 swap height and width
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_image(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        OSError: it is gone, or cannot be read.
+        ValueError: it is no regular file, such as a device, which has no end, or too large for an image.
+    """
+    status = path.stat()
+    if not S_ISREG(status.st_mode):
+        raise ValueError("it is no regular file")
+    if status.st_size > LARGEST_FILE:
+        raise ValueError(f"its {status.st_size} bytes are more than {LARGEST_FILE}")
+    return path.read_bytes()
+
+
+def native_size_of(data: bytes) -> tuple[int, int]:
+    """Height and width of an upright image, from its header; `data` may be cut off behind the header.
+
+    Raises:
+        ValueError: no image that can be read, or more than `MAX_PIXELS`.
+    """
+    with _open(data) as image:
+        return _upright_size(image)
+
+
+def decode_upright(data: bytes, native_size: tuple[int, int]) -> np.ndarray:
+    """All pixels of the file: uint8 [height, width, 3], for views that must not depend on one another.
+
+    Raises:
+        ValueError: see `decode`.
+    """
+    return np.array(decode_whole(data, native_size, native_size))
+
+
+def decode_whole(data: bytes, needed: tuple[int, int], native_size: tuple[int, int]) -> Image.Image:
+    """The upright RGB image; a JPEG at the smallest scale not below `needed` (height, width)."""
+    with _open(data) as image:
+        if _upright_size(image) != native_size:
+            found, expected = ("x".join(map(str, size)) for size in (_upright_size(image), native_size))
+            raise ValueError(f"it has {found} pixels, not {expected}")
+        orientation = _orientation(image)
+        if image.format in ("JPEG", "MPO"):  # MPO: several pictures in a row, as some phones write
+            if orientation == 1 and image.mode in ("L", "RGB") and simplejpeg:
+                # It refuses flaws that Pillow overlooks; then Pillow decides, so that the same images are
+                # good with and without it.
+                with suppress(ValueError):
+                    pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=needed[0], min_width=needed[1])
+                    return Image.fromarray(pixels)
+            height, width = needed[::-1] if orientation >= 5 else needed
+            image.draft(None, (width, height))
+        return upright(image)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An opened image as people see it: RGB, turned as its EXIF orientation says; see `decode`.
+
+    Raises:
+        Exception: of nearly any kind, where the file is broken.
+    """
+    orientation = _orientation(image)  # before it is loaded, as the header's size was taken
+    image.load()
+    rgb = _to_rgb(image)
+    return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow would clip 16 bits to 8 instead of scaling them.
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    return (image.width, image.height) if _orientation(image) >= 5 else (image.height, image.width)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1..8; 1 where there is none or no such."""
+    if "exif" not in image.info:
+        return 1
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except Exception:
+        return 1  # damaged metadata, which Pillow meets with nearly any exception: the pixels may be fine
+    return orientation if orientation in UPRIGHT else 1
+
+
+@contextmanager
+def _open(data: bytes) -> Iterator[Image.Image]:
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of large images and of odd metadata; the limit here is our own.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS}")
+                yield image
+    except ValueError:
+        raise
+    except Exception as error:
+        # Decoders of broken files raise nearly anything; whatever it is, the file is to blame.
+        reason = str(error).split(" <_io")[0]
+        raise ValueError(f"it cannot be decoded ({type(error).__name__}: {reason})") from error
