@@ -5,6 +5,7 @@ The module itself can be called: `packvit.evaluate("runs/digits", ...)` is `eval
 """
 
 import sys
+from inspect import signature
 from types import ModuleType
 from typing import Any
 
@@ -73,5 +74,7 @@ class _Callable(ModuleType):
     def __call__(self, *args: Any, **kwargs: Any) -> EvaluationResults:
         return evaluate_request(*args, **kwargs)
 
+
+__signature__ = signature(evaluate_request)  # for editors and notebooks
 
 sys.modules[__name__].__class__ = _Callable

@@ -168,24 +168,11 @@ def test_a_stream_takes_no_more_images_than_it_needs(model, images):
 # ---- what an image may be ----
 
 
-def test_every_kind_of_image_gives_the_same_pixels(tmp_path, images):
-    image = images[0]
+def test_sources_that_are_asked_for_their_bytes_are_images_as_all_others(tmp_path, images):
     path = tmp_path / "a.png"
-    path.write_bytes(encode(image))
-    alpha = np.concatenate([image, np.full_like(image[:, :, :1], 7)], 2)
-    for source in (
-        image,
-        alpha,
-        str(path),
-        path,
-        path.read_bytes(),
-        path.read_bytes,
-        Image.open(path),
-        Image.fromarray(image),
-    ):
-        assert np.array_equal(np.asarray(read_pixels(source)), image)
-    for grey in (image[:, :, 0], image[:, :, :1]):
-        assert np.array_equal(np.asarray(read_pixels(grey)), np.repeat(image[:, :, :1], 3, 2))
+    path.write_bytes(encode(images[0]))
+    for source in (path.read_bytes, path, torch.from_numpy(images[0]).permute(2, 0, 1)):
+        assert np.array_equal(np.asarray(read_pixels(source)), images[0])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -214,10 +201,7 @@ def test_an_image_that_cannot_be_used_has_an_error_and_the_others_their_answers(
 @pytest.mark.parametrize(
     ("images", "what"),
     [
-        ([np.zeros((4, 4, 3))], r"images\[0\] must be a uint8 array, not float64"),
-        ([np.zeros((4, 4, 2), np.uint8)], r"images\[0\] must have shape"),
-        ([np.zeros((0, 4, 3), np.uint8)], r"images\[0\] must have shape"),
-        ([b"", 3], r"images\[1\] must be a uint8 array, a PIL image, .* not int"),
+        ([b"", 3], r"images\[1\] must be an array .* not int"),
         ("photo.jpg", "must be a list"),
         (np.zeros((4, 4, 3), np.uint8), "must be a list"),
     ],
