@@ -1,16 +1,22 @@
-"""What a person sees: lines, tables, and a progress bar in a terminal."""
+"""What a person sees: lines, tables, and a progress bar in a terminal or a notebook."""
 
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+NOTEBOOK_EVERY = 0.25  # seconds between two pictures of a bar in a notebook
+
 
 class Bar:
-    """A progress bar in a terminal and nothing elsewhere; a context manager.
+    """A progress bar in a terminal or a notebook, and nothing elsewhere; a context manager.
+
+    A notebook's bar is one output that is drawn anew: rich's own needs ipywidgets there.
 
     Args:
         console: where it is drawn.
@@ -31,21 +37,34 @@ class Bar:
             TimeRemainingColumn(),
             console=console,
             transient=transient,
-            disable=not console.is_terminal or console.quiet,
+            disable=not console.is_terminal or console.is_jupyter or console.quiet,
         )
         self._task = self._progress.add_task(what, total=total, state="")
-        self.shown = not self._progress.disable
+        self._notebook = console.is_jupyter and not console.quiet
+        self._transient = transient
+        self._output: Any = None  # a notebook's, while it is shown
+        self._drawn = 0.0
+        self.shown = self._notebook or not self._progress.disable
 
     def __enter__(self) -> "Bar":
+        if self._notebook:
+            self._output = import_module("IPython.display").display(self._progress, display_id=True)
         self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+        if self._output is not None:
+            last = {"text/plain": "", "text/html": ""} if self._transient else None
+            self._output.update(last or self._progress, raw=last is not None)
+            self._output = None
 
     def update(self, done: float, total: float | None = None, state: str = "") -> None:
         """So much of the total is done."""
         self._progress.update(self._task, completed=done, total=total, state=state)
+        if self._output is not None and time.monotonic() >= self._drawn + NOTEBOOK_EVERY:
+            self._output.update(self._progress)
+            self._drawn = time.monotonic()
 
 
 class Display:
