@@ -40,7 +40,7 @@ def test_the_scripts_of_the_page_on_the_library_run(folder, capsys):
     )
     sequences = re.match(r"(\d+) sequences, ([\d.]+)% padding", capsys.readouterr().out)
     assert sequences is not None
-    assert float(sequences[2]) < 5
+    assert float(sequences[2]) < 10  # in their order they would pad about 25%
     assert loader["loss"].isfinite()
     assert loader["loader"].start == 11  # batches that were taken
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from operator import index
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from packvit.evaluate.plan.choose import make_budget
 from packvit.evaluate.plan.folder import read_evaluation
@@ -19,7 +19,17 @@ from packvit.evaluate.results import MAIN
 from packvit.evaluate.run import Rows
 from packvit.models import PackedViT
 
-Model = PackedViT | str | PathLike[str]
+
+class Run(Protocol):
+    """What `packvit.train` returns, as far as evaluation looks at it."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        ...
+
+
+Model = PackedViT | Run | str | PathLike[str]
 Numbers = int | Sequence[int]
 Shards = str | PathLike[str] | Sequence[str | PathLike[str]]
 NAMED = {"models", "shards", "resolutions", "patch_sizes", "tokens", "out"}  # arguments of their own
@@ -94,8 +104,9 @@ def evaluate(
     the same again. Under torchrun every rank calls it.
 
     Args:
-        models: a run's folder, a checkpoint, whatever else load_model reads, or a PackedViT, which comes back
-            on its device and in its mode; or several of them with the same classes.
+        models: a run's folder, what `packvit.train` returned, a checkpoint, whatever else load_model reads,
+            or a PackedViT, which comes back on its device and in its mode; or several of them with the same
+            classes.
         shards: webdataset shards: files, patterns or folders.
         resolutions: sides in pixels of the square with a view's area.
         patch_sizes: sides of a patch in pixels.
@@ -116,9 +127,9 @@ def evaluate(
         raise ValueError(f"evaluate(): {unknown[0]} is not an option: there are {', '.join(OPTIONS)}")
     quiet = options.pop("quiet", False)
     sets = name_sets(*(options.pop(name, {}) for name in ("sets", "label_map", "label_sets")))
-    several = [models] if isinstance(models, PackedViT | str | PathLike) else list(models)
+    several = list(models) if isinstance(models, Sequence) and not isinstance(models, str) else [models]
     request = Request(
-        models=tuple(m if isinstance(m, PackedViT) else Path(m) for m in several),
+        models=tuple(map(place_of, several)),
         shards=texts(shards),
         resolutions=numbers(resolutions, "resolutions"),
         patch_sizes=numbers(patch_sizes, "patch_sizes"),
@@ -131,6 +142,20 @@ def evaluate(
     with as_they_were([model for model in request.models if isinstance(model, PackedViT)]):
         done = carry_out(request, quiet)
     return EvaluationResults(done.rows, done.folder)
+
+
+def place_of(model: Any) -> Path | PackedViT:
+    """The path of a model, or the model itself.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(model, PackedViT):
+        return model
+    folder = getattr(model, "folder", model)
+    if not isinstance(folder, str | PathLike):
+        raise ValueError(f"evaluate(): {type(model).__name__} is no model: give a path, a run or a PackedViT")
+    return Path(folder)
 
 
 def name_sets(

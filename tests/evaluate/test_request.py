@@ -13,6 +13,7 @@ import yaml
 import packvit
 from packvit.cli import dispatch
 from packvit.models import PackedViT, ViTConfig, save_model
+from packvit.train.api import Trained
 
 GRID: dict[str, Any] = {"shards": "x", "resolutions": 16, "patch_sizes": 8}
 QUICK: dict[str, Any] = {"device": "cpu", "workers": 0, "cost": False, "quiet": True}
@@ -73,7 +74,7 @@ def test_models_in_memory_come_back_as_they_were(model, run, digits_set, tmp_pat
     alone = packvit.evaluate(model, shards, **asked)
     assert model.training
     assert alone.rows == packvit.evaluate(run, shards, **asked).rows
-    both = packvit.evaluate([model, run], [shards], **asked, sets={"other": shards})
+    both = packvit.evaluate([model, Trained(model, [], run)], [shards], **asked, sets={"other": shards})
     assert [(row["model"], row["set"]) for row in both.rows] == [
         ("model", "main"), ("model", "other"), ("run", "main"), ("run", "other"),
     ]  # fmt: skip
@@ -83,6 +84,7 @@ def test_models_in_memory_come_back_as_they_were(model, run, digits_set, tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"models": [3]}, r"int is no model: give a path, a run or a PackedViT"),
         ({"resolution": 16}, r"resolution is not an option: there are protocol, "),
         ({"resolutions": 0}, r"resolutions: every value must be at least 1, not 0"),
         ({"patch_sizes": [1.5]}, r"patch_sizes=\[1\.5\] must be a whole number"),
@@ -95,7 +97,7 @@ def test_models_in_memory_come_back_as_they_were(model, run, digits_set, tmp_pat
 )
 def test_mistakes_are_named(model, tmp_path, options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        packvit.evaluate(model, **{"out": tmp_path / "out", **options})
+        packvit.evaluate(**{"models": model, "out": tmp_path / "out", **options})
     assert list(tmp_path.iterdir()) == []
 
 
