@@ -2,17 +2,21 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from einops import rearrange
+from matplotlib.figure import Figure
+from PIL import Image
 
 from packvit.data import write_digits, write_scenes
 from packvit.packing import PackedImage
 
 CutImage = Callable[..., PackedImage]
+Rendering = Callable[[], AbstractContextManager[None]]
 VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
 COUNT, AVAILABLE = torch.cuda.device_count, torch.cuda.is_available
 
@@ -59,6 +63,32 @@ def _own_index_cache(tmp_path_factory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PACKVIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def rendering() -> Iterator[Rendering]:
+    """Within `with rendering():` figures are drawn; elsewhere they are built, and their PNG files are white.
+
+    To draw takes more than half of the time of a small run, and few tests look at its pictures.
+    """
+    draw = Figure.savefig
+
+    def save_white(figure: Figure, path: object, **options) -> None:
+        if not isinstance(path, Path):
+            draw(figure, path, **options)
+            return
+        width, height = figure.get_size_inches() * options["dpi"]
+        Image.new("L", (round(width), round(height)), "white").save(path)
+
+    @contextmanager
+    def real() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(Figure, "savefig", draw)
+            yield
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save_white)
+        yield real
 
 
 @pytest.fixture(scope="session")

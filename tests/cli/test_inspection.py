@@ -31,8 +31,9 @@ def flags(model: Path, shards: Path, out: Path, *more: str) -> list[str]:
     return ["inspect", str(model), "--shards", str(shards), *given, "--out", str(out), *more]
 
 
-def test_it_writes_numbers_and_pictures(model, digits_set, tmp_path, capsys):
-    assert dispatch(flags(model, digits_set / "val", tmp_path / "out", "--minibatch", "8")) == 0
+def test_it_writes_numbers_and_pictures(model, digits_set, tmp_path, capsys, rendering):
+    with rendering():
+        assert dispatch(flags(model, digits_set / "val", tmp_path / "out", "--minibatch", "8")) == 0
     shown = capsys.readouterr().out
     assert "Mode switch" in shown
     found = json.loads((tmp_path / "out/inspect.json").read_text())

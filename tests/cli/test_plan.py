@@ -112,8 +112,11 @@ def change_arrays(folder: Path, **changes: np.ndarray | None) -> None:
     np.savez(folder / "predictions.npz", **kept)
 
 
-def test_a_plan_and_a_picture_are_written_and_the_plan_holds_all_that_prediction_needs(folder, plan):
-    out = plan("--max-tokens", "12", "--stages", "3")
+def test_a_plan_and_a_picture_are_written_and_the_plan_holds_all_that_prediction_needs(
+    folder, plan, rendering
+):
+    with rendering():
+        out = plan("--max-tokens", "12", "--stages", "3")
     found = read_plan(folder / "plan.json")
     assert (folder / "cascade.png").stat().st_size > 1000
     assert found.model.hash == HASH

@@ -23,13 +23,14 @@ def rgb(colour: str) -> tuple[int, int, int]:
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
-def test_accuracy_has_a_line_for_every_patch_size(tmp_path):
+def test_accuracy_has_a_line_for_every_patch_size(tmp_path, rendering):
     rows = [
         {"resolution": r, "patch_size": p, "tokens_per_image": (r / p) ** 2, "accuracy": 0.5}
         for r in (32, 64)
         for p in (4, 8, 16)
     ]
-    draw_results(rows, tmp_path / "sub/accuracy.png")
+    with rendering():
+        draw_results(rows, tmp_path / "sub/accuracy.png")
     assert {rgb(colour) for colour in COLOURS[:3]} <= colours_of(tmp_path / "sub/accuracy.png")
 
 

@@ -1,5 +1,7 @@
 """Curves of a run: what is read from metrics.jsonl and what is drawn of it."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +9,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from packvit.train.watch.curves import SMOOTHED, draw_history, group_names, series, short_number, smooth
+
+
+@pytest.fixture(autouse=True)
+def _rendered(rendering) -> Iterator[None]:
+    with rendering():
+        yield
 
 
 def make_line(step: int, **changes) -> dict:

@@ -35,12 +35,13 @@ ROW = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def finished(run_flags, digits_set, tmp_path_factory):
+@pytest.fixture(scope="session")
+def finished(run_flags, digits_set, tmp_path_factory, rendering):
     run_dir = tmp_path_factory.mktemp("run") / "digits"
     flags = run_flags(run_dir, data__workers=0, data__val_shards=digits_set / "val")
     flags += ["--eval.resolutions", "24", "32", "--eval.patch-sizes", "8", "16", "--train.precision", "bf16"]
-    assert dispatch(["train", *flags]) == 0
+    with rendering():
+        assert dispatch(["train", *flags]) == 0
     return run_dir
 
 

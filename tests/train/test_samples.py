@@ -1,13 +1,21 @@
 """The picture of packed sequences shows what is in the batch that it is drawn from."""
 
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from packvit.common.plots import PADDING
 from packvit.packing import PackedBatch
 from packvit.train.watch.samples import draw_samples
+
+
+@pytest.fixture(autouse=True)
+def _rendered(rendering) -> Iterator[None]:
+    with rendering():
+        yield
 
 
 def colours_of(path) -> Counter[tuple[int, int, int]]:
