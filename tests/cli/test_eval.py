@@ -334,20 +334,26 @@ def test_an_evaluation_that_was_killed_goes_on_and_gives_the_same(
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_give_the_same_as_one_process_after_a_kill_too(ranks, model, digits_set, undisturbed, tmp_path):
+@pytest.mark.parametrize(
+    ("ranks", "before"),
+    [
+        (2, "killed"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((3, "killed"), (3, "nothing"))),
+    ],
+)
+def test_ranks_give_the_same_as_one_process_after_a_kill_too(
+    ranks, before, model, digits_set, undisturbed, tmp_path
+):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    for out in (tmp_path / "whole", tmp_path / "killed"):
-        arguments = command(model, digits_set, out)
-        if out.name == "killed":
-            kill(arguments)
-        result = subprocess.run(
-            [*launcher, "-m", "packvit.cli", *arguments],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert result.returncode == 0, result.stdout + result.stderr
-        assert values(out) == undisturbed
+    arguments = command(model, digits_set, tmp_path)
+    if before == "killed":
+        kill(arguments)
+    result = subprocess.run(
+        [*launcher, "-m", "packvit.cli", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert values(tmp_path) == undisturbed
