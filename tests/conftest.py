@@ -1,6 +1,7 @@
 """Helpers that tests of several modules share: importlib mode has no module to import them from."""
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from einops import rearrange
+from filelock import FileLock
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -16,6 +18,7 @@ from packvit.data import write_digits, write_scenes
 from packvit.packing import PackedImage
 
 CutImage = Callable[..., PackedImage]
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 Rendering = Callable[[], AbstractContextManager[None]]
 VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
 COUNT, AVAILABLE = torch.cuda.device_count, torch.cuda.is_available
@@ -63,6 +66,24 @@ def _own_index_cache(tmp_path_factory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PACKVIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory) -> MadeOnce:
+    """made_once(name, make): a folder to read, which make(folder) has filled once for all xdist workers."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder = shared / name
+        with FileLock(shared / f"{name}.lock"):
+            if not folder.exists():
+                begun = Path(tempfile.mkdtemp(prefix=name, dir=shared))
+                make(begun)
+                begun.rename(folder)
+        return folder
+
+    return made
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,4 +1,6 @@
-"""Run by test_ranks under torchrun: the gradient of a step, or a checkpoint read and written.
+"""Run by test_ranks: the gradient of a step, or a checkpoint read and written, on ranks that it forks.
+
+Torch has started no thread yet, so that a fork is safe.
 
 In the task `distill` the gradient is that of labels, a wider teacher and the moving average together, in
 `compiled` that of compiled blocks, one of which is recomputed, in `whole` that of a loss that compares all
@@ -7,8 +9,11 @@ says what ranks send each other, and takes a step that one rank's gradient spoil
 matrices that no number of ranks divides.
 """
 
+import json
 import os
+import signal
 import sys
+import traceback
 from collections import Counter
 from dataclasses import replace
 from functools import partial, partialmethod
@@ -38,6 +43,8 @@ from packvit.train.tasks.config import ContrastiveConfig, DistillConfig
 from packvit.train.tasks.make import make_task
 from packvit.train.tasks.start import make_module
 from packvit.train.tasks.task import Task
+
+Case = tuple[int, str, str, str]  # number of ranks, task, parallel, optimizer
 
 BATCHES = 4  # of one step, over all ranks
 COUNTS = (1, 3, 0, 5)  # images in each: as unequal as can be
@@ -265,7 +272,8 @@ def half_precision(engine: Engine, task: Task, ranks: Ranks) -> dict:
     return result
 
 
-def main(what: str, parallel: str, kind: str, folder: Path) -> None:
+def run_case(what: str, parallel: str, kind: str, folder: Path) -> None:
+    """What a case gives goes to `folder / {parallel}-{number of ranks}.pt`."""
     ranks = start_ranks("cpu")
     seed = ranks.world_size if what == "checkpoint" else 0
     # Each rank writes the same teacher, for itself.
@@ -305,12 +313,44 @@ def main(what: str, parallel: str, kind: str, folder: Path) -> None:
         checkpointer.save(len(found) + 1)
         result = {"before": before, "after": weights(engine)}
     if ranks.is_main:
-        torch.save(result, folder / f"{what}-{parallel}-{ranks.world_size}.pt")
+        torch.save(result, folder / f"{parallel}-{ranks.world_size}.pt")
     ranks.barrier()
     stop_ranks()
 
 
+def be_rank(rank: int, case: Case, folder: Path) -> None:
+    world_size, what, parallel, kind = case
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    if world_size > 1:
+        store = f"file://{folder}/store-{parallel}-{world_size}"
+        dist.init_process_group("gloo", store, rank=rank, world_size=world_size)
+    run_case(what, parallel, kind, folder)
+
+
+def main(cases: list[Case], folder: Path) -> None:
+    """All cases, one after the other; those of one task and optimizer in one folder."""
+    for case in cases:
+        own, children = folder / f"{case[1]}-{case[3]}", set()
+        own.mkdir(exist_ok=True)
+        for rank in range(case[0]):
+            child = os.fork()
+            if child == 0:
+                try:
+                    be_rank(rank, case, own)
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(1)
+                os._exit(0)
+            children.add(child)
+        while children:
+            child, status = os.wait()
+            children.remove(child)
+            if status:
+                for other in children:  # they would wait for it
+                    os.kill(other, signal.SIGKILL)
+                sys.exit(f"{case} failed")
+
+
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
-    main(sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4]))
+    main(json.loads(sys.argv[1]), Path(sys.argv[2]))

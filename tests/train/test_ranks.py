@@ -1,8 +1,10 @@
 """One process, accumulation, and several ranks with either way of sharing compute the same step."""
 
+import json
 import os
 import subprocess
 import sys
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -13,21 +15,60 @@ from packvit.models import PackedViT, ViTConfig
 from packvit.packing import PackedBatch
 
 PROGRAM = Path(__file__).with_name("ranks_program.py")
+TASKS = ("gradient", "distill", "whole", "contrastive")
+WAYS = ("ddp", "fsdp")
+# From one to the next a checkpoint goes on.
+CHECKPOINTS = {
+    "adamw": ((2, "fsdp"), (1, "ddp")),
+    "muon": ((2, "fsdp"), (1, "ddp"), (4, "fsdp"), (2, "ddp")),
+}
+Case = tuple[int, str, str, str]  # number of ranks, task, parallel, optimizer
+CASES: list[Case] = [
+    *((1, task, "ddp", "adamw") for task in TASKS),
+    *((2, task, way, "adamw") for task, way in product(TASKS, WAYS)),
+    (2, "bf16", "fsdp", "muon"),
+    (3, "muon", "fsdp", "muon"),
+    *((ranks, "checkpoint", way, kind) for kind, ways in CHECKPOINTS.items() for ranks, way in ways),
+]
+SLOW: list[Case] = [
+    *((1, task, "ddp", "adamw") for task in ("gradient", "compiled")),
+    *(
+        (ranks, task, way, "adamw")
+        for (ranks, task), way in product(((4, "gradient"), (2, "compiled")), WAYS)
+    ),
+]
 
 
-def launch(ranks: int, task: str, parallel: str, folder: Path, kind: str = "adamw") -> dict:
-    command = [sys.executable]
-    if ranks > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    result = subprocess.run(
-        [*command, str(PROGRAM), task, parallel, kind, str(folder)],
+def compute(cases: list[Case], folder: Path) -> None:
+    """One case after the other, in one process."""
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), json.dumps(cases), str(folder)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return torch.load(folder / f"{task}-{parallel}-{ranks}.pt")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+class Results:
+    """What cases gave."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, ranks: int, task: str, parallel: str = "ddp", kind: str = "adamw") -> dict:
+        return torch.load(self.folder / f"{task}-{kind}" / f"{parallel}-{ranks}.pt")
+
+
+@pytest.fixture(scope="session")
+def result(made_once) -> Results:
+    return Results(made_once("ranks", partial(compute, CASES)))
+
+
+@pytest.fixture(scope="session")
+def slow_result(made_once) -> Results:
+    return Results(made_once("slow-ranks", partial(compute, SLOW)))
 
 
 @pytest.mark.parametrize("pool", ["mean", "map", "cls"])
@@ -46,43 +87,48 @@ def test_a_batch_without_images_gives_every_parameter_a_gradient(pool, pos_embed
         assert not parameter.grad.any(), name
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("task", "numbers"),
-    [("gradient", (2, 4)), ("distill", (2,)), ("compiled", (2,)), ("whole", (2,)), ("contrastive", (2,))],
-)
-def test_gradients_do_not_depend_on_how_images_are_shared(task, numbers: tuple[int, ...], tmp_path):
-    """Ranks hold 1 to 9 images, one batch none; the gradient stays that of the mean over all of them."""
-    alone = launch(1, task, "ddp", tmp_path)
-    for ranks, parallel in product(numbers, ("ddp", "fsdp")):
-        shared = launch(ranks, task, parallel, tmp_path)
+def assert_gradients_are_those_alone(result: Results, ranks: int, task: str) -> None:
+    alone = result(1, task)
+    for parallel in WAYS:
+        shared = result(ranks, task, parallel)
         assert alone.keys() == shared.keys()
         for name, gradient in alone.items():
             error = (gradient - shared[name]).norm()
-            assert error <= 1e-6 * gradient.norm(), (ranks, parallel, name)
+            assert error <= 1e-6 * gradient.norm(), (parallel, name)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_gradients_do_not_depend_on_how_images_are_shared(task, result):
+    """Batches hold 1 to 5 images, one none; the gradient stays that of the mean over all of them."""
+    assert_gradients_are_those_alone(result, 2, task)
 
 
 @pytest.mark.slow
-def test_half_precision_sends_half_and_sums_whole(tmp_path):
+@pytest.mark.parametrize(("ranks", "task"), [(4, "gradient"), (2, "compiled")])
+def test_gradients_do_not_depend_on_ranks_without_images_or_on_compiling(ranks, task, slow_result):
+    """One of four ranks has no images."""
+    assert_gradients_are_those_alone(slow_result, ranks, task)
+
+
+def test_half_precision_sends_half_and_sums_whole(result):
     """Blocks are gathered as bf16, embedding and head as fp32; all is summed and kept in fp32."""
-    result = launch(2, "bf16", "fsdp", tmp_path, "muon")
-    sent = result["sent"]
+    found = result(2, "bf16", "fsdp", "muon")
+    sent = found["sent"]
     # Two batches of each rank, two blocks; the model's own part stays gathered, a block is gathered again.
     assert sent["allgather_base torch.bfloat16"] == 2 * 2 * 2
     assert sent["allgather_base torch.float32"] == 2
     assert sent["reduce_scatter_base torch.float32"] == 3
     assert not any("reduce" in name and "bfloat16" in name for name in sent)
-    assert result["dtypes"] == ["torch.float32"]
-    for name, gradient in result["alone"].items():
-        error = (gradient - result["gradient"][name]).norm()
+    assert found["dtypes"] == ["torch.float32"]
+    for name, gradient in found["alone"].items():
+        error = (gradient - found["gradient"][name]).norm()
         assert error <= 0.06 * gradient.norm(), name  # each is up to 0.04 from the gradient in fp32
-    assert result["left_out"]
+    assert found["left_out"]
 
 
-@pytest.mark.slow
-def test_muon_of_matrices_that_are_cut_is_that_of_whole_ones(tmp_path):
+def test_muon_of_matrices_that_are_cut_is_that_of_whole_ones(result):
     """On two and on three ranks, with two exchanges a step however many matrices there are."""
-    results = launch(3, "muon", "fsdp", tmp_path)
+    results = result(3, "muon", "fsdp", "muon")
     for size in (2, 3):
         assert results[size]["sent"] == {"alltoall_base torch.bfloat16": 2}
         for tensor, expected in zip(results[size]["tensors"], results[0]["tensors"], strict=True):
@@ -90,22 +136,19 @@ def test_muon_of_matrices_that_are_cut_is_that_of_whole_ones(tmp_path):
 
 
 @pytest.mark.slow
-def test_compiled_and_recomputed_blocks_have_the_gradients_of_plain_ones(tmp_path):
-    plain, compiled = (launch(1, task, "ddp", tmp_path) for task in ("gradient", "compiled"))
+def test_compiled_and_recomputed_blocks_have_the_gradients_of_plain_ones(slow_result):
+    plain, compiled = (slow_result(1, task) for task in ("gradient", "compiled"))
     assert plain.keys() == compiled.keys()
     for name, gradient in plain.items():
         torch.testing.assert_close(compiled[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "others"), [("adamw", [(1, "ddp")]), ("muon", [(1, "ddp"), (4, "fsdp"), (2, "ddp")])]
-)
-def test_a_sharded_checkpoint_goes_on_with_any_number_of_ranks(kind, others, tmp_path):
-    after = launch(2, "checkpoint", "fsdp", tmp_path, kind)["after"]
-    for ranks, parallel in others:
-        result = launch(ranks, "checkpoint", parallel, tmp_path, kind)
-        assert after.keys() == result["before"].keys()
-        assert all(torch.equal(tensor, result["before"][name]) for name, tensor in after.items())
-        assert any(not torch.equal(tensor, result["after"][name]) for name, tensor in after.items())
-        after = result["after"]
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_a_sharded_checkpoint_goes_on_with_any_number_of_ranks(kind, result):
+    first, *others = (result(ranks, "checkpoint", parallel, kind) for ranks, parallel in CHECKPOINTS[kind])
+    after = first["after"]
+    for found in others:
+        assert after.keys() == found["before"].keys()
+        assert all(torch.equal(tensor, found["before"][name]) for name, tensor in after.items())
+        assert any(not torch.equal(tensor, found["after"][name]) for name, tensor in after.items())
+        after = found["after"]
