@@ -34,12 +34,12 @@ def make_model(folder: Path, seed: int = 0, classes: int = 10) -> str:
     return str(save_model(model, folder))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def model(tmp_path_factory) -> str:
     return make_model(tmp_path_factory.mktemp("models") / "first")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def broken(digits_set, tmp_path_factory) -> Path:
     """Ten images, the third of which cannot be decoded, and the last has no label."""
     shard = Shard.open(digits_set / "val/shard-000000.tar")
@@ -53,7 +53,7 @@ def broken(digits_set, tmp_path_factory) -> Path:
     return out
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def out(model, digits_set, broken, tmp_path_factory) -> Path:
     """An evaluation of everything at once."""
     out = tmp_path_factory.mktemp("out") / "eval"
@@ -305,7 +305,7 @@ def values(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in ("results.json", "results.csv", "predictions.npz")}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(model, digits_set, tmp_path_factory) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("undisturbed")
     assert dispatch(command(model, digits_set, out)) == 0

@@ -26,7 +26,7 @@ CORRUPTED = ["contrast-1", "fog-2", "fog-3"]
 CORRUPTIONS = ["--corruptions", "contrast:1", "fog:2", "fog:3"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def model(tmp_path_factory) -> str:
     torch.manual_seed(0)
     model = PackedViT(ViTConfig(width=32, depth=1, heads=2, num_classes=10))
@@ -35,7 +35,7 @@ def model(tmp_path_factory) -> str:
     return str(save_model(model, tmp_path_factory.mktemp("models") / "first"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shards(digits_set, tmp_path_factory) -> str:
     """The first 16 images of the demo, in two shards."""
     shard = Shard.open(digits_set / "val/shard-000000.tar")
@@ -45,13 +45,13 @@ def shards(digits_set, tmp_path_factory) -> str:
     return str(out)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def answers() -> dict[str, list[int]]:
     """Right answers by key; every fourth image has none, and the last no entry."""
     return {f"s{i:02d}": [] if i % 4 == 3 else [i % 10, (3 * i + 1) % 10][: 1 + i % 2] for i in range(15)}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def out(model, shards, answers, tmp_path_factory) -> Path:
     """An evaluation of all of it."""
     folder = tmp_path_factory.mktemp("out")

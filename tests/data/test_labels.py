@@ -211,7 +211,8 @@ def test_evaluation_and_runs_read_the_field(tmp_path, run_flags, capsys):
     one = run_flags(tmp_path / "one", **shared, data__label_field="json:y", data__val_shards=path)
     assert dispatch(["train", *one, "--eval.resolutions", "16", "--eval.patch-sizes", "4"]) == 0
     evaluation = [str(tmp_path / "one"), "--shards", str(path), "--resolutions", "16", "--patch-sizes", "4"]
-    assert dispatch(["eval", *evaluation, "--label-field", "json:y", "--device", "cpu"]) == 0
+    evaluation += ["--device", "cpu", "--workers", "0", "--no-cost"]
+    assert dispatch(["eval", *evaluation, "--label-field", "json:y"]) == 0
     several = run_flags(
         tmp_path / "all", **shared, data__label_field="json:all", data__val_shards=path, train__loss="sigmoid"
     )

@@ -31,7 +31,7 @@ FILES = ("a.png", "b.jpg", "c.png", "d.jpg")
 SIDES, RESOLUTIONS = (8, 6, 12, 4), (24, 30, 36, 13)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def images(tmp_path_factory) -> Path:
     """Four smooth pictures of different sizes, one of which lies on its side by EXIF."""
     folder = tmp_path_factory.mktemp("images")
@@ -44,10 +44,13 @@ def images(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory) -> Path:
+@pytest.fixture(scope="session")
+def exported(made_once) -> Path:
     """A folder with the model and, in `onnx`, what the command makes of it."""
-    folder = tmp_path_factory.mktemp("exported")
+    return made_once("exported", export)
+
+
+def export(folder: Path) -> None:
     torch.manual_seed(0)
     model = PackedViT(ViTConfig(width=16, depth=1, heads=2, num_classes=3, patch_buffer=8, pos_grid=(5, 7)))
     for parameter in model.parameters():
@@ -56,7 +59,6 @@ def exported(tmp_path_factory) -> Path:
     (folder / "classes.json").write_text(json.dumps(CLASSES))
     flags = ["--classes", str(folder / "classes.json"), "--loss", "sigmoid"]
     assert dispatch(["export", str(folder / "model"), str(folder / "onnx"), *flags]) == 0
-    return folder
 
 
 def expected_logits(exported: Path, images: Path) -> np.ndarray:

@@ -22,13 +22,13 @@ SETTINGS = [Setting(8, 24), Setting(8, 40), Setting(5, 30), Setting(16, 16)]
 PACKING = PackingConfig(seq_len=64, sequences=2)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def images(digits_set) -> EvalSet:
     """120 images in four chunks."""
     return EvalSet(str(digits_set / "train"), {"label": ClassTarget(classes=10)})
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def subject() -> Subject:
     torch.manual_seed(0)
     model = PackedViT(ViTConfig(width=32, depth=2, heads=2, num_classes=10, registers=1)).eval()
@@ -45,7 +45,7 @@ def columns(store: ChunkStore) -> dict[str, dict[str, Tensor]]:
     return {setting.name: store.gather(setting.name) for setting in SETTINGS}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(images, subject, tmp_path_factory) -> dict[str, dict[str, Tensor]]:
     store = make(tmp_path_factory.mktemp("whole")).collect(subject, images, SETTINGS)
     assert len(store.done()) == 4

@@ -18,7 +18,7 @@ from packvit.packing import PackedBatch
 SETTINGS = [Setting(4, 24), Setting(8, 24), Setting(8, 40)]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def model() -> PackedViT:
     torch.manual_seed(0)
     config = ViTConfig(width=16, depth=2, heads=2, num_classes=10, patch_buffer=8, cls=True, pool="cls")
@@ -28,12 +28,12 @@ def model() -> PackedViT:
     return model
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def images(digits_set) -> InspectedImages:
     return InspectedImages([str(digits_set / "val")], 11, ClassTarget(classes=10), FetchConfig())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shown(images) -> list[Shown]:
     return [image for group in images.minibatches(SETTINGS, 4) for image in group]
 

@@ -36,7 +36,7 @@ from packvit.train.tasks.start import make_module
 WORDS = ("red", "green", "blue", "cat", "dog")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory) -> Path:
     texts = [f"a {one} {two} and {three}" for one in WORDS for two in WORDS for three in WORDS]
     return train_tokenizer(texts, 40).save(tmp_path_factory.mktemp("tokenizer"))
@@ -172,7 +172,7 @@ def flags(run_dir: Path, scenes: Path, *more: str) -> list[str]:
     return ["digits", *fields.split(), *more]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(scenes_set, tmp_path_factory) -> Path:
     run_dir = tmp_path_factory.mktemp("run") / "clip"
     assert dispatch(["train", *flags(run_dir, scenes_set, "--train.accumulate", "2")]) == 0
