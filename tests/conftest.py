@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,11 +95,11 @@ def rendering() -> Iterator[Rendering]:
     """
     draw = Figure.savefig
 
-    def save_white(figure: Figure, path: object, **options) -> None:
+    def save_white(figure: Figure, path: Any, **options) -> None:
         if not isinstance(path, Path):
             draw(figure, path, **options)
             return
-        width, height = figure.get_size_inches() * options["dpi"]
+        width, height = figure.get_size_inches() * options.get("dpi", figure.dpi)
         Image.new("L", (round(width), round(height)), "white").save(path)
 
     @contextmanager
