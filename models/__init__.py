@@ -12,12 +12,14 @@ from packvit.models.presets import PRESETS, preset
 from packvit.models.text.config import TextConfig, TwoTowersConfig
 from packvit.models.text.files import load_two_towers, save_two_towers
 from packvit.models.text.packed import PackedText
+from packvit.models.text.prompts import AS_IT_IS, embed_prompts, embed_tokens, encode_prompts, read_templates
 from packvit.models.text.tokenizer import TextEncoder, Tokenizer, load_tokenizer, train_tokenizer
 from packvit.models.text.tower import TextTower
 from packvit.models.text.two_towers import LogitScale, TwoTowers, start_projection, unit
 from packvit.models.vit import Outputs, PackedViT
 
 __all__ = [
+    "AS_IT_IS",
     "BACKENDS",
     "PRESETS",
     "BlockConfig",
@@ -37,6 +39,9 @@ __all__ = [
     "activate_flash",
     "attention",
     "choose_backend",
+    "embed_prompts",
+    "embed_tokens",
+    "encode_prompts",
     "export_model",
     "fastest_backend",
     "hash_model",
@@ -45,6 +50,7 @@ __all__ = [
     "load_two_towers",
     "measure_backends",
     "preset",
+    "read_templates",
     "save_model",
     "save_two_towers",
     "start_projection",
