@@ -1,11 +1,13 @@
-"""big_vision .npz: FlexiViT and plain ViT, and the older vision_transformer (AugReg) naming of the same.
+"""big_vision .npz: FlexiViT, plain ViT, NaFlex, and the older vision_transformer (AugReg) naming of the same.
 
 Flax kernels are [in, ..., out] and attention's keep their heads apart; blocks may be stacked along a
-leading axis by nn.scan. GELU is the tanh approximation; the patch embedding is resized by plain bilinear
-(FlexiViT 3.4), the position table by bilinear with antialias, as jax.image.resize does.
+leading axis by nn.scan. NaFlex embeds patches that are flat already, and its table of positions has rows and
+columns. GELU is the tanh approximation; the patch embedding is resized by plain bilinear (FlexiViT 3.4), the
+position table by bilinear with antialias, as jax.image.resize does.
 """
 
 import re
+from math import isqrt
 
 from torch import Tensor
 
@@ -93,6 +95,8 @@ def convert(tensors: dict[str, Tensor]) -> Imported:
     prefix = next(p for p in PREFIXES if p + "embedding/kernel" in tensors)
     # Beside the model a file may hold an optimizer's state or a text tower.
     tensors = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+    # NaFlex has one patch size and no operator of its own.
+    operator = "bilinear" if tensors["embedding/kernel"].ndim == 4 else "bilinear_antialias"
     out = convert_layers(tensors, TABLE)
     pos = out.pop("pos")
     cls, cls_pos = out.pop("cls"), None
@@ -104,7 +108,7 @@ def convert(tensors: dict[str, Tensor]) -> Imported:
         cls_pos = place_grid(out, pos, "pos_embedding", int(cls is not None))
     place_prefix(out, cls, None, cls_pos)
     pooled = "map" if "pool.attention.probe" in out.state else "cls" if cls is not None else "mean"
-    out.fields |= {"mlp": "gelu_tanh", "pool": pooled, "patch_operator": "bilinear"}
+    out.fields |= {"mlp": "gelu_tanh", "pool": pooled, "patch_operator": operator}
     return out
 
 
@@ -158,8 +162,13 @@ def _layout(name: str, tensor: Tensor, origin: str) -> Tensor:
         # Biases of queries, keys and values keep the heads apart.
         return tensor.flatten() if name.endswith(".bias") else tensor
     if name == "patch_embed.kernel":
+        side = isqrt(tensor.shape[0] // 3)
+        if tensor.ndim == 2 and tensor.shape[0] == side * side * 3:
+            return tensor.unflatten(0, (side, side, 3))
         if tensor.ndim != 4 or tensor.shape[0] != tensor.shape[1] or tensor.shape[2] != 3:
-            raise ValueError(f"{origin} has shape {tuple(tensor.shape)}, expected (P, P, 3, width)")
+            raise ValueError(
+                f"{origin} has shape {tuple(tensor.shape)}, expected (P, P, 3, width) or (P * P * 3, width)"
+            )
         return tensor
     if tensor.ndim == 3:
         # out: [heads, head_dim, D]; query, key, value: [D, heads, head_dim]

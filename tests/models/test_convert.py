@@ -1,6 +1,7 @@
 """Imported weights give what their own implementations gave, with all patch sizes in one pack."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,20 @@ def test_big_vision_blocks_stacked_by_scan(tmp_path):
             stacked[key] = arrays[key]
     np.savez(tmp_path / "scan.npz", allow_pickle=False, **stacked)
     assert_same_model(load_model(tmp_path / "scan.npz"), load("big_vision_flexivit_gap"))
+
+
+def test_naflex_of_big_vision_embeds_flat_patches(tmp_path):
+    """Its rows are (row, col, channel) of a patch, and its table of positions is no sequence."""
+    arrays = read("big_vision_flexivit_map")
+    kernel, table = arrays["params/embedding/kernel"], arrays["params/pos_embedding"]
+    side = round(table.shape[1] ** 0.5)
+    arrays["params/embedding/kernel"] = kernel.reshape(-1, kernel.shape[-1])
+    arrays["params/pos_embedding"] = table.reshape(side, side, -1)
+    np.savez(tmp_path / "naflex.npz", **arrays)
+    model, expected = load_model(tmp_path / "naflex.npz"), load("big_vision_flexivit_map")
+    assert model.config == replace(expected.config, patch_operator="bilinear_antialias")
+    state = model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in expected.state_dict().items())
 
 
 def test_the_older_naming_with_a_position_for_cls_and_pre_logits(tmp_path, cut_image):
