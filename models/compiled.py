@@ -9,15 +9,15 @@ they are written than compiled once more.
 """
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import count
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from packvit.models.config import ViTConfig
+from packvit.models.encoder.block import Block, BlockConfig, after, before
 from packvit.models.resample import embed_patches
 from packvit.packing import Shape
 
@@ -30,14 +30,24 @@ torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit,
 
 
 @cache
-def compile_copy(function: Callable, config: ViTConfig, backend: str | Callable[..., Any]) -> Callable:
+def compile_copy(function: Callable, config: BlockConfig, backend: str | Callable[..., Any]) -> Callable:
     """A compiled copy of `function` for all models of `config`; sizes of batches are symbols in it."""
     return torch.compile(_copy(function), backend=backend, dynamic=True, fullgraph=True)
 
 
+def compile_tokens(
+    blocks: Iterable[nn.Module], config: BlockConfig, backend: str | Callable[..., Any]
+) -> None:
+    """Compile what blocks do to each token alone, in place; one compilation serves all of them."""
+    for block in blocks:
+        assert isinstance(block, Block)
+        block.before = compile_copy(before, config, backend)
+        block.after = compile_copy(after, config, backend)
+
+
 @cache
 def compile_patches(
-    config: ViTConfig, backend: str | Callable[..., Any], shape: Shape
+    config: BlockConfig, backend: str | Callable[..., Any], shape: Shape
 ) -> Callable[..., Tensor]:
     """`embed_patches`, compiled for patches of `shape`; their number alone is a symbol.
 

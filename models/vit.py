@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from packvit.models.attention.backends import choose_backend
 from packvit.models.attention.segments import Layout, Segments
 from packvit.models.config import ViTConfig
-from packvit.models.encoder.block import Block, Context, after, before, make_norm
+from packvit.models.encoder.block import Block, Context, make_norm
 from packvit.models.encoder.pool import Pool
 from packvit.models.files.hub import HubModel
 from packvit.models.files.weights import build_model, read_weights, write_weights
@@ -226,16 +226,13 @@ class PackedViT(
         Args:
             backend: of torch.compile.
         """
-        from packvit.models.compiled import compile_copy, compile_patches
+        from packvit.models.compiled import compile_copy, compile_patches, compile_tokens
 
         self.lay_out = compile_copy(Layout.build, self.config, backend)
         self.place = compile_copy(place_tokens, self.config, backend)
         self.reduce = compile_copy(pool_tokens, self.config, backend)
         self.patch_embed.find = partial(compile_patches, self.config, backend)
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            block.before = compile_copy(before, self.config, backend)
-            block.after = compile_copy(after, self.config, backend)
+        compile_tokens(self.blocks, self.config, backend)
 
     def _packed(self, batch: Input, patch_size: PatchSizes, resolution: Sides) -> PackedBatch:
         """What `forward` is called with, as a batch."""

@@ -13,7 +13,7 @@ class PackedText(NamedTuple):
 
     ids: int64 [T], tokens.
     place: int64 [T], of each token in its text, from 0.
-    owner: int32 [T], text of each token; -1 in the one token that stands where there are no texts.
+    owner: int32 [T], text of each token; -1 in the two tokens that stand where there are no texts.
     cu_seqlens: int32 [segments + 1], offsets of the texts.
     num_texts: N.
     max_len: tokens of the longest text.
@@ -42,11 +42,13 @@ class PackedText(NamedTuple):
             raise ValueError(f"text {lengths.index(0)} has no token")
         ids = [token for text in texts for token in text]
         owner = [number for number, length in enumerate(lengths) for _ in range(length)]
+        place = [number for length in lengths for number in range(length)]
         if not texts:
-            ids, owner, lengths = [0], [-1], [1]
+            # Two of them, because a compiler makes one token a case of its own.
+            ids, place, owner, lengths = [0, 0], [0, 0], [-1, -1], [2]
         return PackedText(
             ids=torch.tensor(ids),
-            place=torch.cat([torch.arange(length) for length in lengths]),
+            place=torch.tensor(place),
             owner=torch.tensor(owner, dtype=torch.int32),
             cu_seqlens=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
             num_texts=len(texts),

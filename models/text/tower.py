@@ -1,5 +1,8 @@
 """The text tower: our blocks over the flat tokens of packed texts."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +14,15 @@ from packvit.models.text.config import TextConfig
 from packvit.models.text.packed import PackedText
 
 
+def pool_texts(tower: "TextTower", x: Tensor, layout: Layout) -> Tensor:
+    """What the blocks give, [T, D], normalised and brought to one vector a text, [N, D]."""
+    x = tower.norm(x)
+    if tower.pool is not None:
+        return tower.pool(x, layout)
+    ends = layout.cu_seqlens[1:].long()[layout.owner_segment]
+    return x[ends - 1]
+
+
 class TextTower(nn.Module):
     """A Transformer over texts, each of which sees itself alone, in both directions.
 
@@ -18,6 +30,9 @@ class TextTower(nn.Module):
         config: what it is.
         backend: attention backend, `auto` or a key of BACKENDS; may be set later as `tower.backend`.
     """
+
+    lay_out: Callable[..., Layout] = staticmethod(Layout.build)
+    reduce: Callable[..., Tensor] = staticmethod(pool_texts)
 
     def __init__(self, config: TextConfig, backend: str = "auto") -> None:
         super().__init__()
@@ -34,7 +49,10 @@ class TextTower(nn.Module):
 
     def forward(self, text: PackedText) -> Tensor:
         """What texts are embedded as, not normalised: [N, config.feature_dim]."""
-        layout = Layout.build(text.cu_seqlens, text.owner, text.num_texts, text.max_len)
+        # A compiler makes one text a case of its own.
+        several = text.num_texts > 1
+        lay_out, reduce = (self.lay_out, self.reduce) if several else (Layout.build, pool_texts)
+        layout = lay_out(text.cu_seqlens, text.owner, text.num_texts, text.max_len)
         x = self.embed(text.ids) + self.positions[text.place]  # [T, D]
         device, dtype = x.device.type, x.dtype
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
@@ -43,10 +61,17 @@ class TextTower(nn.Module):
         context = Context(layout, segments)
         for block in self.blocks:
             x = block(x, context)
-        x = self.norm(x)
-        if self.pool is not None:
-            x = self.pool(x, layout)  # [N, D]
-        else:
-            ends = layout.cu_seqlens[1:].long()[layout.owner_segment]
-            x = x[ends - 1]  # [N, D]
+        x = reduce(self, x, layout)  # [N, D]
         return x if self.head is None else self.head(x)
+
+    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile the layout of a batch, what blocks do to each token alone, and pooling, as PackedViT does.
+
+        Args:
+            backend: of torch.compile.
+        """
+        from packvit.models.compiled import compile_copy, compile_tokens
+
+        self.lay_out = compile_copy(Layout.build, self.config, backend)
+        self.reduce = compile_copy(pool_texts, self.config, backend)
+        compile_tokens(self.blocks, self.config, backend)

@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 from packvit.cli import dispatch
 from packvit.common.device import wants_compiling
 from packvit.common.json_lines import read_json_lines
-from packvit.models import PackedViT, ViTConfig
+from packvit.models import PackedText, PackedViT, TextConfig, TextTower, ViTConfig
 from packvit.packing import PackedBatch
 from packvit.train.step.step import Engine
 
@@ -195,6 +195,30 @@ def test_a_compiled_model_is_saved_and_copied_as_any_other(cut_image):
                 parameter.mul_(0.5)
     torch.testing.assert_close(copied(batch), model(batch), atol=1e-5, rtol=1e-5)
     assert not torch.allclose(compiled(batch), model(batch), atol=1e-2)
+
+
+TEXTS = [[[3, 1, 4, 1], [5], [9, 2]], [[6]], [[7]] * 9, [], [[1, 2, 3, 4, 5, 6], [7, 8]]]
+TEXT = TextConfig(width=16, depth=3, heads=2, vocab_size=10, max_tokens=6, embed_dim=4)
+
+
+@pytest.mark.parametrize(
+    "config", [TEXT, replace(TEXT, pool="last", norm="rms", parallel=True)], ids=["map", "last"]
+)
+def test_a_text_tower_compiles_once_and_gives_the_same_numbers_and_gradients(config: TextConfig):
+    backend = Counting()
+    torch.manual_seed(0)
+    tower = TextTower(config)
+    compiled = copy.deepcopy(tower)
+    compiled.compile_blocks(backend)
+    for number, texts in enumerate(TEXTS):
+        outputs = [each(PackedText.build(texts)) for each in (tower, compiled)]
+        torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
+        for output in outputs:
+            output.square().sum().backward()
+        # Layout, before and after attention, pooling; a single token alone is a case of its own.
+        assert backend.graphs == (4 if number < 1 else 6), number
+    for a, b in zip(tower.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.slow
