@@ -5,12 +5,18 @@ from packvit.models.attention.cuda import activate_flash
 from packvit.models.attention.measure import fastest_backend, measure_backends
 from packvit.models.attention.segments import Layout, Segments, attention
 from packvit.models.config import ViTConfig
+from packvit.models.describe import describe_file, describe_model, describe_text_tower
 from packvit.models.encoder.block import BlockConfig
 from packvit.models.files.checkpoint import hash_model, load_model, save_model
 from packvit.models.files.export import export_model
 from packvit.models.presets import PRESETS, preset
 from packvit.models.text.config import TextConfig, TwoTowersConfig
-from packvit.models.text.files import load_two_towers, save_two_towers
+from packvit.models.text.files import (
+    find_own_tokenizer,
+    has_two_towers,
+    load_two_towers,
+    save_two_towers,
+)
 from packvit.models.text.packed import PackedText
 from packvit.models.text.prompts import AS_IT_IS, embed_prompts, embed_tokens, encode_prompts, read_templates
 from packvit.models.text.tokenizer import TextEncoder, Tokenizer, load_tokenizer, train_tokenizer
@@ -39,11 +45,16 @@ __all__ = [
     "activate_flash",
     "attention",
     "choose_backend",
+    "describe_file",
+    "describe_model",
+    "describe_text_tower",
     "embed_prompts",
     "embed_tokens",
     "encode_prompts",
     "export_model",
     "fastest_backend",
+    "find_own_tokenizer",
+    "has_two_towers",
     "hash_model",
     "load_model",
     "load_tokenizer",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -19,6 +19,7 @@ from packvit.models.files.translate import translate
 
 FORMAT_VERSION = 1
 MODEL, TWO_TOWERS = "packvit", "packvit_two_towers"  # types of model in config.json
+UNREADABLE = (SafetensorError, zipfile.BadZipFile, EOFError, ValueError)
 NO_OPTIONS: Mapping[str, Any] = {}
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -159,7 +160,23 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
                     if arrays[key].dtype.kind == "f"
                 }
         return load_file(path)
-    except (SafetensorError, zipfile.BadZipFile, EOFError, ValueError) as error:
+    except UNREADABLE as error:
+        raise ValueError(f"{path} is no readable .safetensors or .npz file: {error}") from None
+
+
+def tensor_names(path: Path) -> list[str]:
+    """The names of all tensors of a .safetensors or .npz file, without reading these.
+
+    Raises:
+        ValueError: the file is neither.
+    """
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return list(arrays.files)
+        with safe_open(path, "pt") as file:
+            return list(file.keys())
+    except UNREADABLE as error:
         raise ValueError(f"{path} is no readable .safetensors or .npz file: {error}") from None
 
 

@@ -14,9 +14,11 @@ from packvit.models.files.weights import (
     own_fields,
     read_tensors,
     stored_config,
+    tensor_names,
 )
 from packvit.models.text.config import TwoTowersConfig
-from packvit.models.text.foreign import translate_towers
+from packvit.models.text.foreign import has_text, translate_towers
+from packvit.models.text.tokenizer import FILES, Tokenizer, load_tokenizer
 from packvit.models.text.two_towers import TwoTowers
 
 
@@ -68,3 +70,30 @@ def load_two_towers(
     model = TwoTowers(config).to(next(iter(tensors.values())).dtype)
     fill(model, tensors, origin, weights)
     return model.eval()
+
+
+def has_two_towers(path: str | Path) -> bool:
+    """Whether a model has a text tower beside its image tower; reads none of its tensors.
+
+    Args:
+        path: as of `load_model`.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: as of `load_model`, where nothing can be read.
+    """
+    weights = find_weights(Path(path))
+    return stored_config(weights).get("model_type") == TWO_TOWERS or has_text(tensor_names(weights))
+
+
+def find_own_tokenizer(path: str | Path) -> tuple[Tokenizer, Path] | None:
+    """The tokeniser beside a model's weights, and its file; None where there is none.
+
+    Args:
+        path: of the model, as of `load_model`.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: as of `load_model` and `load_tokenizer`.
+    """
+    folder = find_weights(Path(path)).parent
+    file = next((folder / name for name in FILES if (folder / name).exists()), None)
+    return None if file is None else (load_tokenizer(file), file)

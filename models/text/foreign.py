@@ -6,7 +6,7 @@ translated as if they stood alone.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -28,7 +28,13 @@ HUGGING_FACE_TABLE = [
     (r"head\.(weight|bias)", r"head.\1"),
     *huggingface.TABLE,
 ]
+HUGGING_FACE = "text_model.embeddings.token_embedding.weight"
 GEMMA = 256_000  # tokens, of which 0 fills a text; in the other tokeniser that big_vision uses it is 1
+
+
+def has_text(names: Iterable[str]) -> bool:
+    """Whether these are the names of tensors of two towers of another project."""
+    return any(name == HUGGING_FACE or BIG_VISION.fullmatch(name) for name in names)
 
 
 def translate_towers(
@@ -52,7 +58,7 @@ def translate_towers(
         text = _big_vision_text(_below(tensors, f"{start}txt/"))
         own = _below(tensors, start)
         image = {key: tensor for key, tensor in own.items() if key.startswith("img/")}
-    elif "text_model.embeddings.token_embedding.weight" in tensors:
+    elif HUGGING_FACE in tensors:
         names = [("logit_scale", "t"), ("logit_bias", "b")]
         text = _hugging_face_text(_below(tensors, "text_model."), stored.get("text_config", {}))
         image = {key: tensor for key, tensor in tensors.items() if key.startswith("vision_model.")}

@@ -104,7 +104,7 @@ def test_naflex_of_big_vision_embeds_flat_patches(tmp_path):
     side = round(table.shape[1] ** 0.5)
     arrays["params/embedding/kernel"] = kernel.reshape(-1, kernel.shape[-1])
     arrays["params/pos_embedding"] = table.reshape(side, side, -1)
-    np.savez(tmp_path / "naflex.npz", **arrays)
+    np.savez(tmp_path / "naflex.npz", allow_pickle=False, **arrays)
     model, expected = load_model(tmp_path / "naflex.npz"), load("big_vision_flexivit_map")
     assert model.config == replace(expected.config, patch_operator="bilinear_antialias")
     state = model.state_dict()

@@ -4,9 +4,9 @@ Torch has started no thread yet, so that a fork is safe.
 
 In the task `distill` the gradient is that of labels, a wider teacher and the moving average together, in
 `compiled` that of compiled blocks, one of which is recomputed, in `whole` that of a loss that compares all
-images of the step, in `contrastive` that of images and texts, in `bf16` that of half precision. `bf16` also
-says what ranks send each other, and takes a step that one rank's gradient spoils. `muon` is steps of Muon on
-matrices that no number of ranks divides.
+images of the step, in `contrastive` that of images and texts, in `bf16` that of half precision. AdamW's
+checkpoint is of images and texts, too. `bf16` also says what ranks send each other, and takes a step that one
+rank's gradient spoils. `muon` is steps of Muon on matrices that no number of ranks divides.
 """
 
 import json
@@ -85,8 +85,7 @@ def make_engine(
     if precision == "bf16":
         model = replace(model, norm="rms")
     compiler = "on" if compiled else "off"
-    ema = 0.0 if contrastive else 0.5
-    train = TrainConfig(parallel=parallel, ema=ema, compile=compiler, precision=precision)  # pyright: ignore[reportArgumentType]
+    train = TrainConfig(parallel=parallel, ema=0.5, compile=compiler, precision=precision)  # pyright: ignore[reportArgumentType]
     optim = OptimConfig(kind=kind)  # pyright: ignore[reportArgumentType]
     config = Config(model=model, optim=optim, train=train, distill=distill or DistillConfig(), seed=seed)
     if contrastive is not None:
@@ -191,9 +190,11 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def weights(engine: Engine) -> dict[str, torch.Tensor]:
-    assert engine.average is not None
-    found = {name: whole(p) for name, p in engine.model.named_parameters()}
-    found |= {f"average.{name}": whole(p) for name, p in engine.average.named_parameters()}
+    found = {}
+    for kind, parts in (("weights", engine.module), ("average", engine.averaged)):
+        assert parts is not None
+        for number, part in enumerate((parts.model, *parts.heads())):
+            found |= {f"{kind}.{number}.{name}": whole(p) for name, p in part.named_parameters()}
     for number, optimizer in enumerate(engine.optimizers):
         for g, group in enumerate(optimizer.param_groups):
             for i, parameter in enumerate(group["params"]):
@@ -252,6 +253,18 @@ def muon_matrices(seed: int) -> list[torch.Tensor]:
     return [torch.randn(shape) for shape in ((7, 5), (5, 7), (4, 4), (2, 9), (7, 5), (1, 6))]
 
 
+def update(engine: Engine) -> None:
+    """A first update, after which every average has gone nine tenths of its way."""
+    before = weights(engine)
+    engine.update(engine.clip(), 0, 1.0)
+    after = weights(engine)
+    for name in (name for name in after if name.startswith("average")):
+        now = after[name.replace("average", "weights")]
+        torch.testing.assert_close(after[name], 0.1 * before[name] + 0.9 * now, msg=name)
+    for number, head in enumerate(engine.whole_heads(), 1):
+        assert all(torch.equal(whole(t), after[f"average.{number}.{name}"]) for name, t in head.items())
+
+
 def half_precision(engine: Engine, task: Task, ranks: Ranks) -> dict:
     """A gradient in bf16, that of one rank alone, and what ranks sent; whether a spoilt step is left out."""
     alone = Ranks(0, 1, ranks.device)
@@ -284,7 +297,7 @@ def run_case(what: str, parallel: str, kind: str, folder: Path) -> None:
     precision = what if what == "bf16" else "auto"
     contrastive = (
         write_tokenizer(folder / f"{parallel}-{ranks.world_size}-{ranks.rank}")
-        if what == "contrastive"
+        if what in ("contrastive", "checkpoint") and kind == "adamw"
         else None
     )
     engine, task = make_engine(
@@ -301,7 +314,7 @@ def run_case(what: str, parallel: str, kind: str, folder: Path) -> None:
             for name, t in head.items()
         }
         result = gradients(engine, task, ranks) | kept
-        engine.update(engine.clip(), 0, 1.0)
+        update(engine)
     else:
         checkpointer = Checkpointer(folder, CheckpointConfig(), ranks, engine, {})
         found = find_checkpoints(folder)

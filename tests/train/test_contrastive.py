@@ -139,10 +139,25 @@ def test_one_pair_alone_has_no_softmax_loss(config):
     assert result.grad_norm < 1e-5
 
 
+def test_both_towers_have_a_moving_average_which_is_what_is_saved(config, tmp_path):
+    engine, task = make_engine(replace(config, train=replace(config.train, ema=0.5)))
+    names = [name for name, _ in engine.module.named_parameters()]
+    expected = [parameter.clone() for parameter in engine.module.parameters()]
+    for number in range(3):
+        train_step(engine, task, step_of(make_batch(3, number), make_batch(2)), number)
+        decay = min(0.5, (1 + number) / (10 + number))
+        pairs = zip(expected, engine.module.parameters(), strict=True)
+        expected = [decay * old + (1 - decay) * new for old, new in pairs]
+    engine.module.save(engine.whole(), engine.whole_heads(), tmp_path / "saved")
+    saved = load_two_towers(tmp_path / "saved").state_dict()
+    assert {name.replace("model.", "image.", 1) for name in names} == saved.keys()
+    for name, value in zip(names, expected, strict=True):
+        torch.testing.assert_close(saved[name.replace("model.", "image.", 1)], value, msg=name)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train": {"ema": 0.9}}, r"set train\.ema=0"),
         ({"distill": {"logits_field": "logits.npy"}}, "two tasks"),
         ({"text": {"vocab_size": 20}}, "the tokeniser has .* it belongs to another model"),
         ({"text": {"embed_dim": 5}}, "images are embedded in 16 .* texts in 5"),
@@ -197,15 +212,19 @@ def test_a_run_leaves_both_towers_and_their_tokenizer(finished):
 
 
 def test_a_resumed_run_is_one_that_was_never_stopped(scenes_set, tmp_path):
-    run = partial(flags, tmp_path / "run", scenes_set, "--train.accumulate", "2")
-    assert dispatch(["train", *run(), "--train.steps", "2", "--optim.schedule", "constant"]) == 0
-    assert dispatch(["train", *run(), "--optim.schedule", "constant"]) == 0
-    whole = flags(tmp_path / "whole", scenes_set, "--train.accumulate", "2", "--optim.schedule", "constant")
-    assert dispatch(["train", *whole]) == 0
+    """With a moving average, which the model is."""
+    more = ["--train.accumulate", "2", "--optim.schedule", "constant", "--train.ema", "0.5"]
+    run = partial(flags, tmp_path / "run", scenes_set, *more)
+    assert dispatch(["train", *run(), "--train.steps", "2"]) == 0
+    assert dispatch(["train", *run()]) == 0
+    assert dispatch(["train", *flags(tmp_path / "whole", scenes_set, *more)]) == 0
     one, two = (load_two_towers(tmp_path / name).state_dict() for name in ("run", "whole"))
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
     same = [(tmp_path / name / "tokenizer.model").read_bytes() for name in ("run", "whole")]
     assert same[0] == same[1]
+    checkpoint = load_two_towers(tmp_path / "run/checkpoints/step-00000004").state_dict()
+    assert all(torch.equal(tensor, one[name]) for name, tensor in checkpoint.items())
+    assert load_tokenizer(tmp_path / "run/checkpoints/step-00000004").vocab_size <= 60
 
 
 def test_lit_learns_texts_for_a_model_that_stays_as_it_is(scenes_set, tmp_path):

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from packvit.data import CLASSES, read_class_names, shard_folders
-from packvit.models import ViTConfig, load_model
+from packvit.models import ViTConfig, has_two_towers, load_model, load_two_towers
 from packvit.train.config import Config, load_config
 from packvit.train.recipes.contrastive import (
     flexi_clip,
@@ -76,18 +76,21 @@ KEPT_OF_POSITIONS = ("pos_grid", "pos_resize")  # where both have positions of t
 def start_with(config: Config, path: str) -> Config:
     """The run with the architecture of a model, and its weights to start with.
 
-    A recipe with a model of its own keeps that one's `KEPT_FIELDS` and `KEPT_OF_POSITIONS`.
+    A recipe with a model of its own keeps that one's `KEPT_FIELDS` and `KEPT_OF_POSITIONS`. A run that learns
+    from captions takes the text tower as well, where the model has one.
 
     Raises:
         FileNotFoundError, ValueError: no model can be read from `path`.
     """
-    own = config.model
-    model = load_model(Path(path)).config
-    kept = ("drop_path", "checkpoint_every")
+    own, kept = config.model, ("drop_path", "checkpoint_every")
+    if config.contrastive.loss and has_two_towers(path):
+        towers = load_two_towers(path).config
+        model, config = towers.image, replace(config, text=towers.text)
+    else:
+        model = load_model(Path(path)).config
+        kept += ("num_classes",) if config.contrastive.loss else ()  # the width of a projection
     if own != ViTConfig(num_classes=own.num_classes):
         kept += KEPT_FIELDS + (KEPT_OF_POSITIONS if own.pos_embed == model.pos_embed else ())
-    if config.contrastive.loss:
-        kept += ("num_classes",)  # the width of a projection
     model = replace(model, **{name: getattr(own, name) for name in kept})
     return replace(config, model=model, train=replace(config.train, init=path))
 

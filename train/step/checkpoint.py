@@ -27,7 +27,6 @@ from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse, asy
 
 from packvit.common.files import sync
 from packvit.common.ranks import Ranks
-from packvit.models import save_model
 from packvit.train.step.integrity import seal, tensor_names
 from packvit.train.step.step import Engine
 
@@ -125,13 +124,14 @@ class Checkpointer:
         self.wait()
         self.saved = step
         partial = self.folder / f"partial-{step:08d}"
-        whole, state = self.engine.whole(), self.engine.state_dict()
-        self._check_room((*whole.state_dict().values(), *named_tensors(state).values()))
+        whole, heads, state = self.engine.whole(), self.engine.whole_heads(), self.engine.state_dict()
+        kept = (whole.state_dict(), *heads, named_tensors(state))
+        self._check_room(tensor for tensors in kept for tensor in tensors.values())
         states = {name: part.state_dict() for name, part in self.parts.items()}
         if self.ranks.is_main:
             with unwritten(partial):
                 shutil.rmtree(partial, ignore_errors=True)
-                save_model(whole, partial)
+                self.engine.module.save(whole, heads, partial)
                 notes = {"version": VERSION, "step": step, "ranks": self.ranks.world_size, **states}
                 notes |= {"resumed_from": self.resumed_from}
                 (partial / "progress.json").write_text(json.dumps(notes))
@@ -169,8 +169,9 @@ class Checkpointer:
         rank = self.ranks.rank
         files = list((partial / "state").glob(f"__{rank}_*.distcp"))
         if self.ranks.is_main:
-            names = ("model.safetensors", "config.json", "progress.json", "state/.metadata")
-            files += [partial / name for name in names]
+            whole = [path for path in partial.iterdir() if path.is_file()]
+            files += [path for path in whole if not path.name.startswith("hashes-")]  # of other ranks
+            files.append(partial / "state/.metadata")
         with unwritten(partial):
             seal(partial, files, rank)
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from packvit.data import LoadedBatch
-from packvit.models import PackedViT, save_model
+from packvit.models import PackedViT, describe_model, save_model
 
 
 class TrainedModule(nn.Module):
@@ -26,17 +26,32 @@ class TrainedModule(nn.Module):
 
         FSDP shards each as one part, along the first dimension of its parameters, and both it and DDP take
         the gradient from what `forward` returns: a lone number to learn has the shape (1,), stands in a
-        module of its own, and is among the outputs. Heads learn with AdamW, are not compiled and have no
-        moving average.
+        module of its own, and is among the outputs. Heads learn with AdamW, and have a moving average where
+        the model has one; a text tower is compiled where the model is.
         """
         return []
+
+    def start_heads(self, path: Path) -> None:
+        """Start the heads with what a model has for them; by default nothing of it is for them.
+
+        Args:
+            path: of the model, as load_model reads it, whose weights `model` has been given.
+
+        Raises:
+            ValueError: they do not fit.
+        """
+
+    def describe(self) -> list[str]:
+        """What is trained, in lines that a run begins with; the first ends with the model."""
+        config = self.model.config
+        return [f"Model: {describe_model(self.model)}, {config.num_classes} classes"]
 
     def save(self, model: PackedViT, heads: Sequence[Mapping[str, Any]], folder: Path) -> None:
         """Write what is trained for others to load; the model alone, unless a task keeps more.
 
         Args:
-            model: the trained one, whole.
-            heads: the state dicts of `heads()`, whole.
+            model: the trained one, whole; its moving average where there is one.
+            heads: the state dicts of `heads()`, whole, in the same way.
             folder: the run's.
         """
         save_model(model, folder)

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from packvit.common.ranks import Ranks
 from packvit.models import PackedViT
+from packvit.train.step.average import Average
 from packvit.train.step.interface import TrainedModule
 
 
@@ -44,14 +45,14 @@ def settle(forward: nn.Module, ranks: Ranks, backward: Callable[[], object]) -> 
 _settled: WeakSet[nn.Module] = WeakSet()
 
 
-def cut(module: TrainedModule, average: PackedViT | None, ranks: Ranks, precision: str) -> None:
-    """Cut the model, its average and the module's heads over all ranks, in place."""
+def cut(module: TrainedModule, average: Average | None, ranks: Ranks, precision: str) -> None:
+    """Cut the model, the module's heads and their average over all ranks, in place."""
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
-    for model in (module.model, average):
-        if model is not None:
-            shard(model, mesh, precision)
-    for part in module.heads():
-        fully_shard(part, mesh=mesh)
+    for whole in (module, average):
+        if whole is not None:
+            shard(whole.model, mesh, precision)
+            for head in whole.heads():
+                fully_shard(head, mesh=mesh)
 
 
 def shard(model: PackedViT, mesh: DeviceMesh, precision: str) -> None:

@@ -6,9 +6,8 @@ of everything on each rank. `fsdp` (fully_shard, FSDP2) cuts weights, gradients,
 state into equal parts; a block is gathered just before it runs.
 """
 
-import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -29,10 +28,10 @@ from torch.optim import Optimizer
 from packvit.common.device import choose_precision, make_autocast, wants_compiling
 from packvit.common.ranks import Ranks
 from packvit.data import LoadedBatch
-from packvit.models import PackedViT
+from packvit.models import PackedViT, TextTower
 from packvit.packing import derive_seed
+from packvit.train.step.average import Average
 from packvit.train.step.interface import StepBatches, StepResult, TrainedModule
-from packvit.train.step.muon import approach, local
 from packvit.train.step.optim import OptimConfig, freeze, make_optimizers
 from packvit.train.step.shard import cut, replicate, settle
 
@@ -77,7 +76,8 @@ class Engine:
 
     Attributes:
         model: the trained model, of which the module is made.
-        average: the moving average of its weights, in eval mode, or None.
+        averaged: the moving average of all weights, or None.
+        average: that of the model, in eval mode, or None.
         forward: what to call; the same as `module` where nothing is shared.
         optimizers: see make_optimizers.
     """
@@ -90,20 +90,23 @@ class Engine:
         self.module = module.to(ranks.device).train()
         self.model = module.model
         freeze(self.model, optim.freeze, module.heads())
-        self.average = copy.deepcopy(self.model).requires_grad_(False).eval() if config.ema else None
+        self.averaged = Average(module) if config.ema else None
+        self.average = self.averaged.model if self.averaged is not None else None
         self.forward: nn.Module = self.module
         if ranks.world_size > 1 and config.parallel == "fsdp":
-            cut(module, self.average, ranks, choose_precision(config.precision, ranks.device))
+            cut(module, self.averaged, ranks, choose_precision(config.precision, ranks.device))
         elif ranks.world_size > 1:
             self.forward = replicate(self.module)
         self.autocast = make_autocast(config.precision, ranks.device)
         if config.residual == "bf16" and not isinstance(self.autocast, torch.autocast):
             raise ValueError("train.residual=bf16 needs train.precision=bf16 or fp16")
-        for built in (self.model, self.average):
-            if built is not None:
+        kept = (self.average, *self.averaged.heads()) if self.averaged is not None else ()
+        for built in (self.model, *module.heads(), *kept):
+            if isinstance(built, PackedViT | TextTower):
                 built.backend = self.model.backend if config.attention == "auto" else config.attention
-                built.residual_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.residual]
                 self.compile(built)
+            if isinstance(built, PackedViT):
+                built.residual_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.residual]
         # Half precision loses small gradients: they are scaled up, and the scale is part of the checkpoint.
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=config.precision == "fp16")
         names = {parameter: name for name, parameter in self.module.named_parameters()}
@@ -115,7 +118,7 @@ class Engine:
             assert parameter in held, f"{name} is in no part of heads()"
         self._shared = [part for part in (self.model, *module.heads()) if isinstance(part, FSDPModule)]
 
-    def compile(self, model: PackedViT) -> None:
+    def compile(self, model: PackedViT | TextTower) -> None:
         """Compile the blocks of `model`, in place, if `train.compile` says so for this device."""
         if wants_compiling(self.config.compile, self.ranks.device):
             model.compile_blocks()
@@ -188,10 +191,8 @@ class Engine:
             optimizer.step()
             delattr(optimizer, "found_inf")
         self.scaler.update()
-        if self.average is not None:
-            if isinstance(self.average, FSDPModule):
-                self.average.reshard()  # as a teacher it stays gathered after its forward pass
-            update_ema(self.average.parameters(), self.model.parameters(), self.config.ema, number, skip)
+        if self.averaged is not None:
+            self.averaged.update(self.module, self.config.ema, number, skip)
         self.module.zero_grad(set_to_none=True)
 
     def whole(self) -> PackedViT:
@@ -207,20 +208,20 @@ class Engine:
         return whole
 
     def whole_heads(self) -> list[dict[str, Any]]:
-        """The state dicts of the module's heads, not sharded; every rank calls it."""
+        """The state dicts of the module's heads, not sharded, of their average where there is one; every rank
+        calls it."""
+        heads = (self.averaged or self.module).heads()
         options = StateDictOptions(full_state_dict=True)
         return [
             get_model_state_dict(head, options=options) if isinstance(head, FSDPModule) else head.state_dict()
-            for head in self.module.heads()
+            for head in heads
         ]
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, moving average and optimizer state: tensors only. Optimizers' settings are configured."""
         weights, optimizer = get_state_dict(self.module, self.optimizers)
         state: dict[str, Any] = {"model": weights, "optimizer": {"state": optimizer["state"]}}
-        if self.average is not None:
-            state["average"] = self.average.state_dict()
-        return state
+        return state if self.averaged is None else state | self.averaged.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replace the state by one that `state_dict` gave and that was read in place."""
@@ -231,8 +232,8 @@ class Engine:
             model_state_dict=state["model"],
             optim_state_dict=optimizer | state["optimizer"],
         )
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state)
 
 
 class StepTask(Protocol):
@@ -293,16 +294,3 @@ def set_lr(optimizers: Sequence[Optimizer], factor: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-
-
-@torch.no_grad()
-def update_ema(
-    average: Iterable[Tensor], current: Iterable[Tensor], decay: float, updates: int, skip: Tensor | None
-) -> None:
-    """average <- decay * average + (1 - decay) * current, in place.
-
-    The decay grows with the number of `updates` made before: early averages forget the initialisation. Where
-    `skip`, float32 [] on the device, is 1, nothing changes.
-    """
-    decay = min(decay, (1 + updates) / (10 + updates))
-    approach([local(each) for each in average], [local(each) for each in current], 1 - decay, skip)

@@ -11,7 +11,7 @@ With an image tower that is frozen altogether this is LiT (arXiv 2111.07991): im
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,12 @@ from packvit.models import (
     Tokenizer,
     TwoTowers,
     TwoTowersConfig,
+    describe_model,
+    describe_text_tower,
+    find_own_tokenizer,
+    has_two_towers,
     load_tokenizer,
+    load_two_towers,
     save_two_towers,
     start_projection,
     train_tokenizer,
@@ -39,6 +44,7 @@ from packvit.train.config import Config
 from packvit.train.step.interface import StepBatches, TrainedModule
 from packvit.train.step.step import Engine
 from packvit.train.tasks.contrastive_loss import contrastive_losses
+from packvit.train.tasks.start import check_same
 
 
 class Contrastive:
@@ -66,8 +72,8 @@ class Contrastive:
             temperature=options.temperature,
             bias=options.bias if options.loss == "sigmoid" else None,
         )
-        self.tokenizer = find_tokenizer(config)
-        encode = TextEncoder(self.tokenizer, self.towers.text)
+        self.found = find_tokenizer(config)
+        encode = TextEncoder(self.found.tokenizer, self.towers.text)
         self.targets: Mapping[str, Target] = {"caption": CaptionTarget(options.captions, encode, pack_tokens)}
         self.eval_targets: Mapping[str, Target] = {}
         self.frozen = False
@@ -77,7 +83,7 @@ class Contrastive:
 
     def build(self, model: PackedViT) -> TrainedModule:
         """See Task."""
-        return Pairs(model, self.towers, self.tokenizer)
+        return Pairs(model, self.towers, self.found)
 
     def prepare(self, engine: Engine) -> None:
         """See Task; keeps the tokeniser in the run's folder."""
@@ -87,7 +93,7 @@ class Contrastive:
         folder = self.config.run_dir
         if engine.ranks.is_main and not any((folder / name).exists() for name in FILES):
             folder.mkdir(parents=True, exist_ok=True)
-            self.tokenizer.save(folder)
+            self.found.tokenizer.save(folder)
 
     def flops(self, loaded: LoadedBatch) -> int:
         """See Task."""
@@ -142,10 +148,11 @@ class Contrastive:
 class Pairs(TrainedModule):
     """An image tower, which is the model, with a text tower and the scale of their logits."""
 
-    def __init__(self, model: PackedViT, config: TwoTowersConfig, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: PackedViT, config: TwoTowersConfig, found: "FoundTokenizer") -> None:
         super().__init__(model)
         start_projection(model)
-        self.config, self.tokenizer = config, tokenizer
+        self.config, self.found = config, found
+        self.text_start = ""
         self.text = TextTower(config.text)
         self.logits = LogitScale(config.temperature, config.bias)
 
@@ -162,14 +169,39 @@ class Pairs(TrainedModule):
         image = unit(self.model(batch)) if image is None else image
         return image, unit(self.text(captions_of(batch))), *self.logits()
 
+    @torch.no_grad()
+    def start_heads(self, path: Path) -> None:
+        """See TrainedModule; a model of two towers has the text tower, the scale and the bias as well."""
+        if not has_two_towers(path):
+            return
+        other = load_two_towers(path).float()
+        check_same(self.text.config, other.text.config, "text", str(path))
+        self.text.load_state_dict(other.text.state_dict())
+        self.logits.t.copy_(other.logits.t)
+        self.text_start = f", from {path}"
+        if self.logits.b is not None and other.logits.b is not None:
+            self.logits.b.copy_(other.logits.b)
+
+    def describe(self) -> list[str]:
+        """See TrainedModule."""
+        tokenizer, source = self.found
+        frozen = "" if any(p.requires_grad for p in self.model.parameters()) else ", frozen"
+        return [
+            f"Image tower: {describe_model(self.model)}{frozen}",
+            f"Text tower: {describe_text_tower(self.text)}{self.text_start}",
+            f"Embeddings: {self.config.embed_dim} channels",
+            f"Tokeniser: {source}, {tokenizer.vocab_size:,} tokens",
+        ]
+
     def save(self, model: PackedViT, heads: Sequence[Mapping[str, Any]], folder: Path) -> None:
         """See TrainedModule; both towers and the tokeniser."""
-        towers = TwoTowers(self.config)
-        towers.image.load_state_dict(model.state_dict())
-        towers.text.load_state_dict(heads[0])
-        towers.logits.load_state_dict(heads[1])
+        with torch.device("meta"):
+            towers = TwoTowers(self.config)
+        parts = (towers.image, towers.text, towers.logits)
+        for part, state in zip(parts, (model.state_dict(), *heads), strict=True):
+            part.load_state_dict(state, assign=True)
         save_two_towers(towers, folder)
-        self.tokenizer.save(folder)
+        self.found.tokenizer.save(folder)
 
 
 def captions_of(batch: PackedBatch) -> PackedText:
@@ -184,26 +216,42 @@ def pack_tokens(texts: Sequence[Tokens]) -> PackedText:
     return PackedText.build([text.ids for text in texts], sum(text.cut for text in texts))
 
 
-def find_tokenizer(config: Config) -> Tokenizer:
-    """The run's tokeniser: the one that its folder keeps, the one that it names, or a new one.
+class FoundTokenizer(NamedTuple):
+    """A tokeniser, and where it comes from, in a few words."""
+
+    tokenizer: Tokenizer
+    source: str
+
+
+def find_tokenizer(config: Config) -> FoundTokenizer:
+    """The run's tokeniser: the one that its folder keeps, the one that it names, that of the text tower that
+    it starts with, or a new one.
 
     Every rank trains the same new one.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: there is none, or it cannot be read or trained.
     """
-    options = config.contrastive
+    options, init = config.contrastive, config.train.init
     if any((config.run_dir / name).exists() for name in FILES):
-        return load_tokenizer(config.run_dir)
+        return FoundTokenizer(load_tokenizer(config.run_dir), f"kept in {config.run_dir}")
     if options.tokenizer:
-        return load_tokenizer(options.tokenizer)
+        return FoundTokenizer(load_tokenizer(options.tokenizer), f"from {options.tokenizer}")
+    if init and has_two_towers(init):
+        found = find_own_tokenizer(init)
+        if found is None:
+            raise ValueError(
+                f"{init} has a text tower, and no tokeniser beside it: name its own, contrastive.tokenizer"
+            )
+        return FoundTokenizer(found[0], f"from {found[1]}")
     shards = ShardSet.find(config.data.shards, config.data.fetch)
     captions = read_captions(shards, CaptionTarget(options.captions), options.tokenizer_captions)
     if not captions:
         raise ValueError(
             f"contrastive.captions: no sample of data.shards has a caption in {options.captions}"
         )
-    return train_tokenizer(captions, config.text.vocab_size)
+    trained = train_tokenizer(captions, config.text.vocab_size)
+    return FoundTokenizer(trained, f"new, trained on {len(captions):,} captions")
 
 
 def refuse_others(config: Config) -> None:
@@ -216,5 +264,3 @@ def refuse_others(config: Config) -> None:
         raise ValueError("contrastive.loss: a mixed image has no caption: set data.mix.probability=0")
     if config.distill.active:
         raise ValueError("contrastive.loss and distill.* are two tasks: give one")
-    if config.train.ema:
-        raise ValueError("contrastive.loss: there is no moving average of a text tower: set train.ema=0")

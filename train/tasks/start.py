@@ -1,12 +1,13 @@
 """The weights that a run starts with."""
 
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from packvit.models import PackedViT, ViTConfig, load_model
+from packvit.models import BlockConfig, PackedViT, ViTConfig, load_model
 from packvit.models.resample import pi_resize, resize_matrix
 from packvit.packing import derive_seed
 from packvit.train.config import Config
@@ -42,11 +43,14 @@ def make_module(config: Config, task: Task, resumed: bool = False) -> TrainedMod
         module = task.build(PackedViT(config.model))
     if module.model.head is not None:
         torch.nn.init.constant_(module.model.head.bias, config.train.head_bias)
-    start = task.initial()
-    if start is None and config.train.init and not resumed:
-        start = load_model(Path(config.train.init)).float(), config.train.init
+    start, path = task.initial(), Path(config.train.init)
+    from_init = start is None and config.train.init and not resumed
+    if from_init:
+        start = load_model(path).float(), config.train.init
     if start is not None:
         start_from(module.model, *start)
+    if from_init:
+        module.start_heads(path)
     return module
 
 
@@ -64,14 +68,7 @@ def start_from(model: PackedViT, other: PackedViT, name: str) -> None:
         ValueError: the architectures differ in anything that weights depend on.
     """
     own, theirs = model.config, other.config
-    differ = [f.name for f in fields(ViTConfig) if f.name not in OWN_FIELDS]
-    differ = [field for field in differ if getattr(own, field) != getattr(theirs, field)]
-    if differ:
-        values = [f"{field}={getattr(theirs, field)!r}, not {getattr(own, field)!r}" for field in differ]
-        raise ValueError(
-            f"the run cannot start with the weights of {name}: its model.* fields are {', '.join(values)}: "
-            "give the model the same, or name it with --model, which takes them over"
-        )
+    check_same(own, theirs, "model", name, OWN_FIELDS)
     weights = other.state_dict()
     weights["patch_embed.weight"] = pi_resize(
         weights["patch_embed.weight"], (own.patch_buffer, own.patch_buffer), theirs.patch_operator
@@ -84,6 +81,29 @@ def start_from(model: PackedViT, other: PackedViT, name: str) -> None:
         kept = {key: tensor for key, tensor in model.state_dict().items() if key.startswith("head.")}
         weights = {key: tensor for key, tensor in weights.items() if not key.startswith("head.")} | kept
     model.load_state_dict(weights)
+
+
+def check_same(
+    own: BlockConfig, theirs: BlockConfig, section: str, name: str, free: Iterable[str] = ()
+) -> None:
+    """Refuse the weights of a model, or of one of its towers, that is another than the run's.
+
+    Args:
+        section: of the run's configuration that has its fields.
+        name: of the other model, for messages.
+        free: fields that may differ.
+
+    Raises:
+        ValueError: names the fields that differ.
+    """
+    names = (field.name for field in fields(own) if field.name not in free)
+    differ = [field for field in names if getattr(own, field) != getattr(theirs, field)]
+    if differ:
+        values = [f"{field}={getattr(theirs, field)!r}, not {getattr(own, field)!r}" for field in differ]
+        raise ValueError(
+            f"the run cannot start with the weights of {name}: its {section}.* fields are "
+            f"{', '.join(values)}: give the run the same, or name it with --model, which takes them over"
+        )
 
 
 def resample_table(table: Tensor, sides: tuple[int, ...], config: ViTConfig) -> Tensor:

@@ -10,14 +10,12 @@ from packvit.train.tokens import mean_tokens
 
 
 def introduce(training: Training, display: Display) -> None:
-    """Four lines: the model, its weights, the device, and a step and the run in images."""
+    """A few lines: what is trained, its weights, the device, and a step and the run in images."""
     config, ranks = training.config, training.ranks
-    model = training.engine.module.model.config
-    number = sum(parameter.numel() for parameter in training.engine.module.parameters())
-    display.say(
-        f"Model: ViT of width {model.width}, depth {model.depth}, {number / 1e6:.1f} M parameters, "
-        f"{model.num_classes} classes; patch sizes {' '.join(map(str, config.views.patch_sizes))}"
-    )
+    first, *others = training.engine.module.describe()
+    display.say(f"{first}; patch sizes {' '.join(map(str, config.views.patch_sizes))}")
+    for line in others:
+        display.say(line)
     start = config.train.init or (config.distill.teachers[0] if config.distill.init else "")
     if training.counters.step:
         weights = f"those of step {training.counters.step}"
