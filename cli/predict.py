@@ -32,6 +32,7 @@ from packvit.evaluate.predict.write import (
     open_out,
     partial_name,
 )
+from packvit.models import AS_IT_IS, read_templates
 
 SOME_BROKEN = 1
 READER_GONE = 141  # what shells see of a program that SIGPIPE ended: 128 + SIGPIPE
@@ -54,10 +55,14 @@ class Predict:
         tokens: most tokens of an image, instead of a resolution.
         protocol: native shows whole images at their aspect ratio, square squashed to a square, crop:0.875 the
             central square with that share of the shorter side.
+        labels: classes that a model of images and texts is to choose from, as texts, such as "a cat" "a dog".
+        templates: file of lines such as `a photo of a {}.`: a class is the mean of all that they make of its
+            label.
+        tokenizer: of a model of images and texts; by default the one beside its weights.
         top: classes in an answer.
-        features: also write what enters the model's head.
+        features: also write what enters the model's head; of a model of images and texts, the embedding.
         loss: that the model was trained with, which makes scores of logits; by default what its run's
-            configuration says, or else softmax.
+            configuration says, or the bias of a model of images and texts, or else softmax.
         out: .jsonl, .csv or .parquet, replaced when all is done; by default lines of JSON, or a table in a
             terminal, on standard output.
         null: names on standard input end with NUL, as find -print0 writes them.
@@ -75,6 +80,9 @@ class Predict:
     patch_size: int | None = None
     tokens: int | None = None
     protocol: str | None = None
+    labels: tuple[str, ...] = ()
+    templates: Path | None = None
+    tokenizer: Path | None = None
     top: int = 5
     features: bool = False
     loss: Literal["softmax", "sigmoid"] | None = None
@@ -96,6 +104,8 @@ def main(arguments: Sequence[str]) -> int:
         )
     if options.out is not None:
         check_out(options.out)
+    if options.templates is not None and not options.labels:
+        raise ValueError("--templates are for --labels: give the labels to put into them")
     # A program that is started without standard input, as with `<&-`, has None.
     stdin = sys.stdin.buffer if sys.stdin else io.BytesIO()
     found = find_named(options.images, stdin, b"\0" if options.null else b"\n", options.fetch)
@@ -113,8 +123,12 @@ def main(arguments: Sequence[str]) -> int:
         loss=options.loss,
         batch_tokens=options.batch_tokens,
         workers=options.workers,
+        labels=options.labels,
+        templates=read_templates(options.templates) if options.templates else AS_IT_IS,
+        tokenizer=options.tokenizer,
     )
-    print(f"{predictor.choice.why}.", file=sys.stderr)
+    for line in filter(None, (predictor.choice.why, predictor.head.remark)):
+        print(f"{line}.", file=sys.stderr)
     try:
         with open_writer(options, predictor) as writer:
             done = predict(predictor, found, writer, show=not is_table(options))
@@ -172,9 +186,8 @@ def open_writer(options: Predict, predictor: Predictor) -> AbstractContextManage
     """Where the answers go."""
     if options.out is None:
         return open_stdout(is_table(options))
-    config = predictor.vit.config
-    top = min(options.top, config.num_classes)
-    features = config.feature_dim if options.features else 0
+    top = min(options.top, predictor.head.num_classes)
+    features = predictor.head.num_features if options.features else 0
     return open_file(options.out, columns(top, predictor.classes is not None, features))
 
 

@@ -13,12 +13,19 @@ from packvit.models.presets import PRESETS, preset
 from packvit.models.text.config import TextConfig, TwoTowersConfig
 from packvit.models.text.files import (
     find_own_tokenizer,
-    has_two_towers,
+    has_text_tower,
     load_two_towers,
     save_two_towers,
 )
 from packvit.models.text.packed import PackedText
-from packvit.models.text.prompts import AS_IT_IS, embed_prompts, embed_tokens, encode_prompts, read_templates
+from packvit.models.text.prompts import (
+    AS_IT_IS,
+    average_prompts,
+    embed_prompts,
+    embed_tokens,
+    encode_prompts,
+    read_templates,
+)
 from packvit.models.text.tokenizer import TextEncoder, Tokenizer, load_tokenizer, train_tokenizer
 from packvit.models.text.tower import TextTower
 from packvit.models.text.two_towers import LogitScale, TwoTowers, start_projection, unit
@@ -44,6 +51,7 @@ __all__ = [
     "ViTConfig",
     "activate_flash",
     "attention",
+    "average_prompts",
     "choose_backend",
     "describe_file",
     "describe_model",
@@ -54,7 +62,7 @@ __all__ = [
     "export_model",
     "fastest_backend",
     "find_own_tokenizer",
-    "has_two_towers",
+    "has_text_tower",
     "hash_model",
     "load_model",
     "load_tokenizer",

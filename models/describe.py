@@ -8,7 +8,7 @@ from torch import nn
 from packvit.models.config import ViTConfig
 from packvit.models.files.checkpoint import hash_model, load_model
 from packvit.models.files.weights import find_weights
-from packvit.models.text.files import find_own_tokenizer, has_two_towers, load_two_towers
+from packvit.models.text.files import find_own_tokenizer, has_text_tower, load_two_towers
 from packvit.models.text.tower import TextTower
 from packvit.models.vit import PackedViT
 
@@ -44,7 +44,7 @@ def describe_file(path: str | Path) -> Iterator[tuple[str, str]]:
     """
     weights = find_weights(Path(path))
     yield "weights", str(weights)
-    if not has_two_towers(path):
+    if not has_text_tower(path):
         model = load_model(path)
         yield "model", f"{describe_model(model)}, {model.config.heads} heads"
         yield "classes", str(model.config.num_classes or "none: it gives features")

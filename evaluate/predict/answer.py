@@ -9,6 +9,7 @@ from torch import Tensor
 from packvit.common.device import make_autocast
 from packvit.evaluate.measures.calibration import LossKind
 from packvit.evaluate.plan.plan import Stage
+from packvit.evaluate.predict.heads import Head
 from packvit.evaluate.predict.prediction import Prediction
 from packvit.models import PackedViT
 from packvit.packing import PackedBatch, PackedImage
@@ -19,6 +20,7 @@ class Asked:
     """What answers hold.
 
     Args:
+        head: reads the model's outputs.
         loss: softmax or sigmoid, which makes scores of logits.
         top: classes.
         features: whether there are features.
@@ -26,6 +28,7 @@ class Asked:
         classes: names, or None.
     """
 
+    head: Head
     loss: LossKind
     top: int
     features: bool
@@ -47,11 +50,12 @@ def answer(vit: PackedViT, images: Sequence[PackedImage], stage: Stage, asked: A
     # A context of its own, because it remembers what it replaces, and threads would mix that up.
     with make_autocast(asked.precision, device):
         outputs = vit.outputs(batch)
-    features = outputs.features.float().cpu()
+    logits, features = asked.head(outputs)
+    features = features.float().cpu()
     labels = torch.zeros(len(images), 0, dtype=torch.int64)
     scores = torch.zeros(len(images), 0)
-    if vit.config.num_classes:
-        labels, scores = best_classes(outputs.logits.float(), stage, asked)
+    if logits is not None:
+        labels, scores = best_classes(logits.float(), stage, asked)
     is_finite = features.isfinite().all(1) & scores.isfinite().all(1)
     return [
         Prediction(

@@ -1,11 +1,12 @@
 """Which setting, or cascade, a prediction takes: a plan's, the caller's, or the best that was measured."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from packvit.evaluate.plan.plan import Plan, Stage, read_plan
-from packvit.evaluate.predict.known import Results
+from packvit.evaluate.predict.known import MEASURES, Results
 from packvit.evaluate.setting import Setting
 from packvit.evaluate.sweep.favoured import favoured_patch_size
 from packvit.models import PackedViT, ViTConfig, hash_model
@@ -53,8 +54,11 @@ class Choice:
     why: str
 
 
-def stages_of_plan(plan: Plan | str | Path, model: PackedViT) -> tuple[Plan, Choice]:
+def stages_of_plan(plan: Plan | str | Path, model: PackedViT, classes: int | None) -> tuple[Plan, Choice]:
     """A plan, read if it is a file, and its stages.
+
+    Args:
+        classes: that the plan must have, if it names any; None for a model whose classes are given as texts.
 
     Raises:
         ValueError: it cannot be read, or is of another model.
@@ -70,8 +74,8 @@ def stages_of_plan(plan: Plan | str | Path, model: PackedViT) -> tuple[Plan, Cho
             f"the plan's preprocessing has mean {plan.preprocessing.mean} and std {plan.preprocessing.std}, "
             f"the model {config.image_mean} and {config.image_std}"
         )
-    if plan.classes is not None and len(plan.classes) != config.num_classes:
-        raise ValueError(f"the plan names {len(plan.classes)} classes, the model has {config.num_classes}")
+    if classes is not None and plan.classes is not None and len(plan.classes) != classes:
+        raise ValueError(f"the plan names {len(plan.classes)} classes, the model has {classes}")
     names = " then ".join(stage.setting.name for stage in plan.stages)
     return plan, Choice(plan.stages, f"Setting {names}, as planned")
 
@@ -92,7 +96,7 @@ def choose(wish: Wish, config: ViTConfig, results: Results | None) -> Choice:
     rows = [row for row in results.rows if wish.protocol in (None, row.setting.protocol)] if results else []
     if rows and results and wish.is_open:
         best = max(rows, key=lambda row: row.accuracy)
-        why = f"Setting {best.setting.name}, the most accurate ({best.accuracy:.1%}) in {results.path}"
+        why = f"Setting {best.setting.name}, {MEASURES[best.measure]} ({best.accuracy:.1%}) in {results.path}"
         return Choice((Stage(best.setting, best.temperature),), why)
     p, tokens, source = wish.patch_size, wish.tokens, "as asked"
     if p is None and tokens is not None and rows and results:
@@ -105,3 +109,22 @@ def choose(wish: Wish, config: ViTConfig, results: Results | None) -> Choice:
         source += " and as many tokens as its position table: no evaluation says what is better"
     setting = Setting(p, wish.resolution, tokens, protocol)
     return Choice((Stage(setting, 1.0),), f"Setting {setting.name}, {source}")
+
+
+def for_labels(choice: Choice, labels: Sequence[str], measured: Sequence[str] | None) -> Choice:
+    """The choice for classes that are given as texts.
+
+    Temperatures and thresholds are of the classes that were measured, and nothing is known of others.
+
+    Args:
+        measured: names of the classes that the choice goes by; None where they are not known.
+
+    Raises:
+        ValueError: it is a cascade of other classes.
+    """
+    if measured is not None and tuple(measured) == tuple(labels):
+        return choice
+    first, *others = choice.stages
+    if others:
+        raise ValueError("the plan is a cascade, whose thresholds are not of these labels: plan one setting")
+    return Choice((Stage(first.setting, 1.0),), choice.why)

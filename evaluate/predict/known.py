@@ -11,19 +11,28 @@ from packvit.evaluate.loss import run_field
 from packvit.evaluate.results import MAIN, RESULTS, read_results_file, setting_of
 from packvit.evaluate.setting import Setting
 
+# By the first of these that an evaluation has, settings are compared.
+MEASURES = {
+    "accuracy": "the most accurate",
+    "average_precision": "with the highest average precision",
+    "image_to_text_r1": "with the highest recall@1",
+}
+
 
 @dataclass(frozen=True)
 class Row:
     """A setting that was measured.
 
     Args:
-        accuracy: or average precision, where images have several labels; in [0, 1].
+        accuracy: or what stands for it; in [0, 1].
+        measure: which of MEASURES that is.
         tokens: mean over images.
         temperature: 1 where none was fitted.
     """
 
     setting: Setting
     accuracy: float
+    measure: str
     tokens: float
     temperature: float
 
@@ -71,13 +80,13 @@ def read_results(folder: Path, weights: Callable[[], str]) -> Results | None:
 
 
 def _read_row(row: dict[str, Any], place: str) -> Row | None:
-    """None for a row of another set, or one whose accuracy is not known."""
-    accuracy = row.get("accuracy")
-    accuracy = row.get("average_precision") if accuracy is None else accuracy
-    if row["set"] != MAIN or accuracy is None:
+    """None for a row of another set, or one without a measure."""
+    measure = next((name for name in MEASURES if row.get(name) is not None), None)
+    if row["set"] != MAIN or measure is None:
         return None
+    check_fields(row, {measure: (float,)}, place, others=True)
     tokens = check_fields(row, {"tokens_per_image": (float,)}, place, others=True)["tokens_per_image"]
-    return Row(setting_of(row), accuracy, tokens, row.get("temperature") or 1.0)
+    return Row(setting_of(row), row[measure], measure, tokens, row.get("temperature") or 1.0)
 
 
 def find_classes(folder: Path, number: int) -> tuple[str, ...] | None:

@@ -20,11 +20,23 @@ from packvit.evaluate.loss import loss_kind
 from packvit.evaluate.measures.calibration import LossKind
 from packvit.evaluate.plan.plan import Plan, Stage
 from packvit.evaluate.predict.answer import Asked, answer, is_unsure
-from packvit.evaluate.predict.choose import Choice, Wish, choose, stages_of_plan
+from packvit.evaluate.predict.choose import Choice, Wish, choose, for_labels, stages_of_plan
+from packvit.evaluate.predict.heads import Head, OwnHead, TextHead
 from packvit.evaluate.predict.known import find_classes, read_results
 from packvit.evaluate.predict.prediction import Prediction
 from packvit.evaluate.predict.read import Source, in_order, read_view
-from packvit.models import PackedViT, hash_model, load_model
+from packvit.models import (
+    AS_IT_IS,
+    PackedViT,
+    Tokenizer,
+    TwoTowers,
+    find_own_tokenizer,
+    has_text_tower,
+    hash_model,
+    load_model,
+    load_tokenizer,
+    load_two_towers,
+)
 from packvit.packing import PackedImage, check_list, check_source
 
 MOST_IMAGES = 1024  # of a batch, and decoded ahead of one
@@ -39,30 +51,34 @@ class Predictor:
     folder, or else what the model's own shapes suggest; `choice.why` says which.
 
     Args:
-        model: a PackedViT, which is put in eval mode, or whatever load_model reads.
+        model: a PackedViT or TwoTowers, which is put in eval mode, or whatever load_model reads.
         plan: of this model, or its file; excludes the four below.
         resolution, patch_size, tokens, protocol: as in Setting.
         top: classes in an answer.
-        features: whether answers have the model's features.
-        device: auto takes a GPU if there is one; a PackedViT stays where it is.
+        features: whether answers have the model's features; of two towers, the images' embeddings.
+        device: auto takes a GPU if there is one; a model that is no path stays where it is.
         precision: of matrix products: bf16, fp32, or auto, which is bf16 on CUDA and fp32 on a CPU.
-        loss: that the model was trained with, softmax or sigmoid; None asks the run's configuration, and
-            takes softmax where there is none.
+        loss: that the model was trained with, softmax or sigmoid; None asks the run's configuration, or
+            whether two towers' logits have a bias, and takes softmax where nothing tells.
         batch_tokens: most tokens in a batch, unless a single image has more.
         workers: threads that decode; 0 decodes in the caller's. None: one for each core, at most 16.
+        labels: classes that two towers, for images and for texts, are to choose from, as texts.
+        templates: each with `{}` where a label goes: a class is the mean of all its prompts.
+        tokenizer: of two towers, or its file; None takes the one beside their weights.
 
     Attributes:
-        vit: the model.
+        vit: the model, or its image tower.
         choice: the stages that are run, and why.
         classes: names, or None.
+        head: what makes classes of the model's outputs.
 
     Raises:
-        ValueError: the plan is of another model, the setting is impossible or beyond all memory, or there is
-            nothing to predict.
+        ValueError: the plan is of another model, the setting is impossible or beyond all memory, there is
+            nothing to predict, or labels are given to a model that takes none.
         FileNotFoundError, ImportError: see load_model.
     """
 
-    model: InitVar[PackedViT | str | Path]
+    model: InitVar[PackedViT | TwoTowers | str | Path]
     plan: InitVar[Plan | str | Path | None] = None
     resolution: InitVar[int | None] = None
     patch_size: InitVar[int | None] = None
@@ -75,13 +91,17 @@ class Predictor:
     loss: LossKind | None = None
     batch_tokens: int = 8192
     workers: int | None = None
+    labels: Sequence[str] = ()
+    templates: Sequence[str] = AS_IT_IS
+    tokenizer: Tokenizer | str | Path | None = None
     vit: PackedViT = field(init=False)
+    head: Head = field(init=False)
     choice: Choice = field(init=False)
     classes: tuple[str, ...] | None = field(init=False, default=None)
 
     def __post_init__(
         self,
-        model: PackedViT | str | Path,
+        model: PackedViT | TwoTowers | str | Path,
         plan: Plan | str | Path | None,
         resolution: int | None,
         patch_size: int | None,
@@ -94,8 +114,7 @@ class Predictor:
         if plan is not None and wish != Wish():
             raise ValueError("a plan decides on resolution, patch size, tokens and protocol: leave them out")
         folder = None
-        if isinstance(model, PackedViT):
-            self.vit = model.eval()
+        if isinstance(model, PackedViT | TwoTowers):
             own = next(model.parameters()).device
             self._device = own if device == "auto" else find_ranks(device).device
         else:
@@ -103,44 +122,75 @@ class Predictor:
             if path.exists():  # a model on a hub has no run here
                 folder = path if path.is_dir() else path.parent
             self._device = find_ranks(device).device
-            self.vit = load_model(model)
-        self._check_head(self.vit.config.num_classes)
+            model = self._load(path)
+        self._take(model.eval())
         self._choose(plan, wish, folder)
         settings = [stage.setting for stage in self.choice.stages]
         check_settings(self.vit.config, settings, self._device)
         self.vit.to(self._device)
         assert self.loss is not None
-        self._asked = Asked(self.loss, self.top, self.features, self.precision, self.classes)
+        self._asked = Asked(self.head, self.loss, self.top, self.features, self.precision, self.classes)
         self._one_batch = threading.Lock()
+
+    def _load(self, path: Path) -> PackedViT | TwoTowers:
+        """The model of a file, and the tokeniser beside it where labels need one."""
+        if not has_text_tower(path):
+            return load_model(path)
+        if self.labels and self.tokenizer is None:
+            found = find_own_tokenizer(path)
+            self.tokenizer = found[0] if found else None
+        return load_two_towers(path)
+
+    def _take(self, model: PackedViT | TwoTowers) -> None:
+        """Set the model and what reads its outputs."""
+        if isinstance(model, TwoTowers):
+            if not self.labels and not self.features:
+                raise ValueError(
+                    "the model has two towers, for images and for texts, and no classes of its own: give "
+                    "labels to choose from, or ask for features"
+                )
+            self.vit = model.image
+            if isinstance(self.tokenizer, str | Path):
+                self.tokenizer = load_tokenizer(self.tokenizer)
+            self.loss = self.loss or ("softmax" if model.config.bias is None else "sigmoid")
+            towers = model.to(self._device)
+            self.head = TextHead(towers, self.tokenizer, self.labels, self.templates, self.precision)
+            return
+        if self.labels:
+            raise ValueError("the model has no text tower: only models of images and texts take labels")
+        if model.config.num_classes == 0 and not self.features:
+            raise ValueError("the model has no classification head: all it can give is its features")
+        self.vit, self.head = model, OwnHead(model)
 
     def _check_values(self) -> None:
         for name, least in (("top", 1), ("batch_tokens", 1), ("workers", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name}={value} must be at least {least}")
+        if isinstance(self.labels, str) or isinstance(self.templates, str):
+            raise ValueError("labels and templates must be lists, also of a single one")
         if self.loss not in (None, "softmax", "sigmoid"):
             raise ValueError(f"loss={self.loss!r} is neither softmax nor sigmoid")
         if self.workers is None:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             self.workers = min(16, cores)
 
-    def _check_head(self, classes: int) -> None:
-        if classes == 0 and not self.features:
-            raise ValueError("the model has no classification head: all it can give is its features")
-
     def _choose(self, plan: Plan | str | Path | None, wish: Wish, folder: Path | None) -> None:
         """Set the stages, the names of classes and the kind of loss."""
-        config = self.vit.config
+        config, own = self.vit.config, isinstance(self.head, OwnHead)
         results = read_results(folder, lambda: hash_model(self.vit)) if folder else None
+        known = results.classes if results else None
         if plan is not None:
-            plan, self.choice = stages_of_plan(plan, self.vit)
-            self.classes = plan.classes
+            plan, self.choice = stages_of_plan(plan, self.vit, config.num_classes if own else None)
+            self.classes = known = plan.classes
         else:
             self.choice = choose(wish, config, results)
-        if len(self.choice.stages) > 1 and config.num_classes == 0:
+        if len(self.choice.stages) > 1 and self.head.num_classes == 0:
             raise ValueError("the model has no classification head, so a cascade has no confidence to go by")
-        if folder is not None and self.classes is None:
-            known = results.classes if results else None
+        if not own:
+            self.classes = self.head.names
+            self.choice = for_labels(self.choice, self.labels, known)
+        elif folder is not None and self.classes is None:
             fits = known is not None and len(known) == config.num_classes
             self.classes = known if fits else find_classes(folder, config.num_classes)
         if self.loss is None:

@@ -19,7 +19,7 @@ from packvit.models.files.translate import translate
 
 FORMAT_VERSION = 1
 MODEL, TWO_TOWERS = "packvit", "packvit_two_towers"  # types of model in config.json
-UNREADABLE = (SafetensorError, zipfile.BadZipFile, EOFError, ValueError)
+UNREADABLE = (SafetensorError, zipfile.BadZipFile, EOFError, ValueError)  # raised by the readers of files
 NO_OPTIONS: Mapping[str, Any] = {}
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -161,15 +161,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
                 }
         return load_file(path)
     except UNREADABLE as error:
-        raise ValueError(f"{path} is no readable .safetensors or .npz file: {error}") from None
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: Exception) -> ValueError:
+    """What is said of a file that a reader raised an error of."""
+    return ValueError(f"{path} is no readable .safetensors or .npz file: {error}")
 
 
 def tensor_names(path: Path) -> list[str]:
-    """The names of all tensors of a .safetensors or .npz file, without reading these.
-
-    Raises:
-        ValueError: the file is neither.
-    """
+    """The names of all tensors of a .safetensors or .npz file; raises as `read_tensors`."""
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
@@ -177,7 +178,7 @@ def tensor_names(path: Path) -> list[str]:
         with safe_open(path, "pt") as file:
             return list(file.keys())
     except UNREADABLE as error:
-        raise ValueError(f"{path} is no readable .safetensors or .npz file: {error}") from None
+        raise unreadable(path, error) from None
 
 
 def stored_config(weights: Path) -> dict[str, Any]:

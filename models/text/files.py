@@ -8,6 +8,7 @@ from typing import Any
 from packvit.common.tensors import save_tensors
 from packvit.models.files.weights import (
     FORMAT_VERSION,
+    MODEL,
     TWO_TOWERS,
     fill,
     find_weights,
@@ -17,7 +18,7 @@ from packvit.models.files.weights import (
     tensor_names,
 )
 from packvit.models.text.config import TwoTowersConfig
-from packvit.models.text.foreign import has_text, translate_towers
+from packvit.models.text.foreign import has_texts, translate_towers
 from packvit.models.text.tokenizer import FILES, Tokenizer, load_tokenizer
 from packvit.models.text.two_towers import TwoTowers
 
@@ -34,6 +35,17 @@ def save_two_towers(model: TwoTowers, folder: str | Path) -> Path:
     config = {"model_type": TWO_TOWERS, "format_version": FORMAT_VERSION, **model.config.to_dict()}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return folder
+
+
+def has_text_tower(path: str | Path) -> bool:
+    """Whether there are two towers that `load_two_towers` reads; no weights are read for it.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: as of `load_model`.
+    """
+    weights = find_weights(Path(path))
+    kind = stored_config(weights).get("model_type")
+    return kind == TWO_TOWERS or (kind != MODEL and has_texts(tensor_names(weights)))
 
 
 def load_two_towers(
@@ -70,19 +82,6 @@ def load_two_towers(
     model = TwoTowers(config).to(next(iter(tensors.values())).dtype)
     fill(model, tensors, origin, weights)
     return model.eval()
-
-
-def has_two_towers(path: str | Path) -> bool:
-    """Whether a model has a text tower beside its image tower; reads none of its tensors.
-
-    Args:
-        path: as of `load_model`.
-
-    Raises:
-        FileNotFoundError, ImportError, ValueError: as of `load_model`, where nothing can be read.
-    """
-    weights = find_weights(Path(path))
-    return stored_config(weights).get("model_type") == TWO_TOWERS or has_text(tensor_names(weights))
 
 
 def find_own_tokenizer(path: str | Path) -> tuple[Tokenizer, Path] | None:

@@ -32,8 +32,8 @@ HUGGING_FACE = "text_model.embeddings.token_embedding.weight"
 GEMMA = 256_000  # tokens, of which 0 fills a text; in the other tokeniser that big_vision uses it is 1
 
 
-def has_text(names: Iterable[str]) -> bool:
-    """Whether these are the names of tensors of two towers of another project."""
+def has_texts(names: Iterable[str]) -> bool:
+    """Whether a file with tensors of these names has a text tower."""
     return any(name == HUGGING_FACE or BIG_VISION.fullmatch(name) for name in names)
 
 

@@ -36,9 +36,13 @@ def embed_prompts(
     Raises:
         ValueError: see `encode_prompts`.
     """
-    prompts = encode_prompts(encode, names, templates)
+    return average_prompts(towers, encode_prompts(encode, names, templates))
+
+
+def average_prompts(towers: TwoTowers, prompts: Sequence[Sequence[Tokens]]) -> Tensor:
+    """`embed_prompts` of prompts whose tokens are known: K of each of C classes."""
     embedded = embed_tokens(towers, [prompt for own in prompts for prompt in own])  # [C * K, E]
-    return unit(embedded.unflatten(0, (len(names), len(templates))).mean(1))
+    return unit(embedded.unflatten(0, (len(prompts), -1)).mean(1))
 
 
 def encode_prompts(

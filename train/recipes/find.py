@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from packvit.data import CLASSES, read_class_names, shard_folders
-from packvit.models import ViTConfig, has_two_towers, load_model, load_two_towers
+from packvit.models import ViTConfig, has_text_tower, load_model, load_two_towers
 from packvit.train.config import Config, load_config
 from packvit.train.recipes.contrastive import (
     flexi_clip,
@@ -83,7 +83,7 @@ def start_with(config: Config, path: str) -> Config:
         FileNotFoundError, ValueError: no model can be read from `path`.
     """
     own, kept = config.model, ("drop_path", "checkpoint_every")
-    if config.contrastive.loss and has_two_towers(path):
+    if config.contrastive.loss and has_text_tower(path):
         towers = load_two_towers(path).config
         model, config = towers.image, replace(config, text=towers.text)
     else:

@@ -30,7 +30,7 @@ from packvit.models import (
     describe_model,
     describe_text_tower,
     find_own_tokenizer,
-    has_two_towers,
+    has_text_tower,
     load_tokenizer,
     load_two_towers,
     save_two_towers,
@@ -172,7 +172,7 @@ class Pairs(TrainedModule):
     @torch.no_grad()
     def start_heads(self, path: Path) -> None:
         """See TrainedModule; a model of two towers has the text tower, the scale and the bias as well."""
-        if not has_two_towers(path):
+        if not has_text_tower(path):
             return
         other = load_two_towers(path).float()
         check_same(self.text.config, other.text.config, "text", str(path))
@@ -237,7 +237,7 @@ def find_tokenizer(config: Config) -> FoundTokenizer:
         return FoundTokenizer(load_tokenizer(config.run_dir), f"kept in {config.run_dir}")
     if options.tokenizer:
         return FoundTokenizer(load_tokenizer(options.tokenizer), f"from {options.tokenizer}")
-    if init and has_two_towers(init):
+    if init and has_text_tower(init):
         found = find_own_tokenizer(init)
         if found is None:
             raise ValueError(
