@@ -55,7 +55,7 @@ COMMANDS = {
         "export MODEL OUT [--format onnx|torch|hub|siglip2]",
         "a model for those who have no packvit: a graph for every budget, or a folder for the hub",
     ),
-    "info": ("info", "versions, devices and attention backends, for bug reports"),
+    "info": ("info [MODEL]", "versions, devices and attention backends, for bug reports; or what a model is"),
 }
 # The modules of the others are named like them.
 MODULES = {"inspect": "inspection"}  # the standard library has a module `inspect`

@@ -1,21 +1,23 @@
-"""`packvit info`: what a bug report should say of the machine and of what is installed."""
+"""`packvit info`: what a bug report should say of the machine and of what is installed. `packvit info MODEL`:
+what a model is."""
 
 import os
 import platform
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import tyro
 from torch.cuda import nccl
 
 from packvit.common.device import device_name
-from packvit.models import BACKENDS, Segments, attention, choose_backend
+from packvit.models import BACKENDS, Segments, attention, choose_backend, describe_file
 
 VARIABLES = re.compile(
     r"(PACKVIT|TORCH|PYTORCH|CUDA|NCCL|GLOO|OMP|MKL|KMP|XFORMERS|TRITON)_|CXX$|LD_PRELOAD$"
@@ -26,12 +28,21 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Info:
-    """Versions, devices, attention backends and settings, for bug reports."""
+    """Versions, devices, attention backends and settings, for bug reports; or what a model is.
+
+    Args:
+        model: a run's folder, a checkpoint, or any file that load_model reads; nothing else is told then.
+    """
+
+    model: Annotated[str, tyro.conf.Positional] = ""
 
 
 def main(arguments: Sequence[str]) -> None:
     """Print all of it."""
-    tyro.cli(Info, prog="packvit info", args=arguments)
+    options = tyro.cli(Info, prog="packvit info", args=arguments)
+    if options.model:
+        show("Model", list(describe_file(options.model)))
+        return
     for title, lines in (
         ("Packages", packages()),
         ("torch", torch_build()),
@@ -40,9 +51,14 @@ def main(arguments: Sequence[str]) -> None:
         ("Attention backends", backends()),
         ("Environment", environment()),
     ):
-        print(f"{title}")
-        for name, value in lines:
-            print(f"  {name:<20} {value}")
+        show(title, lines)
+
+
+def show(title: str, lines: Iterable[tuple[str, str]]) -> None:
+    """Print one section."""
+    print(title)
+    for name, value in lines:
+        print(f"  {name:<20} {value}")
 
 
 def packages() -> Iterator[tuple[str, str]]:

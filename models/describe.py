@@ -46,17 +46,18 @@ def describe_file(path: str | Path) -> Iterator[tuple[str, str]]:
     yield "weights", str(weights)
     if not has_text_tower(path):
         model = load_model(path)
-        yield "model", f"{describe_model(model)}, {model.config.heads} heads"
+        yield "model", describe_model(model)
         yield "classes", str(model.config.num_classes or "none: it gives features")
         yield from _describe_input(model.config)
         yield "hash", hash_model(model)
         return
     towers = load_two_towers(path)
     text = towers.config.text
-    scale, bias = (float(value) for value in towers.logits())
-    yield "image tower", f"{describe_model(towers.image)}, {towers.config.image.heads} heads"
+    scale, bias = (value.item() for value in towers.logits())
+    yield "image tower", describe_model(towers.image)
     yield from _describe_input(towers.config.image)
-    yield "text tower", f"{describe_text_tower(towers.text)}, {text.heads} heads, {text.pool} pooling"
+    yield "text tower", describe_text_tower(towers.text)
+    yield "its attention", f"{text.heads} heads, {text.pool} pooling"
     if text.fixed_length:
         yield "texts", f"all filled up to {text.max_tokens} tokens, with token {text.pad_id}"
     yield "embeddings", f"{towers.config.embed_dim} channels, of images and of texts"
@@ -73,4 +74,4 @@ def _describe_input(config: ViTConfig) -> Iterator[tuple[str, str]]:
     if kind == "factorized":
         kind += f", {config.pos_table}, {config.pos_coords}"
     yield "positions", f"{kind}, {' x '.join(map(str, config.pos_grid))}"
-    yield "pooling", config.pool
+    yield "attention", f"{config.heads} heads, {config.pool} pooling"

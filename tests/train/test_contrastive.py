@@ -1,5 +1,6 @@
 """Contrastive training: the loss of a whole step, what may be frozen, what a run leaves, what it refuses."""
 
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,10 +22,12 @@ from packvit.models import (
     load_tokenizer,
     load_two_towers,
     save_model,
+    save_two_towers,
     train_tokenizer,
 )
 from packvit.packing import PackedBatch
 from packvit.train.config import Config, TrainConfig, load_config
+from packvit.train.recipes.find import find_recipe, start_with
 from packvit.train.step.interface import StepBatches
 from packvit.train.step.optim import OptimConfig
 from packvit.train.step.step import Engine, train_step
@@ -240,6 +243,39 @@ def test_lit_learns_texts_for_a_model_that_stays_as_it_is(scenes_set, tmp_path):
     towers = load_two_towers(tmp_path / "run")
     state = model.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in towers.image.state_dict().items())
+
+
+def test_a_run_starts_with_both_towers_their_scale_and_their_tokenizer(finished, tmp_path):
+    """Of a run of the sigmoid loss; the softmax loss has no bias."""
+    for loss in ("sigmoid", "softmax"):
+        recipe = replace(find_recipe("scenes"), run_dir=tmp_path / loss)
+        recipe = replace(recipe, contrastive=replace(recipe.contrastive, loss=loss))
+        config = start_with(recipe, str(finished))
+        assert config.text == load_two_towers(finished).config.text
+        task = Contrastive(config)
+        assert task.found.tokenizer.encode("red 3") == load_tokenizer(finished).encode("red 3")
+        module = make_module(config, task)
+        expected = load_two_towers(finished).state_dict()
+        found = {name.replace("model.", "image.", 1): p for name, p in module.named_parameters()}
+        assert expected.keys() - found.keys() == ({"logits.b"} if loss == "softmax" else set())
+        assert all(torch.equal(parameter, expected[name]) for name, parameter in found.items())
+        image, text, embeddings, tokenizer = module.describe()
+        assert re.fullmatch(r"Image tower: ViT of width 32, depth 1, [\d,]+ parameters", image)
+        assert re.fullmatch(r"Text tower: width 16, .*texts of at most 12 tokens, from .*/clip", text)
+        assert embeddings == "Embeddings: 32 channels"
+        assert tokenizer.startswith(f"Tokeniser: from {finished / 'tokenizer.model'}, ")
+
+
+def test_another_text_tower_or_one_without_its_tokenizer_is_no_start(finished, tokenizer, tmp_path):
+    start = save_two_towers(load_two_towers(finished), tmp_path / "start")
+    config = replace(start_with(find_recipe("scenes"), str(start)), run_dir=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"has a text tower, and no tokeniser beside it: name its own"):
+        Contrastive(config)
+    config = replace(config, contrastive=replace(config.contrastive, tokenizer=str(tokenizer)))
+    other = replace(config, text=replace(config.text, max_tokens=9, depth=3))
+    with pytest.raises(ValueError, match=r"its text\.\* fields are depth=1, not 3, max_tokens=12, not 9"):
+        make_module(other, Contrastive(other))
+    make_module(config, Contrastive(config))
 
 
 def test_samples_without_captions_are_bad_and_named(scenes_set, tmp_path, capsys):
