@@ -17,6 +17,7 @@ from packvit.models import (
     PackedText,
     PackedViT,
     TextConfig,
+    TextTower,
     ViTConfig,
     load_model,
     load_tokenizer,
@@ -140,6 +141,25 @@ def test_one_pair_alone_has_no_softmax_loss(config):
     result = train_step(engine, task, step_of(make_batch(1)), 0)
     assert result.losses.abs().max() < 1e-6
     assert result.grad_norm < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:::torch", "ignore:The .grad attribute")
+def test_both_towers_and_their_averages_are_compiled_and_take_the_same_step(config, monkeypatch):
+    compiled, results = [], {}
+    for tower in (PackedViT, TextTower):
+
+        def compile_blocks(self, really=tower.compile_blocks) -> None:
+            compiled.append(type(self))
+            really(self, "eager")
+
+        monkeypatch.setattr(tower, "compile_blocks", compile_blocks)
+    for wish in ("off", "on"):
+        engine, task = make_engine(replace(config, train=replace(config.train, compile=wish, ema=0.5)))
+        results[wish] = train_step(engine, task, step_of(make_batch(3), make_batch(4, 1)), 0)
+    assert sorted(each.__name__ for each in compiled) == ["PackedViT"] * 2 + ["TextTower"] * 2
+    torch.testing.assert_close(results["on"].losses, results["off"].losses)
+    torch.testing.assert_close(results["on"].grad_norm, results["off"].grad_norm)
+    torch._dynamo.reset()
 
 
 def test_both_towers_have_a_moving_average_which_is_what_is_saved(config, tmp_path):
