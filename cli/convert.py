@@ -59,8 +59,8 @@ class Convert:
         model: fields of the model.
     """
 
-    source: Annotated[Path, tyro.conf.Positional]
-    target: Annotated[Path, tyro.conf.Positional]
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TARGET")]
     model: Annotated[ModelFields, tyro.conf.arg(name="")] = field(default_factory=ModelFields)
 
 

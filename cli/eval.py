@@ -42,8 +42,8 @@ class Eval:
         loss: that the models were trained with, which says how logits become probabilities; by default what
             a run's configuration says, else softmax.
         cost: whether throughput, latency and memory are measured.
-        seq_len, sequences: a batch has so many tokens times so many, in one sequence; a longer view has a
-            batch of its own.
+        seq_len: times `sequences`, the tokens of a batch; a longer view has a batch of its own.
+        sequences: see `seq_len`.
         precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU.
         workers: processes of each rank that decode.
         device: auto takes a GPU when there is one.
@@ -52,7 +52,7 @@ class Eval:
         fetch: how remote and gzipped shards are fetched.
     """
 
-    models: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    models: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL...")]
     shards: tuple[str, ...] = ()
     resolutions: tuple[int, ...] = ()
     patch_sizes: tuple[int, ...] = ()

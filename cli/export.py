@@ -42,8 +42,8 @@ class Export:
         license: of the weights, as the hub names it, such as apache-2.0.
     """
 
-    model: Annotated[Path, tyro.conf.Positional]
-    out: Annotated[Path, tyro.conf.Positional]
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     format: str = "onnx"
     resolution: int | None = None
     patch_size: int | None = None

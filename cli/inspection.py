@@ -43,7 +43,7 @@ class Inspect:
         fetch: how remote and gzipped shards are fetched.
     """
 
-    model: Annotated[Path, tyro.conf.Positional]
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     shards: tuple[str, ...]
     resolutions: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--resolution"])]
     patch_sizes: tuple[int, ...]

@@ -42,7 +42,7 @@ class PlanOptions:
         out: the plan; by default EVALUATION/plan.json. The figure cascade.png stands beside it.
     """
 
-    evaluation: Annotated[Path, tyro.conf.Positional]
+    evaluation: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="EVAL")]
     max_tokens: float | None = None
     max_gflops: float | None = None
     max_ms: float | None = None

@@ -73,8 +73,8 @@ class Predict:
         fetch: how remote and gzipped shards are fetched.
     """
 
-    model: Annotated[str, tyro.conf.Positional]
-    images: Annotated[tuple[str, ...], tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES...")]
     plan: Path | None = None
     resolution: int | None = None
     patch_size: int | None = None

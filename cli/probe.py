@@ -36,8 +36,8 @@ class Probe:
         out: a JSON file for the results.
     """
 
-    train: Annotated[Path, tyro.conf.Positional]
-    test: Annotated[Path, tyro.conf.Positional]
+    train: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TRAIN")]
+    test: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TEST")]
     shots: tuple[int, ...] = SHOTS
     draws: int = DRAWS
     ridge: float = RIDGE

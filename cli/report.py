@@ -22,7 +22,7 @@ class Report:
         fetch: how remote and gzipped shards are fetched.
     """
 
-    folder: Annotated[Path, tyro.conf.Positional]
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="EVAL")]
     shards: tuple[str, ...] = ()
     fetch: FetchConfig = field(default_factory=FetchConfig)
 

@@ -21,7 +21,7 @@ from packvit.data import (
 from packvit.data.make.digits import CLUTTER
 from packvit.data.make.images import WriteConfig
 
-Folder = Annotated[Path, tyro.conf.Positional]
+Out = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Write:
         out: gets the shards; with a val fraction, out/train and out/val.
     """
 
-    source: Folder
-    out: Folder
+    source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    out: Out
     options: Annotated[WriteConfig, tyro.conf.arg(name="")] = field(default_factory=WriteConfig)
 
     def run(self) -> None:
@@ -71,7 +71,7 @@ class Demo:
             default npm fetches them.
     """
 
-    out: Folder
+    out: Out
     kind: Literal["digits", "scenes", "emoji"] = "digits"
     train_images: int = 20_000
     test_images: int = 2_000
@@ -115,7 +115,7 @@ class Check:
         fetch: how remote and gzipped shards are fetched.
     """
 
-    shards: Annotated[tuple[str, ...], tyro.conf.Positional]
+    shards: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS...")]
     label_field: str = "cls"
     multi_label: bool = False
     fetch: FetchConfig = field(default_factory=FetchConfig)

@@ -43,15 +43,15 @@ class Teach:
         resolution: side in pixels of the square with a view's area.
         out: gets shard-000000.tar and on, one for each of the shards, in their order.
         field: of each sample; holds float16 [classes].
-        seq_len, sequences: a batch has so many tokens times so many, in one sequence; a longer view has a
-            batch of its own.
+        seq_len: times `sequences`, the tokens of a batch; a longer view has a batch of its own.
+        sequences: see `seq_len`.
         precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU.
         workers: processes that decode.
         device: auto takes a GPU when there is one.
         fetch: how remote and gzipped shards are fetched.
     """
 
-    shards: Annotated[tuple[str, ...], tyro.conf.Positional]
+    shards: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS...")]
     teacher: Path
     patch_size: int
     resolution: int

@@ -13,10 +13,11 @@ from packvit.common.display import Display
 from packvit.data import find_commands, redact
 from packvit.train.config import Config
 from packvit.train.dry_run import dry_run
-from packvit.train.recipes.find import RECIPES, find_recipe, start_with, with_classes
+from packvit.train.recipes.find import RECIPES, describe_recipe, find_recipe, start_with, with_classes
 from packvit.train.recipes.table import COLUMNS, table_of_recipes
 from packvit.train.run import run
 
+FLAGS = "--model, --dry-run and --allow-pipe are described by `packvit train --help`."
 CLASSES = ("--model.num-classes", "--model.num_classes")
 
 
@@ -49,7 +50,10 @@ def main(arguments: Sequence[str]) -> None:
     if start.model is not None:
         default = start_with(default, start.model)
     with said_once():
-        config = tyro.cli(Config, default=default, prog=f"packvit train {recipe}", args=rest)
+        about = f"{describe_recipe(recipe)}\n\n  {FLAGS}"
+        config = tyro.cli(
+            Config, default=default, prog=f"packvit train {recipe}", description=about, args=rest
+        )
     if not any(argument.split("=")[0] in CLASSES for argument in rest) and recipe in RECIPES:
         config, said = with_classes(config)
         if said and not is_other_rank():
@@ -124,6 +128,6 @@ def overview() -> str:
             "--dry-run runs a few steps in a folder that is removed, and says what the run would take.",
             "--allow-pipe runs the commands that a CONFIG.yaml names as shards; otherwise they are refused.",
             "`packvit train --recipes` compares them: source, model, tokens and images a step, steps.",
-            "`packvit train RECIPE --help` lists every field with the recipe's value.",
+            "`packvit train RECIPE --help` says how to run a recipe, and lists every field with its value.",
         ]
     )

@@ -35,7 +35,8 @@ class ViTConfig(BlockConfig, PositionConfig):
         rep_size: width of a tanh layer between pooling and head; 0 = none.
         patch_buffer: P, side of the stored patch embedding (FlexiViT 3.4).
         patch_operator: how the stored embedding becomes a smaller or larger one; see patch_embed.
-        image_mean, image_std: per channel, of pixels in [0, 1].
+        image_mean: per channel, of pixels in [0, 1].
+        image_std: likewise.
     """
 
     depth: int = 12

@@ -22,7 +22,8 @@ class BlockConfig:
     """One block, and the layers after the blocks that are made like it.
 
     Args:
-        width, heads: D and attention heads; heads divides width.
+        width: D, channels of a token; a multiple of `heads`.
+        heads: of attention.
         mlp: gelu_tanh (big_vision, SigLIP 2), gelu (exact; timm), quick_gelu (CLIP) or swiglu.
         mlp_ratio: hidden units of the MLP / width.
         qk_norm: normalisation of queries and keys per head: none, rms or layer (ViT-22B 2.1).

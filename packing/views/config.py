@@ -22,10 +22,12 @@ class ResolutionConfig:
     """Side of the square with the view's area, in pixels (NaViT 3.2, A.1).
 
     Args:
-        low, high: the range in pixels.
+        low: smallest resolution in pixels.
+        high: largest resolution in pixels.
         distribution: of u in [-1, 1], which is mapped linearly to the range: uniform, or a normal
             truncated to [-1, 1].
-        mean, std: of the normal before truncation; the paper's best is N(-0.5, 1).
+        mean: of the normal before truncation; the paper's best is -0.5.
+        std: of the normal before truncation; the paper's best is 1.
         measure: whether u is mapped to the side or to the area.
         upscale: False never shows an image larger than it is stored.
         sides: a fixed list to draw from instead, as NaFlex does (SigLIP 2, arXiv 2502.14786, 2.4.2); low and
@@ -77,9 +79,11 @@ class CurriculumConfig:
     Whatever is left empty does not move.
 
     Args:
-        start, end: images seen by all ranks; where they are equal, the change is a step.
+        start: images seen by all ranks when the change begins.
+        end: images seen by all ranks when it is complete; where it equals `start`, the change is a step.
         patch_weights: relative weight of each of `views.patch_sizes`.
-        low, high: ends of the range of `views.resolution` in pixels; 0 does not move.
+        low: lower end of the range of `views.resolution` in pixels; 0 does not move.
+        high: its upper end; 0 does not move.
         resolution_weights: relative weight of each of `views.resolution.sides`.
         native: views that are squares keep the image's aspect ratio from `end` on.
     """

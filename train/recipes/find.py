@@ -4,6 +4,8 @@ A recipe is a function without arguments that gives a whole run. To add one, wri
 file of this room and name it here.
 """
 
+import inspect
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +116,24 @@ def with_classes(config: Config) -> tuple[Config, str]:
             return replace(config, model=replace(model, num_classes=len(names))), said
         break
     return config, ""
+
+
+def describe_recipe(name: str) -> str:
+    """What a recipe says of itself, for its help, with commands that can be pasted.
+
+    All but the first line is indented, or tyro would join its lines.
+    """
+    recipe = RECIPES.get(name)
+    text = inspect.getdoc(recipe) if recipe else "A run from a saved configuration, whose values are shown."
+    first, *others = (text or "").split("\n\n")
+    return "\n\n".join([first, *map(_indent, others)])
+
+
+def _indent(paragraph: str) -> str:
+    """Commands further in than other text, with a backslash where one goes on."""
+    if paragraph.startswith(("packvit ", "torchrun ")):
+        return textwrap.indent(paragraph.replace("\n--", " \\\n    --"), "    ")
+    return textwrap.indent(paragraph, "  ")
 
 
 def find_recipe(name: str) -> Config:

@@ -43,8 +43,9 @@ class LengthConfig:
 
     Args:
         steps: length of the run in optimizer steps, unless one of the next three is set.
-        images, tokens, gflops: length of the run in images or tokens seen or GFLOPs spent by all ranks,
-            teachers included; all 0 counts steps.
+        images: length of the run in images seen by all ranks; 0: it is not counted in images.
+        tokens: likewise in tokens.
+        gflops: likewise in 10^9 FLOPs, teachers' included.
     """
 
     steps: int = 1000

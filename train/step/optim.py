@@ -22,10 +22,11 @@ class OptimConfig:
         lr: peak learning rate of AdamW or SGD.
         muon_lr: of Muon, whose updates have the size of AdamW's at the same learning rate.
         momentum: of Muon and SGD.
-        betas, eps: of AdamW.
-        weight_decay, head_weight_decay: decoupled, times the learning rate (PyTorch's convention), on
-            weight matrices only; the classification head has its own (NaViT: 0.03 body, 3.0 head). SGD adds
-            it to the gradient.
+        betas: of AdamW.
+        eps: of AdamW.
+        weight_decay: decoupled, times the learning rate (PyTorch's convention), on weight matrices only. SGD
+            adds it to the gradient.
+        head_weight_decay: that of the classification head (NaViT: 0.03 body, 3.0 head).
         layer_decay: factor of the learning rate from each block to the one before it; 1 has none (BEiT A).
         lr_factors: (prefix, factor) of the learning rates of parameters whose names start so, as `("text.",
             0.1)`. The model's names start with `model.`, a task's own with those of its heads; of several
