@@ -14,7 +14,7 @@ chain. A third axis, the frames of a clip, is one more such product.
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,11 @@ from packvit.packing import Shape
 Operator = Literal[
     "bilinear", "bilinear_antialias", "bicubic_antialias", "natural", "plain_bilinear_antialias"
 ]
+Kernel = Literal["bilinear", "bilinear_antialias", "bicubic", "bicubic_antialias"]
 NEIGHBOURS = 0.97  # correlation of neighbouring pixels in natural images, which `natural` assumes
 
 
-def resample_weights(position: Tensor, step: Tensor | float, size: int, kernel: str) -> Tensor:
+def resample_weights(position: Tensor, step: Tensor | float, size: int, kernel: Kernel) -> Tensor:
     """How much each of `size` source cells contributes at each position.
 
     Args:
@@ -42,18 +43,23 @@ def resample_weights(position: Tensor, step: Tensor | float, size: int, kernel: 
         [..., size] in position's dtype; each row sums to 1.
     """
     cells = torch.arange(size, dtype=position.dtype, device=position.device)
-    if not kernel.endswith("_antialias"):
-        # Beyond the border the outermost cell goes on.
-        if kernel == "bicubic":
-            return _clamped_cubic(position, size)
-        return (1 - (cells - position.clamp(0, size - 1)[..., None]).abs()).clamp(min=0)
     widened = step.clamp(min=1)[..., None] if isinstance(step, Tensor) else max(1.0, step)
-    distance = (cells - position[..., None]) / widened
-    weights = _cubic(distance, -0.5) if kernel.startswith("bicubic") else (1 - distance.abs()).clamp(min=0)
+    match kernel:
+        # Without antialias the outermost cell goes on beyond the border.
+        case "bicubic":
+            return _clamped_cubic(position, size)
+        case "bilinear":
+            return (1 - (cells - position.clamp(0, size - 1)[..., None]).abs()).clamp(min=0)
+        case "bicubic_antialias":
+            weights = _cubic((cells - position[..., None]) / widened, -0.5)
+        case "bilinear_antialias":
+            weights = (1 - ((cells - position[..., None]) / widened).abs()).clamp(min=0)
+        case _ as unknown:
+            assert_never(unknown)
     return weights / weights.sum(-1, keepdim=True)
 
 
-def resize_matrix(size_in: int, size_out: int, kernel: str) -> Tensor:
+def resize_matrix(size_in: int, size_out: int, kernel: Kernel) -> Tensor:
     """B [size_out, size_in] float64 on the CPU: B @ x resizes a line x of `size_in` pixels."""
     step = size_in / size_out
     position = (torch.arange(size_out, dtype=torch.float64) + 0.5) * step - 0.5
@@ -86,16 +92,17 @@ def pi_matrix(operator: Operator, stored: int, size: int, dtype: torch.dtype, de
     """
     # A matrix first made during inference must still serve a later training step.
     with torch.inference_mode(False), torch.no_grad():
-        kernel = "bilinear" if operator == "natural" else operator.removeprefix("plain_")
-        b_t = resize_matrix(stored, size, kernel).T
-        if operator.startswith("plain_"):
-            k = b_t.T
-        elif operator == "natural":
-            distance = (torch.arange(stored)[:, None] - torch.arange(stored)).abs()
-            l_t = torch.linalg.cholesky(NEIGHBOURS ** distance.double()).T
-            k = torch.linalg.pinv(l_t @ b_t) @ l_t
-        else:
-            k = torch.linalg.pinv(b_t)
+        match operator:
+            case "bilinear" | "bilinear_antialias" | "bicubic_antialias":
+                k = torch.linalg.pinv(resize_matrix(stored, size, operator).T)
+            case "natural":
+                distance = (torch.arange(stored)[:, None] - torch.arange(stored)).abs()
+                l_t = torch.linalg.cholesky(NEIGHBOURS ** distance.double()).T
+                k = torch.linalg.pinv(l_t @ resize_matrix(stored, size, "bilinear").T) @ l_t
+            case "plain_bilinear_antialias":
+                k = resize_matrix(stored, size, "bilinear_antialias")
+            case _ as unknown:
+                assert_never(unknown)
         return k.to(device=device, dtype=dtype)
 
 

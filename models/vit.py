@@ -7,7 +7,7 @@ between loops over images. With cls or register tokens T grows by N * prefix (se
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from packvit.models.encoder.pool import Pool
 from packvit.models.files.hub import HubModel
 from packvit.models.files.weights import build_model, read_weights, write_weights
 from packvit.models.inputs import Input, PatchSizes, Sides, as_batch
-from packvit.models.position.embedding import ADDED, Places, PosEmbed, centres, rope_tables
+from packvit.models.position.embedding import Places, PosEmbed, centres, rope_tables
 from packvit.models.resample import PatchEmbed
 from packvit.packing import PackedBatch
 
@@ -103,7 +103,7 @@ class PackedViT(
         self.patch_embed = PatchEmbed(
             width, buffer, config.patch_operator, config.image_mean, config.image_std
         )
-        self.pos_embed = PosEmbed(config, width) if config.pos_embed in ADDED else None
+        self.pos_embed = PosEmbed(config, width) if config.adds_positions else None
         self.prefix = None
         if config.prefix:
             # A cls token starts at zero, as big_vision's; registers need to differ from each other.
@@ -114,8 +114,15 @@ class PackedViT(
         self.blocks = nn.ModuleList(
             Block(config, drop_path=config.drop_path * i / last) for i in range(config.depth)
         )
-        last_width = config.pooled_width if config.last_norm == "pooled" else width
-        self.norm = make_norm(config, last_width) if config.last_norm != "none" else nn.Identity()
+        match config.last_norm:
+            case "tokens":
+                self.norm = make_norm(config, width)
+            case "pooled":
+                self.norm = make_norm(config, config.pooled_width)
+            case "none":
+                self.norm = nn.Identity()
+            case _ as unknown:
+                assert_never(unknown)
         self.pool = Pool(config, config.pool)
         self.rep = nn.Linear(config.pooled_width, config.rep_size) if config.rep_size else None
         self.head = nn.Linear(config.feature_dim, config.num_classes) if config.num_classes else None

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, assert_never
 
 import numpy as np
 
@@ -35,18 +35,21 @@ def kept_positions(
     if view.num_tokens == count:
         return np.arange(count)
     rng = np.random.Generator(np.random.Philox(key=seed))
-    if pattern == "block":
-        row, col = np.divmod(np.arange(count), view.grid[1])
-        stretch = math.exp(rng.uniform(-1, 1) * math.log(LARGEST_STRETCH) / 2)
-        up, left = rng.uniform(-0.5, view.grid[0] - 0.5), rng.uniform(-0.5, view.grid[1] - 0.5)
-        rank = -np.hypot((row - up) * stretch, (col - left) / stretch)  # the farthest stays
-    else:
-        rank = rng.random(count)
-    if pattern == "importance":
-        assert patches is not None
-        # The smallest of exponential waiting times with these rates is a draw in proportion to them.
-        variance = patches.reshape(count, -1).var(1, dtype=np.float64)
-        rank = -np.log1p(-rank) / (variance + LEAST_VARIANCE)
+    match pattern:
+        case "random":
+            rank = rng.random(count)
+        case "block":
+            row, col = np.divmod(np.arange(count), view.grid[1])
+            stretch = math.exp(rng.uniform(-1, 1) * math.log(LARGEST_STRETCH) / 2)
+            up, left = rng.uniform(-0.5, view.grid[0] - 0.5), rng.uniform(-0.5, view.grid[1] - 0.5)
+            rank = -np.hypot((row - up) * stretch, (col - left) / stretch)  # the farthest stays
+        case "importance":
+            assert patches is not None
+            # The smallest of exponential waiting times with these rates is a draw in proportion to them.
+            variance = patches.reshape(count, -1).var(1, dtype=np.float64)
+            rank = -np.log1p(-rng.random(count)) / (variance + LEAST_VARIANCE)
+        case _ as unknown:
+            assert_never(unknown)
     return np.sort(rank.argsort(kind="stable")[: view.num_tokens])
 
 

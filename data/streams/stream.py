@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from random import Random
+from typing import assert_never
 
 import torch
 
@@ -143,9 +144,17 @@ class Stream:
         if self.views_move:
             # All streams have drawn about as many samples as this one, whatever the ranks and workers.
             views = views_at(views, header.reference.drawn * plan.data.streams)
-        longest = packing.seq_len if packing.oversize == "shrink" else None
+        longest, room = None, 1
+        match packing.oversize:
+            case "shrink":
+                longest = packing.seq_len
+            case "own_row":
+                room = packing.sequences
+            case "error":
+                pass
+            case _ as unknown:
+                assert_never(unknown)
         view = draw_view(rng, header.native_size, views, longest)
-        room = packing.sequences if packing.oversize == "own_row" else 1
         if view.num_tokens > room * packing.seq_len:
             times = f" times packing.sequences={room}" if room > 1 else ""
             raise DataError(
@@ -270,9 +279,15 @@ class Stream:
         return f"{derive_seed(plan.seed, plan.data.streams, repr(plan.views), *longest):032x}"
 
     def _new_batches(self) -> Batches[Planned | Recalled]:
-        views = self.plan.views
-        groups = (0,) if views.patch_size_per == "image" else views.patch_sizes
-        return Batches(self.plan.packing, groups, apart=views.patch_size_per == "batch")
+        views, packing = self.plan.views, self.plan.packing
+        match views.patch_size_per:
+            case "image":
+                return Batches(packing, (0,))
+            case "sequence":
+                return Batches(packing, views.patch_sizes)
+            case "batch":
+                return Batches(packing, views.patch_sizes, apart=True)
+        assert_never(views.patch_size_per)
 
 
 def _name(item: Planned | Recalled) -> list[int]:

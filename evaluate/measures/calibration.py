@@ -7,7 +7,7 @@ are float64, and take some rows at a time, so that many classes need little memo
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, assert_never
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,13 @@ def by_rows(function: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels
 
 def probabilities(logits: Tensor, loss: LossKind) -> Tensor:
     """What the model says of each class, [N, C]."""
-    return logits.softmax(1) if loss == "softmax" else logits.sigmoid()
+    match loss:
+        case "softmax":
+            return logits.softmax(1)
+        case "sigmoid":
+            return logits.sigmoid()
+        case _ as unknown:
+            assert_never(unknown)
 
 
 def negative_log_likelihood(
@@ -48,10 +54,14 @@ def negative_log_likelihood(
 
 
 def _likelihood(logits: Tensor, labels: Tensor, loss: LossKind) -> Tensor:
-    if loss == "softmax":
-        return F.cross_entropy(logits, labels, reduction="none")
-    # -log sigmoid(-z) is softplus(z) for all classes but the label; there it is softplus(-z).
-    return F.softplus(logits).sum(1) - logits.gather(1, labels[:, None])[:, 0]
+    match loss:
+        case "softmax":
+            return F.cross_entropy(logits, labels, reduction="none")
+        case "sigmoid":
+            # -log sigmoid(-z) is softplus(z) for all classes but the label; there it is softplus(-z).
+            return F.softplus(logits).sum(1) - logits.gather(1, labels[:, None])[:, 0]
+        case _ as unknown:
+            assert_never(unknown)
 
 
 def brier_score(logits: Tensor, labels: Tensor, loss: LossKind) -> Tensor:

@@ -5,7 +5,7 @@ A block knows its BlockConfig and the segments of the tokens, and neither images
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, assert_never, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from torch.autograd.function import once_differentiable
 from packvit.models.attention.segments import Layout, Segments, attention
 from packvit.models.fields import check_types, require
 from packvit.models.position.embedding import rotate
+
+MlpKind = Literal["gelu_tanh", "gelu", "quick_gelu", "swiglu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ class BlockConfig:
 
     width: int = 192
     heads: int = 3
-    mlp: Literal["gelu_tanh", "gelu", "quick_gelu", "swiglu"] = "gelu_tanh"
+    mlp: MlpKind = "gelu_tanh"
     mlp_ratio: float = 4.0
     qk_norm: Literal["none", "rms", "layer"] = "rms"
     biases: bool = True
@@ -155,9 +157,13 @@ class _RMSNormOnCPU(torch.autograd.Function):
 
 def make_norm(config: BlockConfig, width: int) -> nn.Module:
     """The norm of the blocks, over the last dimension of size `width`."""
-    if config.norm == "rms":
-        return RMSNorm(width, eps=config.norm_eps)
-    return nn.LayerNorm(width, eps=config.norm_eps, bias=config.biases)
+    match config.norm:
+        case "rms":
+            return RMSNorm(width, eps=config.norm_eps)
+        case "layer":
+            return nn.LayerNorm(width, eps=config.norm_eps, bias=config.biases)
+        case _ as unknown:
+            assert_never(unknown)
 
 
 class Attention(nn.Module):
@@ -181,19 +187,23 @@ class Attention(nn.Module):
 
 
 def _qk_norm(config: BlockConfig) -> nn.Module:
-    if config.qk_norm == "rms":
-        return RMSNorm(config.head_dim, eps=config.norm_eps)
-    if config.qk_norm == "layer":
-        return nn.LayerNorm(config.head_dim, eps=config.norm_eps, bias=config.biases)
-    return nn.Identity()
+    match config.qk_norm:
+        case "rms":
+            return RMSNorm(config.head_dim, eps=config.norm_eps)
+        case "layer":
+            return nn.LayerNorm(config.head_dim, eps=config.norm_eps, bias=config.biases)
+        case "none":
+            return nn.Identity()
+        case _ as unknown:
+            assert_never(unknown)
 
 
 class Mlp(nn.Module):
     """Two layers with a kind of GELU, or SwiGLU (arXiv 2002.05202), whose first half of fc1 is the gate."""
 
-    def __init__(self, width: int, hidden: int, kind: str, bias: bool) -> None:
+    def __init__(self, width: int, hidden: int, kind: MlpKind, bias: bool) -> None:
         super().__init__()
-        self.kind = kind
+        self.kind: MlpKind = kind
         parts = 2 if kind == "swiglu" else 1
         self.fc1 = linear(width, parts * hidden, bias, parts)
         self.fc2 = linear(hidden, width, bias)
@@ -201,12 +211,18 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
         x = self.fc1(x)
-        if self.kind == "swiglu":
-            gate, x = x.chunk(2, -1)
-            return self.fc2(F.silu(gate) * x)
-        if self.kind == "quick_gelu":
-            return self.fc2(x * torch.sigmoid(1.702 * x))
-        return self.fc2(F.gelu(x, approximate="tanh" if self.kind == "gelu_tanh" else "none"))
+        match self.kind:
+            case "swiglu":
+                gate, x = x.chunk(2, -1)
+                return self.fc2(F.silu(gate) * x)
+            case "quick_gelu":
+                return self.fc2(x * torch.sigmoid(1.702 * x))
+            case "gelu_tanh":
+                return self.fc2(F.gelu(x, approximate="tanh"))
+            case "gelu":
+                return self.fc2(F.gelu(x))
+            case _ as unknown:
+                assert_never(unknown)
 
 
 def before(

@@ -4,7 +4,7 @@ Sums run over contiguous segments one after another, so that an image's result d
 its last bit, on what else is in the batch.
 """
 
-from typing import Literal
+from typing import Literal, assert_never
 
 import torch
 import torch.nn.functional as F
@@ -95,14 +95,20 @@ class Pool(nn.Module):
 
     def __init__(self, config: BlockConfig, kind: PoolKind) -> None:
         super().__init__()
-        self.kind = kind
+        self.kind: PoolKind = kind
         self.attention = AttentionPool(config) if kind == "map" else None
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Tokens [T, D] -> [N, D], or [N, 2 * D] for cls_mean."""
-        if self.attention is not None:
-            return self.attention(x, layout)
-        if self.kind == "mean":
-            return mean_pool(x, layout)
-        cls = x[layout.prefix_slots[:, 0]]  # [N, D]
-        return cls if self.kind == "cls" else torch.cat([cls, mean_pool(x, layout)], 1)
+        match self.kind:
+            case "map":
+                assert self.attention is not None
+                return self.attention(x, layout)
+            case "mean":
+                return mean_pool(x, layout)
+            case "cls":
+                return x[layout.prefix_slots[:, 0]]
+            case "cls_mean":
+                return torch.cat([x[layout.prefix_slots[:, 0]], mean_pool(x, layout)], 1)
+            case _ as unknown:
+                assert_never(unknown)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import chain
 from operator import add, mul, truediv
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from packvit.models.fields import check_types, require
 from packvit.models.resample import resample_weights
 
 PosResize = Literal["bilinear_antialias", "bicubic_antialias", "bicubic"]
-ADDED = ("factorized", "grid_2d")  # values of pos_embed that PosEmbed computes; others turn or do nothing
+PosCoords = Literal["absolute", "fractional", "fractional_aspect"]
 AXES = "tyx"  # names of the last axes, as tables have them: a picture has y and x
 
 
@@ -49,7 +49,7 @@ class PositionConfig:
 
     pos_embed: Literal["factorized", "grid_2d", "rope_2d", "none"] = "factorized"
     pos_table: Literal["learned", "sinusoidal", "fourier"] = "learned"
-    pos_coords: Literal["absolute", "fractional", "fractional_aspect"] = "fractional"
+    pos_coords: PosCoords = "fractional"
     pos_combine: Literal["sum", "product", "stack"] = "sum"
     pos_grid: tuple[int, ...] = (16, 16)
     pos_resize: PosResize = "bilinear_antialias"
@@ -59,6 +59,17 @@ class PositionConfig:
         check_types(self)
         require(self, min(self.pos_grid, default=0) >= 1, f"pos_grid={self.pos_grid} must be at least (1, 1)")
         require(self, self.rope_theta > 0, f"rope_theta={self.rope_theta} must be positive")
+
+    @property
+    def adds_positions(self) -> bool:
+        """Whether a PosEmbed is added to tokens; otherwise queries and keys turn, or nothing says places."""
+        match self.pos_embed:
+            case "factorized" | "grid_2d":
+                return True
+            case "rope_2d" | "none":
+                return False
+            case _ as unknown:
+                assert_never(unknown)
 
     def check_widths(self, width: int, head_dim: int) -> None:
         """Refuse a width that the embedding cannot be cut from.
@@ -95,7 +106,7 @@ class Places(NamedTuple):
     sizes: Tensor
 
 
-def centres(places: Places, kind: str, grid: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def centres(places: Places, kind: PosCoords, grid: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Centres of tokens in units of table cells, 0 = centre of the first cell: [T, A].
 
     Args:
@@ -104,12 +115,16 @@ def centres(places: Places, kind: str, grid: tuple[int, ...], dtype: torch.dtype
         dtype: of the result.
     """
     centre = places.coords.to(dtype) + 0.5 * places.extents.to(dtype)
-    if kind == "absolute":
-        return centre - 0.5
     sizes = places.sizes.to(dtype)
-    if kind == "fractional_aspect":
-        sizes = sizes.amax(1, keepdim=True)
-    return _by_axis(centre / sizes, grid, mul) - 0.5
+    match kind:
+        case "absolute":
+            return centre - 0.5
+        case "fractional":
+            return _by_axis(centre / sizes, grid, mul) - 0.5
+        case "fractional_aspect":
+            return _by_axis(centre / sizes.amax(1, keepdim=True), grid, mul) - 0.5
+        case _ as unknown:
+            assert_never(unknown)
 
 
 def _by_axis(x: Tensor, grid: tuple[int, ...], function: Callable[[Tensor, int], Tensor]) -> Tensor:
@@ -138,15 +153,22 @@ class PosEmbed(nn.Module):
         self.part = width // len(grid) if config.pos_combine == "stack" else width
         if config.pos_embed == "grid_2d":
             self.table = nn.Parameter(torch.randn(*grid, width) * width**-0.5)  # big_vision's scale
-        elif config.pos_table == "learned":
-            # A product of two entries gets the spread that ViT's tables have, 0.02, as a sum does.
-            std = 0.02 ** (1 / len(grid)) if config.pos_combine == "product" else 0.02
-            for axis, cells in zip(self.axes, grid, strict=True):
-                self.register_parameter(f"table_{axis}", nn.Parameter(torch.randn(cells, self.part) * std))
-        elif config.pos_table == "fourier":
-            # Three standard deviations stay below the table's Nyquist frequency, grid / 2 cycles a side.
-            spread = torch.tensor(grid, dtype=torch.float32)[:, None] / 8
-            self.frequencies = nn.Parameter(torch.randn(len(grid), width // 2) * spread)
+            return
+        match config.pos_table:
+            case "learned":
+                # A product of two entries gets the spread that ViT's tables have, 0.02, as a sum does.
+                std = 0.02 ** (1 / len(grid)) if config.pos_combine == "product" else 0.02
+                for axis, cells in zip(self.axes, grid, strict=True):
+                    table = nn.Parameter(torch.randn(cells, self.part) * std)
+                    self.register_parameter(f"table_{axis}", table)
+            case "fourier":
+                # Three standard deviations stay below the table's Nyquist frequency, grid / 2 cycles a side.
+                spread = torch.tensor(grid, dtype=torch.float32)[:, None] / 8
+                self.frequencies = nn.Parameter(torch.randn(len(grid), width // 2) * spread)
+            case "sinusoidal":
+                pass
+            case _ as unknown:
+                assert_never(unknown)
 
     def forward(self, places: Places) -> Tensor:
         """[T, D] for tokens at T places; in the dtype of the parameters but at least float32."""
@@ -162,9 +184,15 @@ class PosEmbed(nn.Module):
                 angle = 2 * math.pi * turns  # [T, D / 2]
                 return torch.cat([angle.sin(), angle.cos()], 1)
             parts = self._factors(position)
-            if c.pos_combine == "stack":
-                return torch.cat(parts[::-1], 1)  # x first, as big_vision's sincos2d
-            return reduce(mul if c.pos_combine == "product" else add, parts)
+            match c.pos_combine:
+                case "sum":
+                    return reduce(add, parts)
+                case "product":
+                    return reduce(mul, parts)
+                case "stack":
+                    return torch.cat(parts[::-1], 1)  # x first, as big_vision's sincos2d
+                case _ as unknown:
+                    assert_never(unknown)
 
     def _factors(self, position: Tensor) -> list[Tensor]:
         """phi of each axis, such as phi_y(row) and phi_x(col), each [T, D], or [T, D / A] for stack."""

@@ -1,7 +1,7 @@
 """The text tower: our blocks over the flat tokens of packed texts."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,13 @@ class TextTower(nn.Module):
         self.positions = nn.Parameter(torch.randn(config.max_tokens, width) * width**-0.5)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = make_norm(config, width)
-        self.pool = Pool(config, "map") if config.pool == "map" else None
+        match config.pool:
+            case "map":
+                self.pool = Pool(config, "map")
+            case "last":
+                self.pool = None
+            case _ as unknown:
+                assert_never(unknown)
         self.head = linear(width, config.embed_dim, bias=True) if config.embed_dim else None
 
     def forward(self, text: PackedText) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,14 @@ class DropConfig:
 
     def mean_rate(self, share: Any) -> Any:
         """Expected drop rate of views with this `token_share`, a number or an array; schedules have none."""
-        assert self.kind != "schedule"
-        if self.kind == "resolution":
-            return self.minimum + share * (self.maximum - self.minimum)
-        return 0.0 if self.kind == "none" else self.mean
+        match self.kind:
+            case "none":
+                return 0.0
+            case "constant" | "beta":
+                return self.mean
+            case "resolution":
+                return self.minimum + share * (self.maximum - self.minimum)
+            case "schedule":
+                raise AssertionError("schedules are resolved by views_at")
+            case _ as unknown:
+                assert_never(unknown)

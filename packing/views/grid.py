@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, assert_never
 
 Rounding = Literal["nearest", "floor", "ceil"]  # see ViewsConfig
 SLACK = 1e-6  # patches: sides nearer than this are equal
@@ -15,9 +15,15 @@ def fit_grid(
 
     NaViT 3.2; see `ViewsConfig.rounding`.
     """
-    if rounding == "ceil":
-        return _largest(height, width, max(1, int((resolution / patch_size) ** 2 + SLACK)), math.ceil)
-    return _round_grid(height, width, resolution / patch_size, round if rounding == "nearest" else _floor)
+    match rounding:
+        case "nearest":
+            return _round_grid(height, width, resolution / patch_size, round)
+        case "floor":
+            return _round_grid(height, width, resolution / patch_size, _floor)
+        case "ceil":
+            return _largest(height, width, max(1, int((resolution / patch_size) ** 2 + SLACK)), math.ceil)
+        case _ as unknown:
+            assert_never(unknown)
 
 
 def _floor(side: float) -> int:

@@ -12,6 +12,7 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from random import Random
+from typing import Literal, assert_never
 
 from packvit.packing.views.config import (
     STEPS,
@@ -133,12 +134,15 @@ def draw_resolution(rng: Random, config: ResolutionConfig) -> float:
     """Side in pixels. NaViT 3.2, A.1."""
     if config.sides:
         return rng.choices(config.sides, config.weights or None)[0]
-    if config.distribution == "uniform":
-        u = rng.uniform(-1, 1)
-    else:
-        u = rng.gauss(config.mean, config.std)
-        while not -1 <= u <= 1:
+    match config.distribution:
+        case "uniform":
+            u = rng.uniform(-1, 1)
+        case "normal":
             u = rng.gauss(config.mean, config.std)
+            while not -1 <= u <= 1:
+                u = rng.gauss(config.mean, config.std)
+        case _ as unknown:
+            assert_never(unknown)
     return side_at((u + 1) / 2, config.low, config.high, config.measure)
 
 
@@ -154,19 +158,24 @@ def draw_within_budget(rng: Random, config: ViewsConfig, patch_size: int) -> flo
 
 def draw_rate(rng: Random, config: DropConfig, share: float = 0.0) -> float:
     """Drop rate in [0, 1) of a view with this `token_share`. NaViT A.4."""
-    if config.kind == "none":
-        return 0.0
-    if config.kind == "constant":
-        return config.mean
-    if config.kind == "resolution":
-        offset = rng.gauss(0, RATE_DEVIATION)
-        while abs(offset) > 2 * RATE_DEVIATION:
+    match config.kind:
+        case "none":
+            return 0.0
+        case "constant":
+            return config.mean
+        case "resolution":
             offset = rng.gauss(0, RATE_DEVIATION)
-        return min(LARGEST_RATE, max(0.0, float(config.mean_rate(share)) + offset))
-    assert config.kind == "beta", "schedules are resolved by views_at"
-    m = config.mean / config.maximum
-    # Variance 0.3 m (1 - m) means a + b = 1 / 0.3 - 1 = 7 / 3.
-    return min(LARGEST_RATE, config.maximum * rng.betavariate(m * 7 / 3, (1 - m) * 7 / 3))
+            while abs(offset) > 2 * RATE_DEVIATION:
+                offset = rng.gauss(0, RATE_DEVIATION)
+            return min(LARGEST_RATE, max(0.0, float(config.mean_rate(share)) + offset))
+        case "beta":
+            m = config.mean / config.maximum
+            # Variance 0.3 m (1 - m) means a + b = 1 / 0.3 - 1 = 7 / 3.
+            return min(LARGEST_RATE, config.maximum * rng.betavariate(m * 7 / 3, (1 - m) * 7 / 3))
+        case "schedule":
+            raise AssertionError("schedules are resolved by views_at")
+        case _ as unknown:
+            assert_never(unknown)
 
 
 def draw_box(
@@ -218,14 +227,18 @@ def kept_tokens(num_patches: int, rate: float) -> int:
     return max(1, round(num_patches * (1 - rate)))
 
 
-def side_at(share: float, low: float, high: float, measure: str) -> float:
+def side_at(share: float, low: float, high: float, measure: Literal["side", "area"]) -> float:
     """Side in pixels at a share, 0..1, of the range from `low` to `high` by `side` or by `area`.
 
     `ResolutionConfig.weighed_sides` is the same for many shares at once.
     """
-    if measure == "side":
-        return low + share * (high - low)
-    return math.sqrt(low**2 + share * (high**2 - low**2))
+    match measure:
+        case "side":
+            return low + share * (high - low)
+        case "area":
+            return math.sqrt(low**2 + share * (high**2 - low**2))
+        case _ as unknown:
+            assert_never(unknown)
 
 
 def derive_seed(*parts: int | str) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Literal
+from typing import Literal, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -119,15 +119,18 @@ def make_optimizers(
         groups, peak = (muon, config.muon_lr * scale) if hidden else (adamw, config.lr * scale)
         group = groups.setdefault((decay, peak), {"params": [], "weight_decay": decay, "peak_lr": peak})
         group["params"].append(parameter)
-    if config.kind == "sgd":
-        return [torch.optim.SGD(list(adamw.values()), config.lr, config.momentum, fused=True)]
     optimizers: list[Optimizer] = []
-    if adamw:
-        optimizers.append(
-            torch.optim.AdamW(list(adamw.values()), config.lr, config.betas, config.eps, fused=True)
-        )
-    if muon:
-        optimizers.append(Muon(muon.values(), config.muon_lr, config.momentum))
+    match config.kind:
+        case "sgd":
+            optimizers.append(torch.optim.SGD(list(adamw.values()), config.lr, config.momentum, fused=True))
+        case "adamw" | "muon":
+            if adamw:
+                groups = list(adamw.values())
+                optimizers.append(torch.optim.AdamW(groups, config.lr, config.betas, config.eps, fused=True))
+            if muon:
+                optimizers.append(Muon(muon.values(), config.muon_lr, config.momentum))
+        case _ as unknown:
+            assert_never(unknown)
     return optimizers
 
 

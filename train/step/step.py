@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -278,12 +278,17 @@ def lr_factor(before: float, after: float, length: float, config: OptimConfig) -
     """
     factor = min(1.0, after / config.warmup) if config.warmup else 1.0
     progress = min(1.0, max(0.0, (before - config.warmup) / max(1, length - config.warmup)))
-    if config.schedule == "cosine":
-        factor *= 0.5 * (1 + math.cos(math.pi * progress))
-    elif config.schedule == "linear":
-        factor *= 1 - progress
-    elif config.schedule == "rsqrt":
-        factor *= min(1.0, math.sqrt(max(config.timescale, config.warmup, 1) / after))
+    match config.schedule:
+        case "cosine":
+            factor *= 0.5 * (1 + math.cos(math.pi * progress))
+        case "linear":
+            factor *= 1 - progress
+        case "rsqrt":
+            factor *= min(1.0, math.sqrt(max(config.timescale, config.warmup, 1) / after))
+        case "constant":
+            pass
+        case _ as unknown:
+            assert_never(unknown)
     if config.cooldown:
         factor *= min(1.0, max(0.0, length - before) / config.cooldown)
     return factor

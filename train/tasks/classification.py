@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import assert_never
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from packvit.data import LoadedBatch, Target
-from packvit.evaluate import Accuracy, AveragePrecision, MakeEvaluator
+from packvit.evaluate import Accuracy, AveragePrecision, LossKind, MakeEvaluator
 from packvit.models import PackedViT
 from packvit.packing import Mixed, PackedBatch
 from packvit.train.config import Config
@@ -83,7 +84,9 @@ class Classifier(TrainedModule):
         return self.model.outputs(batch).logits
 
 
-def classification_loss(logits: Tensor, labels: Tensor, kind: str, label_smoothing: float = 0.0) -> Tensor:
+def classification_loss(
+    logits: Tensor, labels: Tensor, kind: LossKind, label_smoothing: float = 0.0
+) -> Tensor:
     """Cross-entropy of each image; float32 [N].
 
     Args:
@@ -93,11 +96,15 @@ def classification_loss(logits: Tensor, labels: Tensor, kind: str, label_smoothi
         label_smoothing: share of the target that is spread evenly over the classes.
     """
     logits = logits.float()
-    if kind == "softmax":
-        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
-    wanted = dense_labels(labels, logits.shape[1])
-    wanted = wanted * (1 - label_smoothing) + label_smoothing / logits.shape[1]
-    return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(1)
+    match kind:
+        case "softmax":
+            return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+        case "sigmoid":
+            wanted = dense_labels(labels, logits.shape[1])
+            wanted = wanted * (1 - label_smoothing) + label_smoothing / logits.shape[1]
+            return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(1)
+        case _ as unknown:
+            assert_never(unknown)
 
 
 def mixed_labels(mixed: Mixed, classes: int) -> Tensor:

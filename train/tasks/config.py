@@ -6,6 +6,7 @@ from typing import Literal
 
 from packvit.packing import ViewsConfig
 
+Measure = Literal["cosine", "smooth_l1"]
 EMA = "ema"  # as a teacher's path: the moving average of the weights in training
 
 
@@ -61,7 +62,7 @@ class DistillConfig:
     label_weight: float = 0.0
     feature_weight: float = field(default=0.0, metadata={"resume": "switch"})
     token_weight: float = field(default=0.0, metadata={"resume": "switch"})
-    measure: Literal["cosine", "smooth_l1"] = "cosine"
+    measure: Measure = "cosine"
 
     def __post_init__(self) -> None:
         for name in ("patch_sizes", "resolutions"):

@@ -141,8 +141,8 @@ class Contrastive:
     def loss(self, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of all ranks' pairs, and the part of each of this rank's, [N]."""
         options = self.config.contrastive
-        kind = "sigmoid" if options.loss == "sigmoid" else "softmax"
-        return contrastive_losses(image, text, scale, bias, kind, options.chunk or None)
+        assert options.loss
+        return contrastive_losses(image, text, scale, bias, options.loss, options.chunk or None)
 
 
 class Pairs(TrainedModule):

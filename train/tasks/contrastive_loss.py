@@ -8,7 +8,7 @@ keeps what its own embeddings take, computes each logit twice, and passes on 3 *
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, cast
+from typing import Any, Literal, assert_never, cast, get_args
 
 import torch
 import torch.distributed as dist
@@ -75,7 +75,7 @@ def contrastive_losses(
             f"a contrastive loss wants images and texts of one shape [N, E], not {list(image.shape)} and "
             f"{list(text.shape)}"
         )
-    if kind not in ("softmax", "sigmoid"):
+    if kind not in get_args(Kind):
         raise ValueError(f"kind={kind!r} is neither softmax nor sigmoid")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk={chunk} must be at least 1")
@@ -99,14 +99,17 @@ class _Contrast(torch.autograd.Function):
             ring = Ring(len(image))
             compare = Comparison(image, scale, bias, chunk)
             column = image.new_full((len(text), 1), -torch.inf)
-            if kind == "softmax":
-                row = image.new_full((len(image),), -torch.inf)
-                column = ring.turn(text, column, lambda *block: add_exponents(compare, row, *block))[:, 0]
-                each = (row + column) / 2 - compare.pairs(text)
-            else:
-                row = image.new_zeros(len(image))
-                ring.turn(text, column, lambda *block: add_softplus(compare, row, *block))
-                each, column = row, column[:, 0]
+            match kind:
+                case "softmax":
+                    row = image.new_full((len(image),), -torch.inf)
+                    column = ring.turn(text, column, lambda *block: add_exponents(compare, row, *block))[:, 0]
+                    each = (row + column) / 2 - compare.pairs(text)
+                case "sigmoid":
+                    row = image.new_zeros(len(image))
+                    ring.turn(text, column, lambda *block: add_softplus(compare, row, *block))
+                    each, column = row, column[:, 0]
+                case _ as unknown:
+                    assert_never(unknown)
             loss = ring.sum(each.sum()) / max(1, ring.total)
         ctx.save_for_backward(image, text, scale, bias, row, column)
         ctx.kind, ctx.chunk, ctx.ring = kind, chunk, ring
@@ -119,7 +122,7 @@ class _Contrast(torch.autograd.Function):
         image, text, scale, bias, row, column = ctx.saved_tensors
         with torch.autocast(image.device.type, enabled=False):
             compare = Comparison(image, scale, bias, ctx.chunk)
-            slope = softmax_slope if ctx.kind == "softmax" else sigmoid_slope
+            slope = {"softmax": softmax_slope, "sigmoid": sigmoid_slope}[ctx.kind]
             found = Gradients(compare, lambda *part: slope(row, *part))
             block = torch.cat([text, column[:, None]], 1)
             by_text = ctx.ring.turn(block, torch.zeros_like(text), found.add)

@@ -6,7 +6,7 @@ For every image label_weight * label loss + sum over teachers of (logits_weight 
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from packvit.train.config import Config
 from packvit.train.step.interface import StepBatches, TrainedModule
 from packvit.train.step.step import Engine
 from packvit.train.tasks.classification import Classification
-from packvit.train.tasks.config import EMA, DistillConfig
+from packvit.train.tasks.config import EMA, DistillConfig, Measure
 
 
 class Distillation:
@@ -203,16 +203,20 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float
     return temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
 
 
-def distance(x: Tensor, target: Tensor, measure: str) -> Tensor:
+def distance(x: Tensor, target: Tensor, measure: Measure) -> Tensor:
     """How far rows [n, D] are from `target`: float32 [n].
 
     Args:
         measure: `cosine`, 1 - cos, or `smooth_l1`, the mean over channels.
     """
     x, target = x.float(), target.float()
-    if measure == "cosine":
-        return 1 - F.cosine_similarity(x, target)
-    return F.smooth_l1_loss(x, target, reduction="none").mean(1)
+    match measure:
+        case "cosine":
+            return 1 - F.cosine_similarity(x, target)
+        case "smooth_l1":
+            return F.smooth_l1_loss(x, target, reduction="none").mean(1)
+        case _ as unknown:
+            assert_never(unknown)
 
 
 def image_means(values: Tensor, batch: PackedBatch) -> Tensor:
