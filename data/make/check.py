@@ -1,7 +1,10 @@
 """Verify shards: read and decode every sample, and name whatever a run would have to leave out."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -10,10 +13,14 @@ from packvit.data.samples.targets import ClassTarget
 from packvit.data.shards.fetch import FETCH, FetchConfig
 from packvit.data.shards.paths import ShardSet
 from packvit.data.shards.redact import redact
-from packvit.data.shards.shard import BadSample, BadShard, Shard
+from packvit.data.shards.shard import IMAGE_FIELDS, BadSample, BadShard, Shard
 from packvit.packing import full_view
 
 LABELS = ClassTarget()
+SHOWN = 10  # problems of a kind that are printed
+NO_LABEL, BAD_LABELS = "no label", "bad labels"
+LOOKED_AT = 100  # samples without a good label, for what they have instead
+USUAL = ("label", "cls", "class", "target", "category")  # names of labels, the likeliest first
 
 
 @dataclass
@@ -23,11 +30,15 @@ class ShardReport:
     Args:
         shards, samples: counts of all that were looked at.
         problems: sentences by kind; empty when all is well.
+        fields: of samples without a good label, by how many of the first LOOKED_AT have each.
+        numbers: where these samples have whole numbers, as `label_field` names places, likewise.
     """
 
     shards: int = 0
     samples: int = 0
     problems: dict[str, list[str]] = field(default_factory=dict)
+    fields: Counter[str] = field(default_factory=Counter)
+    numbers: Counter[str] = field(default_factory=Counter)
 
     def add(self, kind: str, sentence: str) -> None:
         """Note a problem."""
@@ -36,8 +47,18 @@ class ShardReport:
     def __str__(self) -> str:
         lines = [f"{self.shards} shards, {self.samples} samples"]
         for kind, sentences in self.problems.items():
-            lines += [f"{kind}: {len(sentences)}", *(f"  {sentence}" for sentence in sentences)]
-        return "\n".join(lines if self.problems else [*lines, "no problems"])
+            lines += [f"{kind}: {len(sentences)}", *(f"  {sentence}" for sentence in sentences[:SHOWN])]
+            lines += [f"  and {len(sentences) - SHOWN:,} more like it"] if len(sentences) > SHOWN else []
+        return "\n".join([*lines, *self._advice()] if self.problems else [*lines, "no problems"])
+
+    def _advice(self) -> Iterator[str]:
+        """Where labels may be instead."""
+        if self.fields:
+            advice = f"fields seen in samples without a good label: {', '.join(self.fields)}"
+            if self.numbers:
+                likely = max(self.numbers, key=lambda place: (usual(place), self.numbers[place]))
+                advice += f": try --label-field {likely} (in training --data.label-field {likely})"
+            yield advice
 
 
 def check_shards(
@@ -90,11 +111,50 @@ def _check_shard(shard: Shard, report: ShardReport, first_seen: dict[str, str], 
             report.add("broken images", str(error))
         except ValueError as error:
             report.add("broken images", f"{path}: sample {key!r}: {error}")
+        problem = None
         try:
             label = labels.find(shard, index)
             if label is None:
-                report.add("no label", f"{path}: sample {key!r}")
+                problem = NO_LABEL, f"{path}: sample {key!r}"
             elif np.min(label, initial=0) < 0:
-                report.add("bad labels", f"{path}: sample {key!r}: its label is {label}")
+                problem = BAD_LABELS, f"{path}: sample {key!r}: its label is {label}"
         except BadSample as error:
-            report.add("bad labels", str(error))
+            problem = BAD_LABELS, str(error)
+        if problem is not None:
+            report.add(*problem)
+            if sum(len(report.problems.get(kind, ())) for kind in (NO_LABEL, BAD_LABELS)) <= LOOKED_AT:
+                look_for_labels(shard, index, report, labels.field)
+
+
+def look_for_labels(shard: Shard, index: int, report: ShardReport, known: str) -> None:
+    """Note which fields a sample has, and where whole numbers stand in it.
+
+    Args:
+        known: the field that is no label.
+    """
+    report.fields.update(shard.fields(index))
+    for name in shard.fields(index):
+        try:
+            if name.rpartition(".")[2] == "json":
+                places = list(number_places(json.loads(shard.read(index, name)), name, ":"))
+            else:
+                # A label is short; images are not read again to find that they are none.
+                places = [name] if name not in IMAGE_FIELDS and shard.label(index, name) is not None else []
+        except (BadSample, ValueError):
+            continue
+        report.numbers.update(place for place in places if place != known)
+
+
+def number_places(value: Any, place: str, between: str) -> Iterator[str]:
+    """The places of whole numbers in a JSON value, such as json:label and json:meta.label."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from number_places(inner, f"{place}{between}{name}", ".")
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield place
+
+
+def usual(place: str) -> int:
+    """The higher, the more a place is called as labels usually are."""
+    name = place.replace(":", ".").rpartition(".")[2].lower()
+    return next((len(USUAL) - rank for rank, word in enumerate(USUAL) if word in name), 0)

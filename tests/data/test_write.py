@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from packvit.data import Shard, check_shards, expand_shards, write_images, write_shards
+from packvit.data import ClassTarget, Shard, check_shards, expand_shards, write_images, write_shards
 from packvit.data.make import images as images_module
 from packvit.data.make.images import KeyMaker, WriteConfig
 from packvit.data.make.manifest import list_shards, read_manifest
@@ -536,6 +536,24 @@ def test_every_kind_of_problem_is_counted_and_named(tmp_path, monkeypatch):
     assert f"{folder / 'c.tar'}: it is no readable tar file" in text
     assert f"{folder / 'd.tar'} holds no sample" in text
     assert f"{folder / 'e.tar'}: it breaks off in or after" in text
+
+
+def test_ten_problems_of_a_kind_are_shown_and_where_labels_may_be_instead(tmp_path):
+    document = b'{"width": 8, "meta": {"id": 4}, "label": 3, "good": true, "caption": "12"}'
+    fields = [("png", image()), ("json", document), ("txt", b"a cat"), ("id", b"77")]
+    members = [(f"s{number:02d}.{name}", data) for number in range(37) for name, data in fields]
+    path = str(tar_of(tmp_path / "a.tar", members))
+    lines = str(check_shards(path)).splitlines()
+    assert lines[:2] == ["1 shards, 37 samples", "no label: 37"]
+    assert lines[11] == f"  {path}: sample 's09'"
+    assert lines[12:] == [
+        "  and 27 more like it",
+        "fields seen in samples without a good label: png, json, txt, id: try --label-field json:label "
+        "(in training --data.label-field json:label)",
+    ]
+    report = check_shards(path, labels=ClassTarget("json:label"))
+    assert str(report) == "1 shards, 37 samples\nno problems"
+    assert set(check_shards(path).numbers) == {"json:width", "json:meta.id", "json:label", "id"}
 
 
 def test_checking_nothing_is_an_error(tmp_path):
