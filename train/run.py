@@ -32,13 +32,12 @@ from packvit.train.validate.settings import (
     open_validation,
     validation_settings,
 )
-from packvit.train.validate.validation import Validation
+from packvit.train.validate.validation import Validation, numbers_of
 from packvit.train.watch.curves import draw_history
 from packvit.train.watch.introduce import introduce
 from packvit.train.watch.preempt import catch_signals
 from packvit.train.watch.trackers import Trackers
 
-PICTURES = ("loss.png", "drop.png", "curves.png", "eval/*.png")
 MADE = {
     "config.yaml": "the configuration; packvit train takes it",
     "metrics.jsonl": "a line a logged step",
@@ -149,10 +148,12 @@ def finish(
             config.train.loss,
         )
         asked = Asked({MAIN: images}, eval_settings(config), cost=config.eval.cost)
-        evaluate(evaluation, [subject], asked)
-    if history:
-        for path in (path for name in PICTURES for path in sorted(config.run_dir.glob(name))):
-            trackers.image(history[-1]["step"], path.stem, path)
+        rows = evaluate(evaluation, [subject], asked)
+        if history:
+            step = history[-1]["step"]
+            trackers.log({"step": step, "eval": {row["setting"]: numbers_of(row) for row in rows}})
+            for path in sorted((config.run_dir / "eval").glob("*.png")):
+                trackers.image(step, path.stem, path)
 
 
 def say_losses(last: dict, config: Config, display: Display) -> None:

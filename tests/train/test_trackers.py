@@ -35,6 +35,8 @@ def test_a_run_and_its_resumption_are_one_curve_in_tensorboard(run_flags, digits
         "32",
         "--eval.patch-sizes",
         "8",
+        "--eval.every",
+        "5",
     ]
     assert dispatch(["train", *flags, "--train.steps", "4"]) == 0
     # As if it had been killed after step 4, with a checkpoint of step 3.
@@ -51,7 +53,15 @@ def test_a_run_and_its_resumption_are_one_curve_in_tensorboard(run_flags, digits
     assert {f"loss_by_patch_size/{p}" for p in lines[-1]["loss_by_patch_size"]} <= set(
         events.Tags()["scalars"]
     )
-    assert set(events.Tags()["images"]) == {"samples", "loss", "drop", "curves", "accuracy"}
+    # What curves there are, TensorBoard draws.
+    assert set(events.Tags()["images"]) == {"samples", "accuracy"}
+    [row] = json.loads((tmp_path / "eval/results.json").read_text())["rows"]
+    [final] = events.Scalars("eval/r32-p8/accuracy")
+    assert (final.step, final.value) == (6, pytest.approx(row["accuracy"]))
+    validated = [line["validation"]["accuracy"] for line in lines if "validation" in line]
+    found = events.Scalars("validation/accuracy")
+    assert [event.step for event in found] == [5, 6]
+    assert [event.value for event in found] == pytest.approx(validated)
     assert [image.step for image in events.Images("accuracy")] == [6]
 
 

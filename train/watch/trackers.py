@@ -127,7 +127,8 @@ class Trackers:
         self.trackers = [KINDS[name](config, step) for name in config.train.trackers]
 
     def log(self, line: dict[str, Any]) -> None:
-        """A line of metrics.jsonl; what is in a group is named `group/name`, what is unknown left out."""
+        """Numbers after a step, as a line of metrics.jsonl; those of a group are named `group/name`, and what
+        is unknown is left out."""
         for tracker in self.trackers:
             tracker.log(line["step"], flat_numbers(line))
 
