@@ -10,6 +10,7 @@ import tyro
 
 from packvit.common.files import check_writable
 from packvit.models import export_model, load_model, save_model
+from packvit.models.files.timm_call import timm_call
 from packvit.models.position.embedding import PosResize
 from packvit.models.resample import Operator
 
@@ -82,6 +83,8 @@ def main(arguments: Sequence[str]) -> None:
         return
     untold = export_model(model, target)
     print(target)
+    if target.suffix == ".safetensors":
+        print(f"timm loads it by {timm_call(model.config, str(target))}")
     if untold:
-        arguments = [f"{name}={value!r}" for name, value in untold.items()]
-        print(f"its keys do not tell {', '.join(arguments)}: give them to load_model again")
+        told = ", ".join(f"{name}={value!r}" for name, value in untold.items())
+        print(f"its keys do not tell {told}: give them to load_model again")

@@ -18,8 +18,8 @@ from packvit.evaluate.request.request import Request
 class Eval:
     """Evaluate models at every resolution and patch size asked for, in one pass over the images.
 
-    A command that was killed goes on where it was. Of a run's folder, --shards, --resolutions and
-    --patch-sizes are those of its configuration unless they are given.
+    A command that was killed goes on where it was. Of a run's folder, what is not given of --shards,
+    --label-field, --multi-label, --resolutions and --patch-sizes is that of its configuration.
 
     Args:
         models: runs' folders, checkpoints, or any files that load_model reads.
@@ -47,8 +47,7 @@ class Eval:
         precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU.
         workers: processes of each rank that decode.
         device: auto takes a GPU when there is one.
-        label_field: of every sample, such as cls or json:label; by default cls, or that of the run where its
-            shards are taken.
+        label_field: of every sample, such as cls or json:label; by default that of the run, else cls.
         fetch: how remote and gzipped shards are fetched.
     """
 

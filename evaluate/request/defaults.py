@@ -8,9 +8,9 @@ from typing import Any
 import dacite
 import yaml
 
-from packvit.data import DataConfig, find_commands, redact
+from packvit.data import DataConfig, FetchConfig, find_commands, redact
 from packvit.evaluate.config import EvalConfig
-from packvit.evaluate.loss import find_run_config
+from packvit.evaluate.loss import find_run_config, run_field
 from packvit.evaluate.request.request import Request, distinct
 from packvit.packing import ViewsConfig
 
@@ -68,6 +68,10 @@ def complete(request: Request) -> Request:
     """
     model, shown = request.models[0], bool(request.resolutions or request.tokens)
     path = find_run_config(model) if isinstance(model, Path) else None
+    if isinstance(model, Path) and request.label_field is None:
+        label_field, several = (run_field(model, "data", name) for name in ("label_field", "multi_label"))
+        several = request.multi_label or bool(several)
+        request = replace(request, label_field=label_field, multi_label=several)
     if path is not None and not (request.shards and request.patch_sizes and shown):
         run = read_sections(path)
         settings = run.eval.grid(run.views)
@@ -78,8 +82,8 @@ def complete(request: Request) -> Request:
                     f"{path} names a command as shards, {redact(command)!r}: it runs only where it is given "
                     "as shards"
                 )
-            label_field = request.label_field or run.data.label_field
-            request = replace(request, shards=run.data.val_shards, label_field=label_field)
+            fetch = run.data.fetch if request.fetch == FetchConfig() else request.fetch
+            request = replace(request, shards=run.data.val_shards, fetch=fetch)
         if not request.patch_sizes:
             request = replace(request, patch_sizes=distinct(s.patch_size for s in settings))
         if not shown:

@@ -158,8 +158,9 @@ def _split_parallel(out: Imported) -> None:
 def export(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
     """Our weights under timm's names: the inverse of `convert`.
 
-    A model that pools its cls token and has one square table gets the names of vit_* and flexivit_*, every
-    other those of naflexvit_*.
+    A model that pools its cls token and has one square table gets the names of vit_*, whose table begins with
+    a position for each cls or register token: zeros, as ours are part of the tokens. Every other one gets
+    those of naflexvit_*. `timm_call` says which call of timm's makes the model.
 
     Raises:
         ValueError: timm cannot express a field.
@@ -174,8 +175,7 @@ def export(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
         state = dict(state)
         if state.pop("patch_embed.bias").any():
             raise ValueError("timm cannot express pre_norm=True beside a bias of the patch embedding")
-    square = config.pos_embed == "grid_2d" and config.pos_grid[0] == config.pos_grid[1]
-    plain = config.pool == "cls" and square and config.pos_coords == "fractional"
+    plain = is_plain(config)
     embeds = "" if plain else "embeds."
     names = [
         (r"patch_embed\.", "patch_embed.proj." if plain else "embeds.proj."),
@@ -196,7 +196,16 @@ def export(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
             continue
         pattern, target = next((row for row in names if re.match(row[0], name)), ("", ""))
         out[re.sub("^" + pattern, target, name)] = _timm_layout(name, tensor, plain)
+    if plain:
+        own = out["pos_embed"]
+        out["pos_embed"] = torch.cat([own.new_zeros(1, config.prefix, own.shape[2]), own], 1)
     return out
+
+
+def is_plain(config: ViTConfig) -> bool:
+    """Whether a model is one of timm's vit_*, not a naflexvit_*."""
+    square = config.pos_embed == "grid_2d" and config.pos_grid[0] == config.pos_grid[1]
+    return config.pool == "cls" and square and config.pos_coords == "fractional"
 
 
 def _timm_layout(name: str, tensor: Tensor, plain: bool) -> Tensor:

@@ -1,12 +1,14 @@
 """`packvit eval`: what it leaves, what it takes from a run, what it refuses, and what a kill changes."""
 
 import csv
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +212,27 @@ def test_a_run_says_by_itself_what_it_is_evaluated_on(digits_set, tmp_path):
     assert other["model"]["loss"] == "softmax"
     assert dispatch(["eval", str(run), *QUICK, "--tokens", "9"]) == 0
     assert [row["setting"] for row in results(run / "eval")["rows"]] == ["t9-p4", "t9-p8"]
+
+
+def test_labels_are_where_the_run_found_them(digits_set, tmp_path):
+    shard = Shard.open(next((digits_set / "val").glob("*.tar")))
+    with tarfile.open(tmp_path / "val.tar", "w") as tar:
+        for i in range(8):
+            document = json.dumps({"digit": shard.label(i)}).encode()
+            for name, data in ((f"{i}.jpg", shard.image(i)), (f"{i}.json", document)):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    run = make_run(tmp_path / "run", digits_set)
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    values["data"] = {"val_shards": [str(tmp_path / "val.tar")], "label_field": "json:digit"}
+    (run / "config.yaml").write_text(yaml.safe_dump(values))
+    found = []
+    for shards in ([], ["--shards", str(tmp_path / "val.tar")]):
+        assert dispatch(["eval", str(run), *QUICK, *shards, "--out", str(tmp_path / "out")]) == 0
+        found.append(results(tmp_path / "out")["rows"])
+    assert found[0] == found[1]
+    assert found[0][0]["images"] == 8
 
 
 def test_the_loss_is_that_of_the_run_that_a_model_belongs_to(digits_set, tmp_path):

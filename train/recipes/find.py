@@ -37,6 +37,7 @@ from packvit.train.recipes.navit import (
     navit_b32,
     navit_l16,
 )
+from packvit.train.recipes.scratch import scratch
 from packvit.train.recipes.transfer import fast_transfer, finetune, flexivit_transfer, linear_probe
 
 RECIPES: dict[str, Callable[[], Config]] = {
@@ -44,6 +45,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
     for recipe in (
         digits,
         digits_distill,
+        scratch,
         flexivit_s_i1k_distill,
         flexivit_b_i1k_distill,
         flexivit_b_i21k,
