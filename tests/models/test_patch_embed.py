@@ -2,14 +2,14 @@
 
 from functools import reduce
 from itertools import product
-from typing import get_args
+from typing import cast, get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from packvit.models.resample import Operator, pi_matrix, pi_resize, resize_matrix
+from packvit.models.resample import Kernel, Operator, pi_matrix, pi_resize, resize_matrix
 from packvit.models.vit import PatchEmbed
 
 BUFFER = 32
@@ -56,7 +56,7 @@ def test_larger_patches_see_upsampled_images_exactly_as_the_buffer_sees_the_orig
     kernel = "bilinear" if operator == "natural" else operator
     torch.manual_seed(0)
     image, weight = torch.randn(16, 16, dtype=torch.float64), torch.randn(16, 16, 1, 1, dtype=torch.float64)
-    b = resize_matrix(16, 24, kernel)
+    b = resize_matrix(16, 24, cast(Kernel, kernel))
     resized = b @ image @ b.T
     product = (resized[:, :, None, None] * pi_resize(weight, (24, 24), operator)).sum()
     torch.testing.assert_close(product, (image[:, :, None, None] * weight).sum(), atol=1e-9, rtol=0)
@@ -86,7 +86,7 @@ def test_three_axes_equal_the_full_pseudo_inverse_of_the_kronecker_product(opera
     torch.manual_seed(0)
     weight = torch.randn(*stored, 3, 2, dtype=torch.float64)
     kernel = "bilinear" if operator == "natural" else operator
-    resizes = [resize_matrix(n, size, kernel) for n, size in zip(stored, shape, strict=True)]
+    resizes = [resize_matrix(n, size, cast(Kernel, kernel)) for n, size in zip(stored, shape, strict=True)]
     b_t = reduce(torch.kron, resizes).T
     expected = torch.linalg.pinv(b_t)
     if operator == "natural":
@@ -139,9 +139,9 @@ def test_gradients_of_a_batch_of_three_patch_sizes():
     assert patches[1].grad.any(1).tolist() == [True, False]
 
 
-@pytest.mark.parametrize("kernel", ["bilinear", "bilinear_antialias", "bicubic", "bicubic_antialias"])
+@pytest.mark.parametrize("kernel", get_args(Kernel))
 @pytest.mark.parametrize(("size_in", "size_out"), [(7, 3), (7, 5), (7, 7), (7, 19), (1, 4), (32, 12)])
-def test_resize_matrix_is_that_of_torch(kernel: str, size_in: int, size_out: int):
+def test_resize_matrix_is_that_of_torch(kernel: Kernel, size_in: int, size_out: int):
     line = torch.randn(size_in, dtype=torch.float64)
     image = line[:, None].expand(size_in, 4)  # torch mishandles images that are one pixel wide
     mode, _, antialias = kernel.partition("_")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from itertools import product
-from typing import Any, get_args, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from packvit.models import ViTConfig
 from packvit.models.position.embedding import (
     Places,
+    PosCoords,
     PosEmbed,
     PositionConfig,
     centres,
@@ -173,7 +174,7 @@ def test_every_kind_is_finite_distinct_and_passes_gradcheck(fields: dict[str, st
 
 
 @pytest.mark.parametrize("kind", COORDS)
-def test_rotation_passes_gradcheck_and_keeps_lengths(kind: str):
+def test_rotation_passes_gradcheck_and_keeps_lengths(kind: PosCoords):
     torch.manual_seed(0)
     places = batch([(3, 2), (2, 4)])
     tables = rope_tables(centres(places, kind, (5, 7), torch.float64), 8, 100.0)
@@ -194,7 +195,8 @@ def test_a_token_of_several_cells_has_the_place_of_a_larger_patch(fields: dict[s
     assert fine.coords[6].tolist() == [2, 4]
     assert coarse.coords[6].tolist() == [1, 2]
     torch.testing.assert_close(embed(fine), embed(coarse), atol=1e-12, rtol=0)
-    places = [centres(each, fields["pos_coords"], (5, 7), torch.float64) for each in (fine, coarse)]
+    kind = cast(PosCoords, fields["pos_coords"])
+    places = [centres(each, kind, (5, 7), torch.float64) for each in (fine, coarse)]
     torch.testing.assert_close(*places, atol=1e-12, rtol=0)
     for a, b in zip(*(rope_tables(place, 8, 100.0) for place in places), strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=0)

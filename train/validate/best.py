@@ -30,7 +30,7 @@ class BestModel:
         self.run_dir = run_dir
         self.folder = run_dir / BEST
 
-    def replace(self, note: dict[str, Any], save: Callable[[Path], None]) -> None:
+    def replace(self, note: dict[str, Any], save: Callable[[Path], object]) -> None:
         """Put a model in place of the best one so far.
 
         Args:
