@@ -151,7 +151,8 @@ class Validation:
     def conclude(self) -> None:
         """Say which model was the best, and whether the run ends early because none has followed."""
         if self.stopped:
-            self.display.say(f"Ended early: {self.since} validations in a row were no better (eval.patience)")
+            patience = self.config.eval.patience
+            self.display.say(f"Ended early, eval.patience={patience}: nothing since was better than the best")
         if self.best is not None:
             self.display.say(
                 f"Best: {percent(self.best)} at step {self.best_step}, kept in {self.kept.folder}"
