@@ -1,4 +1,4 @@
-"""How well trained towers match scenes and captions: recall@1 among 256 distinct captions.
+"""How well trained towers match scenes and captions: recall@1 and @10 among 256 distinct captions.
 
     packvit shards demo runs/scenes-data --kind scenes
     packvit train scenes --run-dir runs/scenes-0 --data.shards runs/scenes-data/train --seed 0
@@ -17,12 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
+from packvit.common.ranks import ALONE
 from packvit.data import CaptionTarget, Shard, expand_shards, pack_images
-from packvit.models import PackedText, TextEncoder, TwoTowers, load_tokenizer, load_two_towers
+from packvit.evaluate import TextEmbedder
+from packvit.evaluate.measures.retrieval import rank_pairs
+from packvit.models import TextEncoder, TwoTowers, load_tokenizer, load_two_towers
 
-RESOLUTIONS, PATCH_SIZES = (32, 40, 48), (8, 12, 16)
+RESOLUTIONS, PATCH_SIZES, DEPTHS = (32, 40, 48), (8, 12, 16), (1, 10)
+TOKENS = 8192  # of texts at once
 
 
 def read(folder: Path) -> tuple[list[np.ndarray], list[str]]:
@@ -37,51 +40,44 @@ def read(folder: Path) -> tuple[list[np.ndarray], list[str]]:
     return pictures, captions
 
 
-def recall(image: Tensor, text: Tensor, first: int = 0) -> float:
-    """Percentage of the images [n, E] from `first` on whose own text, of [n, E], is the most alike."""
-    best = (image @ text.T).argmax(1)
-    return 100 * (best == torch.arange(len(image)))[first:].float().mean().item()
-
-
 @torch.inference_mode()
-def measure(model: TwoTowers, encode: TextEncoder, data: Path) -> list[tuple[float, ...]]:
-    """A row for each budget: resolution, patch size, and recall@1 in percent of images to texts, texts to
-    images, and held-out pairs."""
+def measure(model: TwoTowers, encode: TextEncoder, data: Path) -> list[list[tuple[float, ...]]]:
+    """For each of DEPTHS a row for each budget: resolution, patch size, and recall in percent of images to
+    texts, texts to images, and held-out images to texts."""
     pictures, captions = read(data / "val")
     new_pictures, new_captions = read(data / "held_out")
-    texts = [encode(caption).ids for caption in captions + new_captions]
-    text = model.embed_texts(PackedText.build(texts))
-    rows = []
+    text = TextEmbedder(model.text, encode, ALONE, "fp32", TOKENS)(captions + new_captions).vectors
+    tables: list[list[tuple[float, ...]]] = [[] for _ in DEPTHS]
     for resolution, patch_size in product(RESOLUTIONS, PATCH_SIZES):
         batch = pack_images(pictures + new_pictures, patch_size, resolution)
         image = model.embed_images(batch)
         seen, number = len(pictures), len(new_pictures)
-        mixed = torch.arange(number, seen + number)  # as many of both, the held-out ones last
-        rows.append(
-            (
-                resolution,
-                patch_size,
-                recall(image[:seen], text[:seen]),
-                recall(text[:seen], image[:seen]),
-                recall(image[mixed], text[mixed], seen - number),
-            )
-        )
-    return rows
+        own = torch.arange(seen)
+        known = rank_pairs(image[:seen], text[:seen], own)
+        # As many captions, of which those of the held-out scenes are the last.
+        mixed = rank_pairs(image[number:], text[number:], own).images[seen - number :]
+        for table, depth in zip(tables, DEPTHS, strict=True):
+            hits = (known.images < depth, known.texts < depth, mixed < depth)
+            shares = (100 * hit.double().mean().item() for hit in hits)
+            table.append((resolution, patch_size, *shares))
+    return tables
 
 
 def main() -> None:
-    """Print a table of the mean over runs, and its spread."""
+    """Print a table of the mean over runs, and its spread, for each depth."""
     data, runs = Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]]
     found = []
     for run in runs:
         model = load_two_towers(run)
         found.append(measure(model, TextEncoder(load_tokenizer(run), model.config.text), data))
-    mean, spread = np.mean(found, 0), np.std(found, 0)
-    print("| R | p | image to text | text to image | held out |\n| --- | --- | --- | --- | --- |")
-    for row, deviation in zip(mean, spread, strict=True):
-        values = [f"{value:.1f} ± {off:.1f}" for value, off in zip(row[2:], deviation[2:], strict=True)]
-        print(f"| {row[0]:.0f} | {row[1]:.0f} | {' | '.join(values)} |")
-    print(f"mean image to text {mean[:, 2].mean():.1f}, held out {mean[:, 4].mean():.1f}; {len(runs)} runs")
+    for depth, mean, spread in zip(DEPTHS, np.mean(found, 0), np.std(found, 0), strict=True):
+        print(f"Recall@{depth}\n\n| R | p | image to text | text to image | held out |")
+        print("| --- | --- | --- | --- | --- |")
+        for row, deviation in zip(mean, spread, strict=True):
+            values = [f"{value:.1f} ± {off:.1f}" for value, off in zip(row[2:], deviation[2:], strict=True)]
+            print(f"| {row[0]:.0f} | {row[1]:.0f} | {' | '.join(values)} |")
+        means = f"mean image to text {mean[:, 2].mean():.1f}, held out {mean[:, 4].mean():.1f}"
+        print(f"{means}; {len(runs)} runs\n")
 
 
 if __name__ == "__main__":

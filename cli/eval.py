@@ -19,10 +19,12 @@ class Eval:
     """Evaluate models at every resolution and patch size asked for, in one pass over the images.
 
     A command that was killed goes on where it was. Of a run's folder, what is not given of --shards,
-    --label-field, --multi-label, --resolutions and --patch-sizes is that of its configuration.
+    --label-field, --multi-label, --resolutions and --patch-sizes is that of its configuration. Two towers
+    classify by names of classes where --class-names, --templates or classes.json beside the shards names
+    them, and retrieve captions otherwise; with --captions they retrieve, too.
 
     Args:
-        models: runs' folders, checkpoints, or any files that load_model reads.
+        models: runs' folders, checkpoints, or any files that load_model or load_two_towers reads.
         shards: webdataset shards: files, patterns or folders.
         resolutions: sides in pixels of the square with a view's area.
         patch_sizes: sides of a patch in pixels.
@@ -38,7 +40,7 @@ class Eval:
         out: folder for results.json, predictions.npz and so on; by default MODEL/eval. Results that are there
             already are kept under another name.
         save_predictions: predictions.npz also holds all logits, and there is one for every corrupted set.
-        features: predictions.npz also holds what enters the head.
+        features: predictions.npz also holds what enters the head, or an image tower's embeddings.
         loss: that the models were trained with, which says how logits become probabilities; by default what
             a run's configuration says, else softmax.
         cost: whether throughput, latency and memory are measured.
@@ -47,6 +49,13 @@ class Eval:
         precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU.
         workers: processes of each rank that decode.
         device: auto takes a GPU when there is one.
+        class_names: for two towers: file with a name of each class in a line, or a JSON list of names or of
+            lists of names that mean the same; by default classes.json beside the shards.
+        templates: for two towers: file with a template in a line, such as `a photo of a {}.`; by default the
+            name alone.
+        captions: for two towers: field of every sample's captions, txt or json:PLACE, for retrieval; by
+            default that of the run.
+        tokenizer: of the text tower, .model or .json; by default the one in the model's folder.
         label_field: of every sample, such as cls or json:label; by default that of the run, else cls.
         fetch: how remote and gzipped shards are fetched.
     """
@@ -72,6 +81,10 @@ class Eval:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     workers: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    class_names: Path | None = None
+    templates: Path | None = None
+    captions: str = ""
+    tokenizer: Path | None = None
     label_field: str | None = None
     fetch: FetchConfig = field(default_factory=FetchConfig)
 

@@ -18,15 +18,24 @@ from packvit.evaluate.page.page import write_report
 from packvit.evaluate.page.pictures import Picture, ShardPictures
 from packvit.evaluate.predict.prediction import Prediction
 from packvit.evaluate.predict.predictor import Predictor
-from packvit.evaluate.report import draw_results, measured
+from packvit.evaluate.report import draw_results, measured, words
 from packvit.evaluate.request.api import EvaluationResults
 from packvit.evaluate.request.api import evaluate as evaluate_request
 from packvit.evaluate.results import MAIN
 from packvit.evaluate.run import Asked, evaluate
 from packvit.evaluate.setting import Setting, parse_setting
-from packvit.evaluate.sweep.evaluators import Accuracy, AveragePrecision, Evaluator, MakeEvaluator
+from packvit.evaluate.sweep.evaluators import Accuracy, AveragePrecision, Evaluator, MakeEvaluator, Scores
 from packvit.evaluate.sweep.grid import Evaluation, Subject, cut_chunks, summarise
 from packvit.evaluate.sweep.sets import MakeSetEvaluator, OpenedSet, open_judged, open_mapped
+from packvit.evaluate.texts.embed import TextEmbedder
+from packvit.evaluate.texts.prompts import Names, ZeroShot, embed_classes, read_names
+from packvit.evaluate.texts.retrieval import (
+    Retrieval,
+    SetCaptions,
+    SideCaptions,
+    make_retrieval,
+    read_set_captions,
+)
 
 __all__ = [
     "BEST",
@@ -42,28 +51,40 @@ __all__ = [
     "LossKind",
     "MakeEvaluator",
     "MakeSetEvaluator",
+    "Names",
     "OpenedSet",
     "Picture",
     "Prediction",
     "Predictor",
+    "Retrieval",
+    "Scores",
+    "SetCaptions",
     "Setting",
     "ShardPictures",
+    "SideCaptions",
     "Subject",
+    "TextEmbedder",
+    "ZeroShot",
     "check_classes",
     "check_memory",
     "check_pieces",
     "check_settings",
     "cut_chunks",
     "draw_results",
+    "embed_classes",
     "evaluate",
     "find_run_config",
     "loss_kind",
+    "make_retrieval",
     "measure_setting",
     "measured",
     "open_judged",
     "open_mapped",
     "parse_setting",
+    "read_names",
+    "read_set_captions",
     "summarise",
+    "words",
     "write_report",
 ]
 

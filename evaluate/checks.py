@@ -76,12 +76,18 @@ def _check_patches(packing: PackingConfig, size: float, patch_sizes: Sequence[in
         )
 
 
-def check_classes(images: EvalSet, classes: int, model: str) -> None:
+def check_classes(
+    images: EvalSet,
+    classes: int,
+    model: str,
+    advice: str = "evaluate on images of the classes that it was trained on",
+) -> None:
     """Refuse a set whose labels are of other classes than the model's.
 
     Args:
         classes: of the model.
-        model: its name, for the message.
+        model: its name, or where the classes are from, for the message.
+        advice: what can be done about it.
 
     Raises:
         ValueError: `classes.json` beside the shards has another number of names, or many samples have labels
@@ -91,7 +97,7 @@ def check_classes(images: EvalSet, classes: int, model: str) -> None:
     if names is not None and len(names) != classes:
         raise ValueError(
             f"{model} has {classes} classes, but classes.json beside the first of {images.described} names "
-            f"{len(names)}: evaluate on images of the classes that it was trained on"
+            f"{len(names)}: {advice}"
         )
     unknown = images.unknown_labels
     if len(unknown) > MOST_UNKNOWN * (len(unknown) + len(images.headers)):

@@ -34,6 +34,7 @@ class Predictions:
     def __init__(self, path: Path) -> None:
         self._file = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True)
         self._place: np.ndarray | None = None
+        self._shared: set[str] = set()
 
     def __enter__(self) -> "Predictions":
         return self
@@ -41,8 +42,14 @@ class Predictions:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def add(self, images: EvalSet, setting: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """What is known of each image at a setting; see `packvit.evaluate.sweep.grid.summarise`.
+    def add(
+        self,
+        images: EvalSet,
+        setting: str,
+        arrays: Mapping[str, np.ndarray],
+        shared: Mapping[str, np.ndarray],
+    ) -> None:
+        """What is known of each image at a setting, and of the set; see Summary in evaluate/sweep/grid.py.
 
         Raises:
             ValueError: other images could be used than at the settings before.
@@ -59,6 +66,10 @@ class Predictions:
             self._write("fit_half", in_fit_half(keys).numpy())
         elif not np.array_equal(place, self._place):
             raise ValueError(f"{images.described} changed while they were evaluated: evaluate again")
+        for name, array in shared.items():
+            if name not in self._shared:
+                self._write(name, array)
+                self._shared.add(name)
         for name, array in arrays.items():
             if name not in ("place", "label"):
                 self._write(f"{name}/{setting}", array)

@@ -5,6 +5,7 @@ such as accuracy.png.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -25,6 +26,7 @@ FACTS = (
     "tokens",
     "protocol",
     "images",
+    "texts",
     "tokens_per_image",
     "gflops_per_image",
 )
@@ -32,6 +34,10 @@ FACTS = (
 DETAILS = (
     "accuracy_low",
     "accuracy_high",
+    "image_to_text_r1_low",
+    "image_to_text_r1_high",
+    "image_to_text_r5",
+    "text_to_image_r5",
     "top5",
     "brier",
     "temperature",
@@ -45,9 +51,26 @@ def measured(row: dict[str, Any]) -> list[str]:
     return [name for name in row if name not in FACTS and name not in COSTS]
 
 
+RECALL = re.compile(r"(image_to_text|text_to_image)_r(\d+)")
+
+
+def words(name: str) -> str:
+    """The name of a value as a person writes it, such as `recall@1, image to text`."""
+    if found := RECALL.fullmatch(name):
+        return f"recall@{found[2]}, {found[1].replace('_', ' ')}"
+    return name.replace("_", " ")
+
+
+def heading(name: str) -> str:
+    """The name of a value above a column; one of several words that lines can part."""
+    if found := RECALL.fullmatch(name):
+        return f"{found[1].replace('_', ' ')} @{found[2]}"
+    return name
+
+
 def title(name: str) -> str:
     """The name of a value as a person writes it at the start of a line."""
-    return name.replace("_", " ").capitalize()
+    return words(name)[:1].upper() + words(name)[1:]
 
 
 def show_results(rows: list[dict[str, Any]], display: Display) -> None:
@@ -62,6 +85,9 @@ def show_results(rows: list[dict[str, Any]], display: Display) -> None:
         for name in others
         if name not in DETAILS and any(isinstance(row.get(name), int | float) for row in rows)
     ]
+    # Retrieval beside classification has a table of its own: one of both would be too wide.
+    recalls = [name for name in others if RECALL.match(name) and not RECALL.match(first)]
+    others = [name for name in others if name not in recalls]
     # A name is in the table where it tells rows apart.
     names = [name for name in ("model", "set") if len({row.get(name) for row in rows}) > 1]
     speeds = {"images_per_s": "images/s", "latency_ms_p50": "ms"}
@@ -70,7 +96,7 @@ def show_results(rows: list[dict[str, Any]], display: Display) -> None:
     best = max(own, key=lambda row: known(row.get(first)))
     display.table(
         f"{title(first)} by setting; tokens and GFLOPs of an image" + (", ms of one alone" if speeds else ""),
-        ["setting", *names, "tokens", "GFLOPs", first, *others, *speeds.values()],
+        ["setting", *names, "tokens", "GFLOPs", *map(heading, (first, *others)), *speeds.values()],
         [
             [
                 row["setting"],
@@ -78,12 +104,21 @@ def show_results(rows: list[dict[str, Any]], display: Display) -> None:
                 f"{row['tokens_per_image']:.1f}",
                 f"{row['gflops_per_image']:.3f}",
                 percent(row.get(first)) + (" *" if row is best else "  "),
-                *(number(row.get(name), 3) for name in others),
+                *(shown(row, name) for name in others),
                 *(number(row.get(name), 1) for name in speeds),
             ]
             for row in rows
         ],
     )
+    if recalls:
+        display.table(
+            "Retrieval by setting",
+            ["setting", *names, *map(heading, recalls)],
+            [
+                [row["setting"], *(str(row[name]) for name in names), *(shown(row, name) for name in recalls)]
+                for row in rows
+            ],
+        )
     where = " of ".join([best["setting"], *(str(best[name]) for name in names)])
     low, high = best.get(f"{first}_low"), best.get(f"{first}_high")
     interval = f" ({percent(low)} to {percent(high)} at 95 % confidence)" if low is not None else ""
@@ -94,8 +129,13 @@ def show_results(rows: list[dict[str, Any]], display: Display) -> None:
         display.say(f"At most {tokens} tokens: {percent(best[first])} at {best['setting']}")
 
 
-def show_corruptions(summaries: Sequence[dict[str, Any]], display: Display) -> None:
-    """A line for each kind of corruption, with the mean accuracy at each setting.
+def shown(row: dict[str, Any], name: str) -> str:
+    """A value in a table; a dash where the row has none."""
+    return percent(row.get(name)) if RECALL.match(name) else number(row.get(name), 3)
+
+
+def show_corruptions(summaries: Sequence[dict[str, Any]], measure: str, display: Display) -> None:
+    """A line for each kind of corruption, with the mean of the measure at each setting.
 
     Args:
         summaries: see `packvit.evaluate.measures.robustness.summarise_corruptions`.
@@ -108,7 +148,7 @@ def show_corruptions(summaries: Sequence[dict[str, Any]], display: Display) -> N
         *([kind, *(percent(one["kinds"][kind]) for one in summaries)] for kind in summaries[0]["kinds"]),
         ["mean of the kinds", *(percent(one["corrupted"]) for one in summaries)],
     ]
-    display.table("Accuracy under corruption", ["corruption", *settings], lines)
+    display.table(f"{title(measure)} under corruption", ["corruption", *settings], lines)
 
 
 def known(value: float | None) -> float:
@@ -161,7 +201,7 @@ def draw_results(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("tokens per image (mean)")
-    axes.set_ylabel(f"{title(name).lower()}, %")
+    axes.set_ylabel(f"{words(name)}, %")
     axes.set_title(f"{title(name)} at every budget (numbers: resolution in pixels)")
     axes.grid(alpha=0.3)
     if rows:

@@ -22,6 +22,13 @@ NEEDED = {
     "tokens": (int, NONE),
     "protocol": (str,),
 }
+FIELDS: dict[str, tuple[type, ...]] = {
+    "model": (dict, list, NONE),
+    "device": (dict, NONE),
+    "classes": (list, NONE),
+    "rows": (list,),
+    "corruptions": (list, NONE),
+}
 # What a row may leave out, or have as null.
 USUAL = {"set": MAIN, "tokens": None, "protocol": "native"}
 NUMBERS = (
@@ -32,6 +39,15 @@ NUMBERS = (
     "accuracy_low",
     "accuracy_high",
     "average_precision",
+    "image_to_text_r1",
+    "image_to_text_r1_low",
+    "image_to_text_r1_high",
+    "image_to_text_r5",
+    "image_to_text_r10",
+    "text_to_image_r1",
+    "text_to_image_r5",
+    "text_to_image_r10",
+    "texts",
     "top5",
     "nll",
     "brier",
@@ -58,6 +74,7 @@ class ResultsFile:
         device: name and threads; empty where they are not known.
         classes: names, or None.
         rows: of every model, set and setting; each has `setting` and the fields of `NEEDED`.
+        corruptions: see `packvit.evaluate.measures.robustness.summarise_corruptions`; empty without any.
     """
 
     path: Path
@@ -65,6 +82,7 @@ class ResultsFile:
     device: dict[str, Any]
     classes: tuple[str, ...] | None
     rows: tuple[Row, ...]
+    corruptions: tuple[dict[str, Any], ...] = ()
 
 
 def read_results_file(path: Path) -> ResultsFile:
@@ -82,8 +100,8 @@ def read_results_file(path: Path) -> ResultsFile:
             raise ValueError(f"{folder} is no evaluation: it has no {RESULTS} (packvit eval makes one)")
     place = str(path)
     values = check_fields(
-        {"model": None, "device": None, "classes": None, **read_object(path)},
-        {"model": (dict, list, NONE), "device": (dict, NONE), "classes": (list, NONE), "rows": (list,)},
+        {**dict.fromkeys(name for name, kinds in FIELDS.items() if NONE in kinds), **read_object(path)},
+        FIELDS,
         place,
         others=True,
     )
@@ -96,7 +114,20 @@ def read_results_file(path: Path) -> ResultsFile:
         values["device"] or {},
         None if classes is None else check_list(classes, (str,), f"{place}: classes"),
         tuple(_check_row(row, f"{place}: rows[{number}]") for number, row in enumerate(values["rows"])),
+        _check_corruptions(values["corruptions"] or [], f"{place}: corruptions"),
     )
+
+
+def _check_corruptions(values: list[Any], place: str) -> tuple[dict[str, Any], ...]:
+    wanted = {"setting": (str,), "clean": (float, NONE), "corrupted": (float,)}
+    for number, summary in enumerate(check_list(values, (dict,), place)):
+        here = f"{place}[{number}]"
+        check_fields(summary, wanted | {"kinds": (dict,), "strengths": (dict,)}, here, others=True)
+        for name in ("kinds", "strengths"):
+            check_fields(summary[name], dict.fromkeys(summary[name], (float,)), f"{here}: {name}")
+        if not summary["kinds"] or not all(strength.isdecimal() for strength in summary["strengths"]):
+            raise ValueError(f"{here}: there are no kinds, or a strength is no number")
+    return tuple(values)
 
 
 def _check_row(values: Any, place: str) -> Row:

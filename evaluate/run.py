@@ -38,6 +38,7 @@ class Asked:
         keep: results that are there already are kept under another name; see `ResultsFolder.finish`.
         corruptions: each of them makes one more set of the first, named as it is.
         keep_corrupted: whether there are predictions of those sets.
+        classes: names of the classes; None: those beside the shards of the first set.
     """
 
     sets: Mapping[str, EvalSet]
@@ -47,6 +48,7 @@ class Asked:
     keep: bool = False
     corruptions: Sequence[Corruption] = ()
     keep_corrupted: bool = False
+    classes: Sequence[str] | None = None
 
     @property
     def every_set(self) -> dict[str, EvalSet]:
@@ -95,14 +97,14 @@ def evaluate(evaluation: Evaluation, subjects: Sequence[Subject], asked: Asked) 
         if several:
             subject.model.to("cpu")  # one model on the device at a time
     if folder is not None:
-        corrupted = summarise_corruptions(rows) if asked.corruptions else []
+        corrupted = summarise_corruptions(rows, measured(rows[0])[0]) if asked.corruptions else []
         results = describe(evaluation, subjects, asked) | {"rows": rows}
         results |= {"corruptions": corrupted} if corrupted else {}
         unique = {tuple(line.values()): line for line in skipped}
         rows = folder.finish(results, list(unique.values()), display, asked.keep)
         write_report(evaluation.out, ShardPictures(next(iter(asked.sets.values())).shards))
         show_results([row for row in rows if row["set"] in asked.sets], display)
-        show_corruptions(corrupted, display)
+        show_corruptions(corrupted, measured(rows[0])[0], display)
     ranks.barrier()
     return rows
 
@@ -170,10 +172,10 @@ class _SubjectRun:
             costs = measure_costs(subject.model, images, settings, self.evaluation.tokens, autocast)
         rows: Rows = []
         for setting, cost in zip(settings, costs, strict=True):
-            row, arrays = summarise(store, subject, setting, name)
+            found = summarise(store, subject, setting, name)
             if predictions is not None:
-                predictions.add(images, setting.name, arrays)
-            rows.append(row | cost)
+                predictions.add(images, setting.name, found.arrays, found.shared)
+            rows.append(found.row | cost)
         return rows
 
     def _choose(self) -> list[Setting]:
@@ -198,13 +200,17 @@ def describe(evaluation: Evaluation, subjects: Sequence[Subject], asked: Asked) 
             "path": subject.path,
             "hash": subject.weights,
             "loss": subject.loss,
-            "num_classes": subject.model.config.num_classes,
+            "num_classes": subject.num_classes,
             "config": subject.model.config.to_dict(),
+            **subject.facts,
         }
         for subject in subjects
     ]
+    classes = asked.classes
+    if classes is None and all(subject.num_classes for subject in subjects):
+        classes = next(iter(asked.sets.values())).class_names()
     return {
         "model": models if len(models) > 1 else models[0],
         "device": {"name": device_name(evaluation.ranks.device), "threads": torch.get_num_threads()},
-        "classes": next(iter(asked.sets.values())).class_names(),
+        "classes": classes,
     }

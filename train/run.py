@@ -138,14 +138,14 @@ def finish(
             config.train.precision,
             display,
         )
-        evaluators = [make() for make in training.task.evaluators]
+        evaluators = [make(images) for make in training.task.evaluators]
         subject = Subject(
             config.run_dir.name,
             str(config.run_dir),
             model,
             hash_model(model),
             evaluators,
-            config.train.loss,
+            config.contrastive.loss or config.train.loss,
         )
         asked = Asked({MAIN: images}, eval_settings(config), cost=config.eval.cost)
         rows = evaluate(evaluation, [subject], asked)

@@ -62,7 +62,7 @@ class CaptionTarget(Target):
         """One caption, encoded."""
         return self.encode(Random(derive_seed(seed, "caption")).choice(value))
 
-    def collate(self, values: Sequence[Any]) -> Collated:
+    def collate(self, values: Sequence[Any]) -> Collated | None:
         """What `pack` makes of them."""
         return self.pack(values)
 

@@ -1,5 +1,6 @@
 """What corruptions cost: results of the corrupted sets in a few numbers."""
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -10,11 +11,12 @@ CLEAN = "main"  # the name of the set that was corrupted
 Row = Mapping[str, Any]
 
 
-def summarise_corruptions(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def summarise_corruptions(rows: Sequence[Row], measure: str = "accuracy") -> list[dict[str, Any]]:
     """For each model and setting that has corrupted sets, the mean accuracy by kind and by strength.
 
     Args:
         rows: of results.json; those of corrupted sets have the corruption's name as `set`.
+        measure: the value that is meant by accuracy.
 
     Returns:
         {"model" if rows have it, "setting", "clean": accuracy without corruption or None, "corrupted": mean
@@ -22,15 +24,15 @@ def summarise_corruptions(rows: Sequence[Row]) -> list[dict[str, Any]]:
         {strength: mean over kinds}}.
     """
     summaries = []
-    for (model, setting), found in _by_setting(rows).items():
-        accuracy = {corruption: row["accuracy"] for corruption, row in found.items() if corruption}
+    for (model, setting), found in _by_setting(rows, measure).items():
+        accuracy = {corruption: row[measure] for corruption, row in found.items() if corruption}
         kinds = _means(accuracy, "kind")
         clean = found.get(None)
         summaries.append(
             ({} if model is None else {"model": model})
             | {
                 "setting": setting,
-                "clean": clean["accuracy"] if clean else None,
+                "clean": clean[measure] if clean else None,
                 "corrupted": fmean(kinds.values()),
                 "kinds": kinds,
                 "strengths": _means(accuracy, "strength"),
@@ -69,13 +71,16 @@ def mean_corruption_error(rows: Sequence[Row], reference: Sequence[Row]) -> floa
     return fmean(ratios)
 
 
-def _by_setting(rows: Sequence[Row]) -> dict[tuple[str | None, str], dict[Corruption | None, Row]]:
+def _by_setting(
+    rows: Sequence[Row], measure: str = "accuracy"
+) -> dict[tuple[str | None, str], dict[Corruption | None, Row]]:
     """By model and setting the rows by corruption, None the clean set; only with corruptions."""
     known: dict[str, Corruption | None] = {one.name: one for one in every_corruption()}
     known[CLEAN] = None
     found: dict[tuple[str | None, str], dict[Corruption | None, Row]] = {}
     for row in rows:
-        if row["set"] in known and row["accuracy"] is not None:
+        value = row.get(measure)
+        if row["set"] in known and value is not None and math.isfinite(value):
             place = row.get("model"), row["setting"]
             found.setdefault(place, {})[known[row["set"]]] = row
     return {place: by_set for place, by_set in found.items() if by_set.keys() - {None}}

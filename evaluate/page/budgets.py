@@ -19,7 +19,7 @@ from packvit.evaluate.page.blocks import (
 )
 from packvit.evaluate.page.charts import COLOURS, Axis, Chart, short
 from packvit.evaluate.page.folder import CLOSE, Results, Row, cost, front_of, full_name, model_name
-from packvit.evaluate.report import title
+from packvit.evaluate.report import title, words
 
 MOST_GRIDS = 8  # shown at once; further ones unfold
 SPAN = 0.2  # of the colours of the grid
@@ -41,7 +41,7 @@ def headline(results: Results) -> Element:
     best, frugal, measure = results.best, results.frugal, results.measure
     if best is None or frugal is None:
         return el("div", el("p", "No setting has an accuracy.", class_="big"), class_="answer")
-    what = f"Best {measure.replace('_', ' ')}: "
+    what = f"Best {words(measure)}: "
     first = el("p", what, el("b", full_name(best)), f", {describe_row(best, measure)}.", class_="big")
     if frugal is best:
         second = el("p", f"No cheaper setting comes within {100 * CLOSE:g} point of it.")
@@ -62,9 +62,9 @@ def describe_row(row: Row, measure: str) -> str:
 
 
 def interval(row: Row, measure: str) -> tuple[float, float] | None:
-    """The 95 % interval of an accuracy, where there is one."""
-    low, high = row.get("accuracy_low"), row.get("accuracy_high")
-    return None if measure != "accuracy" or low is None or high is None else (low, high)
+    """The 95 % interval of a measure, where there is one."""
+    low, high = row.get(f"{measure}_low"), row.get(f"{measure}_high")
+    return None if low is None or high is None else (low, high)
 
 
 def compute_section(results: Results) -> Element:
@@ -74,7 +74,9 @@ def compute_section(results: Results) -> Element:
         "A mark is a setting; point at it to see which. The dashed stairs are the Pareto front: what is "
         "reached at most at each cost. Whiskers are 95 % intervals (Wilson)."
     )
-    return section("compute", "Accuracy over compute", note(text), *_with_legend(results, charts))
+    return section(
+        "compute", f"{title(results.measure)} over compute", note(text), *_with_legend(results, charts)
+    )
 
 
 def cost_section(results: Results) -> Element | None:
@@ -145,7 +147,7 @@ def _with_legend(results: Results, charts: Sequence[Element]) -> Iterator[Elemen
     rows = [row for row in results.main if row.get(results.measure) is not None]
     names = dict(sorted((_series(results, row), _series_name(results, row)) for row in rows))
     yield legend((number, "", name) for number, name in names.items())
-    yield figures(*charts) if charts else note("No setting has both an accuracy and a cost.")
+    yield figures(*charts) if charts else note("No setting has both a measure and a cost.")
 
 
 def _series(results: Results, row: Row) -> int:
@@ -171,9 +173,7 @@ def _trade(results: Results, key: str) -> Element | None:
     chart = Chart(
         f"{title(measure)} over {name}: {amount(len(rows), 'setting')}",
         Axis.around(name, [*(row[key] for row in rows), *tails.values()], log=True),
-        Axis.around(
-            f"{measure.replace('_', ' ')}, %", [*(row[measure] for row in rows), *ends], percent=True
-        ),
+        Axis.around(f"{words(measure)}, %", [*(row[measure] for row in rows), *ends], percent=True),
     )
     for line in _lines(results, rows, key):
         points = [(row[key], row[measure]) for row in line]

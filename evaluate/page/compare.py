@@ -19,6 +19,7 @@ from packvit.evaluate.page.blocks import (
 )
 from packvit.evaluate.page.budgets import interval, strength
 from packvit.evaluate.page.charts import short
+from packvit.evaluate.page.corrupted import corrupted_sets
 from packvit.evaluate.page.folder import (
     MAIN,
     Results,
@@ -29,9 +30,26 @@ from packvit.evaluate.page.folder import (
     measure_of,
     model_name,
 )
+from packvit.evaluate.report import title, words
 
 MOST_ROWS = 500  # of a table
-SHARES = {"accuracy", "accuracy_low", "accuracy_high", "top5", "average_precision", "ece", "ece_calibrated"}
+SHARES = {
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "top5",
+    "average_precision",
+    "image_to_text_r1",
+    "image_to_text_r1_low",
+    "image_to_text_r1_high",
+    "image_to_text_r5",
+    "image_to_text_r10",
+    "text_to_image_r1",
+    "text_to_image_r5",
+    "text_to_image_r10",
+    "ece",
+    "ece_calibrated",
+}
 # Fields of a row as headings; what is not here is headed by its own name.
 HEADS = {
     "model": "model",
@@ -49,6 +67,15 @@ HEADS = {
     "accuracy_high": "to",
     "top5": "top 5",
     "average_precision": "average precision",
+    "texts": "captions",
+    "image_to_text_r1": "image to text @1",
+    "image_to_text_r1_low": "from",
+    "image_to_text_r1_high": "to",
+    "image_to_text_r5": "@5",
+    "image_to_text_r10": "@10",
+    "text_to_image_r1": "text to image @1",
+    "text_to_image_r5": "@5",
+    "text_to_image_r10": "@10",
     "nll": "NLL",
     "brier": "Brier",
     "ece": "ECE",
@@ -79,8 +106,8 @@ def models_section(results: Results) -> Element | None:
             cells += [el("td", str(chosen["setting"])), number(value, percent(value))]
             cells.append(number(chosen.get("gflops_per_image")))
         rows.append(cells)
-    heads = ["model", "hash", "size", "best setting", measure, "GFLOPs"]
-    heads += ["cheapest within 1 point", measure, "GFLOPs"]
+    heads = ["model", "hash", "size", "best setting", words(measure), "GFLOPs"]
+    heads += ["cheapest within 1 point", words(measure), "GFLOPs"]
     return section(
         "models", "Models side by side", sortable("Models", heads, rows), _models_by_setting(results)
     )
@@ -100,15 +127,16 @@ def _models_by_setting(results: Results) -> Element | None:
             cells[place] = Cell(strength(results, value), f"{100 * value:.1f}", hint, row is results.best)
     if not cells:
         return None
-    name = f"{results.measure.replace('_', ' ')} in % by setting and model"
+    name = f"{title(results.measure)} in % by setting and model"
     return heat_map(name, "setting", (settings, results.names), cells)
 
 
 def sets_section(results: Results) -> Element | None:
-    """What the model reaches on the other sets; None where there are none."""
+    """What the model reaches on the other sets but for corrupted ones; None where there are none."""
     others: dict[tuple[str, str], dict[str, Row]] = {}
+    corrupted = corrupted_sets(results)
     for row in results.rows:
-        if row["set"] != MAIN:
+        if row["set"] != MAIN and row["set"] not in corrupted:
             others.setdefault((model_name(row), str(row["set"])), {})[str(row["setting"])] = row
     if not others:
         return None
@@ -129,7 +157,7 @@ def _set_cells(
     measure = measure_of(own.values())
     best = best_of(own.values(), measure) or {"setting": NOTHING}
     cells = [el("td", model)] if several else []
-    cells += [el("td", name), el("td", measure.replace("_", " "))]
+    cells += [el("td", name), el("td", words(measure))]
     cells.append(number(max((row.get("images") or 0 for row in own.values()), default=None)))
     values = [own.get(setting, {}).get(measure) for setting in names]
     cells += [number(value, percent(value)) for value in values]

@@ -19,7 +19,8 @@ from packvit.evaluate.results import (
     read_results_file,
 )
 
-MEASURES = ("accuracy", "average_precision")  # by the first of them that there is, settings are compared
+# By the first of them that there is, settings are compared.
+MEASURES = ("accuracy", "average_precision", "image_to_text_r1")
 LONGEST_NAME = 60  # signs of a class's name
 CLOSE = 0.01  # how much less accurate a cheaper setting may be to be worth naming
 
@@ -35,6 +36,7 @@ class Results:
         classes: names, or None.
         rows: of every model, set and setting.
         skipped: {"shard", "key", "reason"} of each image that could not be used.
+        corruptions: what corruptions cost at each setting; see `packvit.evaluate.results.ResultsFile`.
     """
 
     folder: Path
@@ -43,6 +45,7 @@ class Results:
     classes: Sequence[str] | None
     rows: Sequence[Row]
     skipped: Sequence[dict[str, Any]]
+    corruptions: Sequence[dict[str, Any]] = ()
 
     @cached_property
     def measure(self) -> str:
@@ -92,6 +95,35 @@ class Results:
         path = self.folder / predictions_name(model_name(row) if len(self.names) > 1 else None)
         return read_predictions(path, row["setting"]) if path.is_file() else None
 
+    def retrieved(self, row: Row) -> "Retrieved | None":
+        """What was found for each image of the main set at a row's setting; None where it was not kept.
+
+        Raises:
+            ValueError: the file is damaged, or lacks what it must hold; names it.
+        """
+        path = self.folder / predictions_name(model_name(row) if len(self.names) > 1 else None)
+        return read_retrieved(path, row["setting"]) if path.is_file() else None
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """Which of M captions stand first for N images.
+
+    Args:
+        keys, shards: str [N], names of the images.
+        rank: int64 [N], captions before the first of the image's own; -1 without one.
+        first: int64 [N], the caption that stands first.
+        captions: str [M].
+        owner: int64 [M], the image of each caption.
+    """
+
+    keys: np.ndarray
+    shards: np.ndarray
+    rank: np.ndarray
+    first: np.ndarray
+    captions: np.ndarray
+    owner: np.ndarray
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -130,7 +162,7 @@ def read_results(folder: Path) -> Results:
     models = file.model if isinstance(file.model, list) else [file.model or {}]
     skipped = folder / "skipped.jsonl"
     lines = read_json_lines(skipped) if skipped.is_file() else []
-    return Results(folder, models, file.device, file.classes, file.rows, lines)
+    return Results(folder, models, file.device, file.classes, file.rows, lines, file.corruptions)
 
 
 def read_predictions(path: Path, setting: str) -> Predictions | None:
@@ -152,6 +184,28 @@ def read_predictions(path: Path, setting: str) -> Predictions | None:
     if len(prediction) and (prediction.min() < 0 or (classes is not None and prediction.max() >= classes)):
         raise ValueError(f"{path}: 'prediction/{setting}' has classes that the model does not have")
     return Predictions(keys, shards, labels, fit_half, prediction, confidence, logits)
+
+
+def read_retrieved(path: Path, setting: str) -> Retrieved | None:
+    """See `Results.retrieved`; None where the file does not hold the setting."""
+    rank, first = f"image_to_text_rank/{setting}", f"retrieved/{setting}"
+    of_images = {"keys": "U", "shards": "U", rank: "i", first: "i"}
+    of_texts = {"captions": "U", "caption_image": "i"}
+    arrays = read_arrays(path, {*of_images, *of_texts}.__contains__)
+    if rank not in arrays:
+        return None
+    for kinds in (of_images, of_texts):
+        for name, kind in kinds.items():
+            if name not in arrays:
+                raise ValueError(f"{path} lacks {name!r}: evaluate the model again")
+            length = len(arrays[next(iter(kinds))])
+            check_array(arrays[name], kind, length, f"{path}: {name!r}")
+    found = Retrieved(*(arrays[name] for name in (*of_images, *of_texts)))
+    limits = (found.first, found.captions, first), (found.owner, found.keys, "caption_image")
+    for numbers, among, name in limits:
+        if not ((numbers >= 0) & (numbers < len(among))).all():
+            raise ValueError(f"{path}: {name!r} has numbers that are not below {len(among)}")
+    return found
 
 
 def shorten(text: str, signs: int) -> str:

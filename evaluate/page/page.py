@@ -12,7 +12,9 @@ from packvit.data import redact
 from packvit.evaluate.page.blocks import amount
 from packvit.evaluate.page.budgets import compute_section, cost_section, grid_section, headline
 from packvit.evaluate.page.compare import models_section, sets_section, table_section
-from packvit.evaluate.page.folder import Predictions, Results, read_results
+from packvit.evaluate.page.corrupted import corruption_section
+from packvit.evaluate.page.folder import Results, read_results
+from packvit.evaluate.page.missed import missed_section
 from packvit.evaluate.page.pictures import Picture, skipped_section, worst_section
 from packvit.evaluate.page.quality import calibration_section, class_section, confusion_section
 from packvit.evaluate.page.style import SCRIPT, STYLE
@@ -34,16 +36,20 @@ def write_report(folder: Path, picture: Picture | None = None) -> Path:
     results = read_results(folder)
     row = results.best
     predictions = results.predictions(row) if row is not None else None
+    retrieved = results.retrieved(row) if row is not None else None
+    shards = predictions.shards if predictions else retrieved.shards if retrieved else None
     sections = [
         compute_section(results),
         grid_section(results),
         models_section(results),
         cost_section(results),
         sets_section(results),
+        corruption_section(results),
         row and calibration_section(results, row, predictions),
         row and confusion_section(results, row, predictions),
         row and class_section(results, row, predictions),
         row and worst_section(results, row, predictions, picture),
+        row and missed_section(row, retrieved, picture),
         skipped_section(results.skipped),
         table_section(results),
     ]
@@ -51,7 +57,7 @@ def write_report(folder: Path, picture: Picture | None = None) -> Path:
     name = _name(results)
     body = el(
         "body",
-        el("header", el("h1", name), _facts(results, predictions), headline(results), _contents(shown)),
+        el("header", el("h1", name), _facts(results, shards), headline(results), _contents(shown)),
         el("main", *shown),
     )
     path = folder / "report.html"
@@ -66,7 +72,7 @@ def _name(results: Results) -> str:
     return f"Evaluation of {redact(str(path))}" if path else "Evaluation"
 
 
-def _facts(results: Results, predictions: Predictions | None) -> Element:
+def _facts(results: Results, shards: np.ndarray | None) -> Element:
     """Model, data and device in a line each."""
     lines = []
     for model in results.models:
@@ -76,13 +82,17 @@ def _facts(results: Results, predictions: Predictions | None) -> Element:
             parts.append(f"width {config['width']}, depth {config['depth']}")
         if model.get("num_classes"):
             parts.append(amount(model["num_classes"], "class", "classes"))
+        if model.get("templates"):
+            parts.append(amount(len(model["templates"]), "template"))
+        if model.get("captions"):
+            parts.append(f"captions in {model['captions']}")
         if model.get("loss"):
             parts.append(f"{model['loss']} loss")
         if model.get("hash"):
             parts.append(f"weights {str(model['hash'])[:12]}")
         lines.append(f"Model: {'; '.join(parts)}" if parts else "")
     images = max((row.get("images") or 0 for row in results.main), default=0)
-    lines.append(f"Data: {amount(images, 'image')}{_shards(predictions)}")
+    lines.append(f"Data: {amount(images, 'image')}{_shards(shards)}")
     device = [str(results.device["name"])] if results.device.get("name") else []
     if results.device.get("threads"):
         device.append(amount(results.device["threads"], "thread"))
@@ -90,11 +100,11 @@ def _facts(results: Results, predictions: Predictions | None) -> Element:
     return el("div", *(el("div", line) for line in lines if line), class_="facts")
 
 
-def _shards(predictions: Predictions | None) -> str:
+def _shards(shards: np.ndarray | None) -> str:
     """Where the images lie."""
-    if predictions is None or not len(predictions.shards):
+    if shards is None or not len(shards):
         return ""
-    paths = [redact(path) for path in np.unique(predictions.shards).tolist()]
+    paths = [redact(path) for path in np.unique(shards).tolist()]
     if len(paths) == 1:
         return f" of {paths[0]}"
     folders = sorted({os.path.dirname(path) for path in paths})

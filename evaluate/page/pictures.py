@@ -79,12 +79,11 @@ def worst_section(
     text = f"The {amount(len(cards), 'error')} of {full_name(row)} of which the model is surest."
     if picture is not None:
         text += " Pictures are as the model sees them; lines are the borders of patches, unless too many."
-    toggle = el("label", el("input", type="checkbox", checked="", id="grid-lines"), " Draw patches")
     return section(
         "worst",
         "The worst images",
         note(text),
-        el("p", toggle, class_="note") if picture else None,
+        toggle_patches() if picture else None,
         el("ul", *cards, class_="gallery"),
     )
 
@@ -99,13 +98,24 @@ def _card(
     )
     sure = float(predictions.confidence[place])
     words = el("p", el("b", label), " taken for ", el("b", taken), f", {percent(sure)} sure")
-    shown = None
-    if picture is not None:
-        try:
-            shown = draw_patches(picture(shard, key), row, f"{name}: {label} taken for {taken}")
-        except (ValueError, OSError) as error:
-            shown = note(shorten(f"No picture: {redact(str(error))}", LONGEST_REASON))
+    shown = draw(picture, shard, key, row, f"{name}: {label} taken for {taken}")
     return el("li", shown, words, el("p", name, class_="key", title=shorten(redact(shard), LONGEST_REASON)))
+
+
+def draw(picture: Picture | None, shard: str, key: str, row: Row, words: str) -> Element | None:
+    """An image again, see `draw_patches`; why there is none, or None where pictures are left out."""
+    if picture is None:
+        return None
+    try:
+        return draw_patches(picture(shard, key), row, words)
+    except (ValueError, OSError) as error:
+        return note(shorten(f"No picture: {redact(str(error))}", LONGEST_REASON))
+
+
+def toggle_patches() -> Element:
+    """What hides the borders of patches."""
+    label = el("label", el("input", type="checkbox", checked="", id="grid-lines"), " Draw patches")
+    return el("p", label, class_="note")
 
 
 def draw_patches(image: np.ndarray, row: Row, words: str) -> Element:

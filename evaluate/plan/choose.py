@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from packvit.evaluate.plan.compare import ALPHA, mcnemar, pareto
-from packvit.evaluate.plan.evaluated import Evaluated, Row, Unit
+from packvit.evaluate.plan.evaluated import ACCURACY, Evaluated, Row, Unit
+from packvit.evaluate.report import words
 
 UNITS: dict[Unit, str] = {"tokens": "tokens", "gflops": "GFLOPs", "p50": "ms (p50)", "p99": "ms (p99)"}
 NEIGHBOURS = 2  # alternatives on each side of the Pareto front
@@ -102,8 +103,11 @@ def with_costs(evaluated: Evaluated, unit: Unit) -> Evaluated:
     return evaluated.only(known, "its latency was not measured (--interpolate predicts it)")
 
 
-def choose_setting(rows: tuple[Row, ...], budget: Budget) -> int:
+def choose_setting(rows: tuple[Row, ...], budget: Budget, measure: str = ACCURACY) -> int:
     """Index of the most accurate setting within the budget, or of the cheapest that is accurate enough.
+
+    Args:
+        measure: what is meant by accuracy, for messages.
 
     Raises:
         ValueError: there is none; names the one that comes closest.
@@ -115,8 +119,9 @@ def choose_setting(rows: tuple[Row, ...], budget: Budget) -> int:
     if budget.accuracy is not None:
         enough = [i for i, row in enumerate(rows) if row.accuracy >= budget.accuracy]
         if not enough:
+            what = "an accuracy" if measure == ACCURACY else words(measure)
             raise ValueError(
-                f"no setting has an accuracy of at least {budget.accuracy:.2%}: the most accurate is "
+                f"no setting has {what} of at least {budget.accuracy:.2%}: the most accurate is "
                 f"{rows[best].setting.name} with {rows[best].accuracy:.2%}"
             )
         return min(enough, key=lambda i: (costs[i], -rows[i].accuracy))

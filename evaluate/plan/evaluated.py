@@ -1,8 +1,8 @@
 """What a planner knows of a model: each setting's cost and accuracy, and its answer to each image."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from packvit.evaluate.setting import Setting
 from packvit.models import ViTConfig
 
 Unit = Literal["tokens", "gflops", "p50", "p99"]
+# By the first of these that an evaluation has, its images are right or not.
+ACCURACY, RECALL = "accuracy", "image_to_text_r1"
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Row:
     """A measured setting.
 
     Args:
-        accuracy, accuracy_low, accuracy_high: over all images.
+        accuracy, accuracy_low, accuracy_high: share of the images that are right, by `Evaluated.measure`.
         tokens, gflops: means over images, of one forward pass.
         p50, p99: milliseconds at batch 1; None where they were not measured.
         latency_tokens: tokens of the image whose latency was measured.
@@ -57,6 +59,8 @@ class Evaluated:
         confidence: float64 [K, N]; of the predicted class, after temperature.
         tokens: int64 [K, N].
         left_out: a sentence for each setting that cannot be planned with.
+        measure: by which an image is right: ACCURACY, or RECALL, without a confidence.
+        corruptions: what corruptions cost, by the setting's name; see `packvit.evaluate.results.ResultsFile`.
     """
 
     model: PlannedModel
@@ -69,6 +73,8 @@ class Evaluated:
     confidence: np.ndarray
     tokens: np.ndarray
     left_out: tuple[str, ...] = ()
+    measure: str = ACCURACY
+    corruptions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def costs(self, unit: Unit) -> np.ndarray:
         """float64 [K, N]: what each setting costs on each image.

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from packvit.common.json_fields import check_fields
-from packvit.evaluate.plan.evaluated import Evaluated, Row
+from packvit.evaluate.plan.evaluated import ACCURACY, RECALL, Evaluated, Row
 from packvit.evaluate.plan.plan import PlannedModel
 from packvit.evaluate.results import (
     MAIN,
@@ -20,8 +20,7 @@ from packvit.evaluate.results import (
 )
 from packvit.models import ViTConfig
 
-# Without one of these a row says too little to be planned with.
-NEEDED = ("accuracy", "accuracy_low", "accuracy_high", "temperature", "tokens_per_image", "gflops_per_image")
+COSTS = ("tokens_per_image", "gflops_per_image")  # without them a row says too little to be planned with
 # Accuracies of results.json and of the predictions are the same quotient; this is far below one image.
 SAME = 1e-6
 
@@ -52,9 +51,12 @@ def read_evaluation(folder: Path, model: str | None = None) -> Evaluated:
         results.device, {"name": (str,), "threads": (int, NONE)}, f"{place}: device", others=True
     )
     threads = "" if device["threads"] is None else f", threads: {device['threads']}"
+    measure = RECALL if any(RECALL in row and ACCURACY not in row for _, row in rows) else ACCURACY
     return _with_predictions(
-        [_read_row(row, f"{place}: rows[{number}]") for number, row in rows],
+        [_read_row(row, measure, f"{place}: rows[{number}]") for number, row in rows],
         folder / predictions_name(model),
+        measure=measure,
+        corruptions={one["setting"]: one for one in results.corruptions if one.get("model") == model},
         model=PlannedModel(known["path"], known["hash"]),
         config=config,
         device=device["name"] + threads,
@@ -79,9 +81,10 @@ def _one_model(results: ResultsFile, model: str | None) -> tuple[dict[str, Any],
     return entry[names.index(model)], [(n, row) for n, row in numbered if row.get("model") == model]
 
 
-def _read_row(values: dict[str, Any], place: str) -> tuple[str, Row | None]:
+def _read_row(values: dict[str, Any], measure: str, place: str) -> tuple[str, Row | None]:
     """A setting's name and its row of results.json, None where a needed value is null."""
-    needed = check_fields(values, dict.fromkeys(NEEDED, (float, NONE)), place, others=True)
+    names = [measure, f"{measure}_low", f"{measure}_high", *(["temperature"] if measure == ACCURACY else [])]
+    needed = check_fields(values, dict.fromkeys((*names, *COSTS), (float, NONE)), place, others=True)
     setting = setting_of(values)
     if setting.name != values["setting"]:
         raise ValueError(
@@ -91,11 +94,11 @@ def _read_row(values: dict[str, Any], place: str) -> tuple[str, Row | None]:
         return setting.name, None
     return setting.name, Row(
         setting=setting,
-        accuracy=needed["accuracy"],
-        accuracy_low=needed["accuracy_low"],
-        accuracy_high=needed["accuracy_high"],
+        accuracy=needed[measure],
+        accuracy_low=needed[f"{measure}_low"],
+        accuracy_high=needed[f"{measure}_high"],
         ece_calibrated=values.get("ece_calibrated"),
-        temperature=needed["temperature"],
+        temperature=needed.get("temperature", 1.0),
         tokens=needed["tokens_per_image"],
         gflops=needed["gflops_per_image"],
         p50=values.get("latency_ms_p50"),
@@ -110,16 +113,21 @@ def _with_predictions(read: list[tuple[str, Row | None]], path: Path, **known: A
     arrays = _Predictions(path)
     labels = arrays.get("labels", "i", None)
     fit_half = arrays.get("fit_half", "b", len(labels))
-    usable = labels >= 0
+    retrieval = known["measure"] == RECALL
+    usable = np.ones(len(labels), bool) if retrieval else labels >= 0
     rows, left_out, gathered = [], [], []
     for name, row in read:
         if row is None:
             left_out.append(f"{name} is left out: results.json has null among its values")
             continue
-        prediction = arrays.get(f"prediction/{name}", "i", len(labels))[usable]
-        confidence = arrays.get(f"confidence/{name}", "f", len(labels))[usable].astype(np.float64)
+        if retrieval:
+            rank = arrays.get(f"image_to_text_rank/{name}", "i", len(labels))
+            usable = rank >= 0  # the same at every setting
+            correct, confidence = rank[usable] == 0, np.zeros(int(usable.sum()))
+        else:
+            correct = arrays.get(f"prediction/{name}", "i", len(labels))[usable] == labels[usable]
+            confidence = arrays.get(f"confidence/{name}", "f", len(labels))[usable].astype(np.float64)
         tokens = arrays.get(f"tokens/{name}", "i", len(labels))[usable]
-        correct = prediction == labels[usable]
         if len(correct) == 0 or abs(float(correct.mean()) - row.accuracy) > SAME:
             raise ValueError(
                 f"{path} does not belong to results.json beside it: the accuracy at {name} differs"
@@ -132,7 +140,7 @@ def _with_predictions(read: list[tuple[str, Row | None]], path: Path, **known: A
     if not rows:
         raise ValueError(f"{path.parent} has no setting to plan with: {'; '.join(left_out) or 'no rows'}")
     half = fit_half[usable]
-    if half.all() or not half.any():
+    if not retrieval and (half.all() or not half.any()):
         raise ValueError(f"{path}: fit_half leaves one half without images: evaluate more images")
     correct, confidence, tokens = (np.stack(part) for part in zip(*gathered, strict=True))
     return Evaluated(
@@ -151,7 +159,7 @@ class _Predictions:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        wanted = ("labels", "fit_half", "prediction/", "confidence/", "tokens/")
+        wanted = ("labels", "fit_half", "prediction/", "confidence/", "image_to_text_rank/", "tokens/")
         self.arrays = read_arrays(path, lambda name: name.startswith(wanted))
 
     def get(self, name: str, kind: str, length: int | None) -> np.ndarray:

@@ -6,7 +6,7 @@ from packvit.evaluate.plan.cascade import ROUNDING, Cascade
 from packvit.evaluate.plan.choose import Alternative, Budget, choose_setting, find_alternatives, with_costs
 from packvit.evaluate.plan.compare import mcnemar
 from packvit.evaluate.plan.curve import Point, curve_values, make_curve
-from packvit.evaluate.plan.evaluated import Evaluated, Row
+from packvit.evaluate.plan.evaluated import ACCURACY, Evaluated, Row
 from packvit.evaluate.plan.outcome import Halves, Outcome
 from packvit.evaluate.plan.plan import Measured, Plan, Preprocessing, Stage
 
@@ -46,7 +46,7 @@ class Planned:
 
 
 def make_plan(evaluated: Evaluated, budget: Budget, stages: int) -> Planned:
-    """Choose a setting and, where `stages` is 2 or 3, a cascade.
+    """Choose a setting and, where `stages` is 2 or 3 and answers have a confidence, a cascade.
 
     A cascade becomes the plan if, on the half of the images that it was not chosen by, it is more accurate
     than the chosen setting; where an accuracy was asked for, if it reaches it there, or at least what the
@@ -57,10 +57,10 @@ def make_plan(evaluated: Evaluated, budget: Budget, stages: int) -> Planned:
     """
     halves = Halves(with_costs(evaluated, budget.unit), budget)
     rows = halves.evaluated.rows
-    chosen = choose_setting(rows, budget)
+    chosen = choose_setting(rows, budget, evaluated.measure)
     alternatives = find_alternatives(halves.evaluated, chosen, budget)
     comparison, points = None, []
-    if stages > 1:
+    if stages > 1 and evaluated.measure == ACCURACY:
         front = halves.search(stages)
         if budget.accuracy is not None:
             found = front.reaching(budget.accuracy)
@@ -84,6 +84,7 @@ def make_plan(evaluated: Evaluated, budget: Budget, stages: int) -> Planned:
         measured,
         evaluated.classes,
         curve_values(halves, points),
+        evaluated.measure,
     )
     return Planned(plan, halves, chosen, alternatives, comparison, points)
 

@@ -116,6 +116,7 @@ class Plan:
         classes: names of the model's classes, where they are known.
         curve: accuracy of the best single setting and of the best cascade at several budgets, as JSON
             objects; for figures, prediction does not need it.
+        measure: what `measured` calls accuracy: accuracy, or image_to_text_r1 (recall@1).
 
     Raises:
         ValueError: there is no stage, or a threshold is missing or too much.
@@ -127,6 +128,7 @@ class Plan:
     measured: Measured
     classes: tuple[str, ...] | None = None
     curve: tuple[Mapping[str, Any], ...] = ()
+    measure: str = "accuracy"
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -175,6 +177,7 @@ class Plan:
                 "std": list(self.preprocessing.std),
             },
             "classes": None if self.classes is None else list(self.classes),
+            "measure": self.measure,
             "measured": asdict(self.measured),
             "curve": [dict(point) for point in self.curve],
         }
@@ -187,13 +190,13 @@ def write_plan(plan: Plan, path: Path) -> None:
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan that `write_plan` wrote; a file without a curve is one, too.
+    """The plan that `write_plan` wrote; a file without a curve or a measure is one, too.
 
     Raises:
         ValueError: one sentence that names the file and the field.
     """
     place = str(path)
-    values = {"curve": [], **read_object(path)}
+    values = {"curve": [], "measure": "accuracy", **read_object(path)}
     fields = check_fields(
         values,
         {
@@ -201,6 +204,7 @@ def read_plan(path: Path) -> Plan:
             "stages": (list,),
             "preprocessing": (dict,),
             "classes": (list, NONE),
+            "measure": (str,),
             "measured": (dict,),
             "curve": (list,),
         },
@@ -225,6 +229,7 @@ def read_plan(path: Path) -> Plan:
             Measured(**measured),
             None if classes is None else check_list(classes, (str,), f"{place}: classes"),
             check_list(fields["curve"], (dict,), f"{place}: curve"),
+            fields["measure"],
         )
     except ValueError as error:
         raise _named(error, place) from error

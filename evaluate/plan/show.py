@@ -7,7 +7,7 @@ import numpy as np
 from packvit.common.display import Display
 from packvit.evaluate.plan.choose import UNITS
 from packvit.evaluate.plan.curve import runs_above
-from packvit.evaluate.plan.evaluated import Evaluated, Row
+from packvit.evaluate.plan.evaluated import ACCURACY, Evaluated, Row
 from packvit.evaluate.plan.latency import (
     FEWEST,
     LatencyModel,
@@ -17,6 +17,7 @@ from packvit.evaluate.plan.latency import (
     packed_samples,
 )
 from packvit.evaluate.plan.make import Comparison, Planned
+from packvit.evaluate.report import words
 from packvit.evaluate.setting import Setting
 
 
@@ -30,21 +31,40 @@ def show_plan(planned: Planned, device: str, display: Display) -> None:
     cost = f"{row.tokens:.1f} tokens, {row.gflops:.4g} GFLOPs"
     if row.p50 is not None:
         cost += f", {ms(row, 'p50')} ms (p50) on {device}"
-    images = evaluated.correct.shape[1]
-    display.say(
-        f"Best setting: {row.setting.name}, accuracy {accuracy} on {images} images, calibrated ECE "
-        f"{number(row.ece_calibrated)}; {cost}"
-    )
+    images, what = evaluated.correct.shape[1], words(evaluated.measure)
+    classified = evaluated.measure == ACCURACY
+    calibrated = f", calibrated ECE {number(row.ece_calibrated)}" if classified else ""
+    display.say(f"Best setting: {row.setting.name}, {what} {accuracy} on {images} images{calibrated}; {cost}")
+    if (sentence := under_corruption(evaluated, row.setting.name)) is not None:
+        display.say(sentence)
     rows = [(planned.chosen, "", "chosen")]
     rows += [(other.index, chance(other.p_value), other.why) for other in planned.alternatives]
     display.table(
         "The setting and its alternatives (p: McNemar's exact test against it, on the same images)",
-        ["setting", "accuracy, 95 %", "ECE", "tokens", "GFLOPs", "p50 ms", "p99 ms", "p", ""],
+        ["setting", f"{what}, 95 %", "ECE", "tokens", "GFLOPs", "p50 ms", "p99 ms", "p", ""],
         [_cells(evaluated.rows[index], p_value, why) for index, p_value, why in rows],
     )
     if planned.points:
         show_comparison(planned, display)
         show_curve(planned, display)
+    if not classified:
+        display.say("There is no cascade: what is retrieved has no confidence that would send an image on.")
+
+
+def under_corruption(evaluated: Evaluated, name: str) -> str | None:
+    """What corruptions leave of the chosen setting's accuracy, and of the best; None where it is not known.
+
+    Args:
+        name: of the chosen setting.
+    """
+    known = evaluated.corruptions
+    if name not in known:
+        return None
+    own, best = known[name], max(known, key=lambda setting: known[setting]["corrupted"])
+    sentence = f"Under corruption, the mean of {len(own['kinds'])} kinds, {name} has {own['corrupted']:.2%}"
+    if best == name:
+        return f"{sentence}, the most of {len(known)} settings."
+    return f"{sentence}; the most of {len(known)} settings has {best} with {known[best]['corrupted']:.2%}."
 
 
 def _cells(row: Row, p_value: str, why: str) -> list[str]:

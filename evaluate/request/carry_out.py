@@ -9,7 +9,9 @@ from packvit.common.ranks import ranks_of_call
 from packvit.data import every_corruption, parse_corruptions
 from packvit.evaluate.request.defaults import complete, find_folder
 from packvit.evaluate.request.request import Request
-from packvit.evaluate.request.subjects import load_subjects, measure_sets, open_sets
+from packvit.evaluate.request.sets import open_sets
+from packvit.evaluate.request.subjects import Loaded, load_models, make_subject
+from packvit.evaluate.request.words import Words, find_words, refuse_words
 from packvit.evaluate.run import Asked, Rows, evaluate
 from packvit.evaluate.sweep.grid import Evaluation
 from packvit.packing import PackingConfig
@@ -43,21 +45,32 @@ def carry_out(request: Request, quiet: bool = False) -> Done:
     settings, limits = request.settings()
     corruptions = parse_corruptions(request.corruptions)
     named = request.every_set([one.name for one in every_corruption()] if corruptions else [])
-    subjects = load_subjects(request)
+    loaded = load_models(request)
+    words = choose_words(request, loaded[0])
+    classes = loaded[0].model.config.num_classes if words is None else len(words.names)
     with ranks_of_call(request.device) as ranks:
-        sets, evaluators = open_sets(request, named, subjects[0])
-        subjects = [measure_sets(subject, evaluators, request) for subject in subjects]
+        opened = open_sets(named, request, classes, words, loaded[0].path)
         display = Display(quiet=quiet or not ranks.is_main)
         evaluation = Evaluation(folder, packing, ranks, request.workers, request.precision, display)
+        subjects = [make_subject(one, opened, words, request, evaluation) for one in loaded]
         asked = Asked(
-            sets,
+            {name: own.images for name, own in opened.items()},
             settings,
             limits,
             cost=request.cost,
             keep=True,
             corruptions=corruptions,
             keep_corrupted=request.save_predictions,
+            classes=words and words.classes,
         )
         rows = ranks.gather(evaluate(evaluation, subjects, asked))[0]
         display.say(f"Wrote {folder / 'results.json'}")
     return Done(folder, rows)
+
+
+def choose_words(request: Request, first: Loaded) -> Words | None:
+    """What two towers are measured with; None where models have one; raises as `find_words`."""
+    if first.towers is None:
+        refuse_words(request, first.path)
+        return None
+    return find_words(request, Path(first.path))

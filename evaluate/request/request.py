@@ -40,7 +40,7 @@ class Request:
     """What is evaluated and how; `packvit eval --help` explains each field.
 
     Args:
-        models: paths that load_model reads, or models in memory.
+        models: paths that load_model or load_two_towers reads, or models in memory.
         sets: further sets by name.
         device: `auto` takes a GPU if there is one.
     """
@@ -64,6 +64,10 @@ class Request:
     precision: Precision = "auto"
     workers: int = 1
     device: Device = "auto"
+    class_names: Path | None = None
+    templates: Path | None = None
+    captions: str = ""
+    tokenizer: Path | None = None
     label_field: str | None = None
     fetch: FetchConfig = field(default_factory=FetchConfig)
 

@@ -1,88 +1,172 @@
-"""The models and the sets of a request, opened."""
+"""The models of a request, loaded, and what measures them on each set."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
-from packvit.data import ClassTarget, EvalSet
-from packvit.evaluate.checks import check_classes
 from packvit.evaluate.loss import loss_kind
-from packvit.evaluate.request.request import NamedSet, Request
-from packvit.evaluate.sweep.evaluators import Accuracy, AveragePrecision
-from packvit.evaluate.sweep.grid import Subject
-from packvit.evaluate.sweep.sets import MakeSetEvaluator, open_judged, open_mapped
-from packvit.models import PackedViT, hash_model, load_model
+from packvit.evaluate.measures.calibration import LossKind
+from packvit.evaluate.request.request import Request
+from packvit.evaluate.request.sets import OpenedImages
+from packvit.evaluate.request.words import Words, find_tokenizer
+from packvit.evaluate.results import MAIN
+from packvit.evaluate.sweep.evaluators import Accuracy, AveragePrecision, Evaluator, Scores
+from packvit.evaluate.sweep.grid import Evaluation, Subject
+from packvit.evaluate.texts.embed import TextEmbedder
+from packvit.evaluate.texts.prompts import embed_classes
+from packvit.evaluate.texts.retrieval import make_retrieval
+from packvit.models import (
+    PackedViT,
+    TextEncoder,
+    TwoTowers,
+    has_text_tower,
+    hash_model,
+    load_model,
+    load_two_towers,
+)
 
 IN_MEMORY = "model"  # how a model without a path is called
 
 
-def load_subjects(request: Request) -> list[Subject]:
-    """The models, with what measures them.
+@dataclass(frozen=True)
+class Loaded:
+    """A model as it lies in its files.
+
+    Args:
+        path: that was asked for, in words.
+        name: among the others.
+        model: that sees the images.
+        loss: that it was trained with.
+        towers: of which the model is one, or None.
+        encode: makes tokens for the other one.
+    """
+
+    path: str
+    name: str
+    model: PackedViT
+    loss: LossKind
+    towers: TwoTowers | None = None
+    encode: TextEncoder | None = None
+
+
+def load_models(request: Request) -> list[Loaded]:
+    """The models; all of one tower or all of two.
 
     Raises:
-        FileNotFoundError, ValueError: one cannot be loaded, has no classes, or has other ones than the first.
+        FileNotFoundError, ValueError: one cannot be loaded, has no classes and no text tower, or is of
+            another kind or other classes than the first.
     """
-    subjects: list[Subject] = []
+    loaded: list[Loaded] = []
     for source in request.models:
-        path = None if isinstance(source, PackedViT) else source
-        model = source if isinstance(source, PackedViT) else load_model(source)
-        place = str(path or "the model")
-        classes = model.config.num_classes
-        if classes == 0:
-            raise ValueError(f"{place} has no classification head, so there is no accuracy to evaluate")
-        if subjects and classes != subjects[0].model.config.num_classes:
-            raise ValueError(
-                f"{place} has {classes} classes, {subjects[0].path} has "
-                f"{subjects[0].model.config.num_classes}: evaluate them one at a time"
-            )
-        loss = request.loss or (loss_kind(path) if path else None) or "softmax"
-        kind = AveragePrecision if request.multi_label else Accuracy
-        evaluator = kind(loss, request.save_predictions, request.features)
-        name = free_name(path, [subject.name for subject in subjects])
-        subjects.append(Subject(name, place, model, hash_model(model), [evaluator], loss))
-    return subjects
+        name = free_name(source, [one.name for one in loaded])
+        if isinstance(source, PackedViT):
+            one = Loaded("the model", name, source, request.loss or "softmax")
+        elif has_text_tower(source):
+            towers = load_two_towers(source)
+            encode = TextEncoder(find_tokenizer(source, request.tokenizer), towers.config.text)
+            # Only the sigmoid loss has a bias.
+            trained = "softmax" if towers.config.bias is None else "sigmoid"
+            one = Loaded(str(source), name, towers.image, request.loss or trained, towers, encode)
+        else:
+            loss = request.loss or loss_kind(source) or "softmax"
+            one = Loaded(str(source), name, load_model(source), loss)
+        check_alike(one, loaded[0] if loaded else one)
+        loaded.append(one)
+    return loaded
 
 
-def free_name(path: Path | None, taken: Sequence[str]) -> str:
+def check_alike(one: Loaded, first: Loaded) -> None:
+    """Refuse a model that cannot be measured as the first is.
+
+    Raises:
+        ValueError: names it.
+    """
+    if (one.towers is None) != (first.towers is None):
+        with_text, without = (one, first) if first.towers is None else (first, one)
+        raise ValueError(
+            f"{with_text.path} has a text tower and {without.path} has none: evaluate them one at a time"
+        )
+    if one.towers is not None:
+        return
+    classes, others = one.model.config.num_classes, first.model.config.num_classes
+    if classes == 0:
+        raise ValueError(
+            f"{one.path} has no classification head and no text tower, so there is nothing to evaluate"
+        )
+    if classes != others:
+        raise ValueError(
+            f"{one.path} has {classes} classes, {first.path} has {others}: evaluate them one at a time"
+        )
+
+
+def free_name(source: Path | PackedViT, taken: Sequence[str]) -> str:
     """The last part of a model's path, with a number where another model has it."""
-    name = path.absolute().name if path else IN_MEMORY
+    name = source.absolute().name if isinstance(source, Path) else IN_MEMORY
     return next(n for n in chain([name], (f"{name}-{i}" for i in count(2))) if n not in taken)
 
 
-def open_sets(
-    request: Request, named: Mapping[str, NamedSet], first: Subject
-) -> tuple[dict[str, EvalSet], dict[str, MakeSetEvaluator]]:
-    """The sets by name, and what measures those whose labels are not as the others'.
+def make_subject(
+    one: Loaded,
+    sets: Mapping[str, OpenedImages],
+    words: Words | None,
+    request: Request,
+    evaluation: Evaluation,
+) -> Subject:
+    """A model with an evaluator of each set; every rank calls it.
 
     Args:
-        first: of the models, which all have the same classes.
+        words: that two towers are measured with; None for a single one.
 
     Raises:
-        ValueError: one is empty, or has labels of other classes than the models; or a file does not fit.
-        OSError: a file cannot be read.
+        ValueError: no caption of a set can be used.
     """
-    field, fetch, classes = request.label_field or "cls", request.fetch, first.model.config.num_classes
-    target = ClassTarget(field, request.multi_label, classes)
-    sets: dict[str, EvalSet] = {}
-    evaluators: dict[str, MakeSetEvaluator] = {}
-    for name, own in named.items():
-        if own.label_map is not None:
-            opened = open_mapped(own.shards, own.label_map, classes, field, fetch)
-        elif own.label_sets is not None:
-            opened = open_judged(own.shards, own.label_sets, classes, fetch)
-        else:
-            sets[name] = EvalSet(own.shards, {"label": target}, fetch)
-            check_classes(sets[name], classes, first.path)
-            continue
-        sets[name], evaluators[name] = opened.images, opened.evaluator
-    return sets, evaluators
+    scores, embed = None, None
+    facts: dict[str, Any] = {}
+    if one.towers is not None and one.encode is not None and words is not None:
+        ranks, precision = evaluation.ranks, evaluation.precision
+        tower = one.towers.text.to(ranks.device)
+        embed = TextEmbedder(tower, one.encode, ranks, precision, evaluation.tokens)
+        facts = words.facts
+        if words.names:
+            scores = embed_classes(embed, one.towers.logits, words.names, words.templates)
+            say_cut(evaluation, "prompts", scores.cut, one)
+    evaluators = {name: make_evaluators(one, opened, scores, embed, request) for name, opened in sets.items()}
+    for name, own in evaluators.items():
+        cut = sum(getattr(evaluator, "cut", 0) for evaluator in own)
+        say_cut(evaluation, f"captions of {name}", cut, one)
+    if one.towers is not None:
+        one.towers.text.to("cpu")
+    # Sets without labels or captions of their own are measured as the main one is.
+    shared = [name for name, opened in sets.items() if opened.plain]
+    of_sets = {name: own for name, own in evaluators.items() if name not in shared}
+    weights = hash_model(one.model)
+    return Subject(one.name, one.path, one.model, weights, evaluators[MAIN], one.loss, of_sets, facts)
 
 
-def measure_sets(subject: Subject, evaluators: Mapping[str, MakeSetEvaluator], request: Request) -> Subject:
-    """The model with an evaluator for each set that has its own."""
-    made = {
-        name: [make(subject.loss, request.save_predictions, request.features)]
-        for name, make in evaluators.items()
-    }
-    return replace(subject, of_sets=made)
+def make_evaluators(
+    one: Loaded,
+    opened: OpenedImages,
+    scores: Scores | None,
+    embed: TextEmbedder | None,
+    request: Request,
+) -> list[Evaluator]:
+    """What measures a model on a set: classification, retrieval, or both in this order."""
+    made: list[Evaluator] = []
+    answers = request.save_predictions, request.features, scores
+    if opened.make is not None:
+        made.append(opened.make(one.loss, *answers))
+    elif opened.classes:
+        kind = AveragePrecision if request.multi_label else Accuracy
+        made.append(kind(one.loss, *answers))
+    if opened.captions is not None and embed is not None:
+        made.append(make_retrieval(embed, opened.captions, request.features))
+    return made
+
+
+def say_cut(evaluation: Evaluation, what: str, cut: int, one: Loaded) -> None:
+    """Say how many texts were too long, if any were."""
+    if cut and one.towers is not None:
+        most = one.towers.config.text.max_tokens
+        evaluation.display.say(f"{cut} {what} have more than {most} tokens and lose their end")

@@ -6,11 +6,12 @@ and at the end what all that was kept says.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from packvit.data import EvalSet
 from packvit.evaluate.measures.accuracy import wilson_interval
 from packvit.evaluate.measures.average_precision import mean_average_precision
 from packvit.evaluate.measures.calibration import (
@@ -56,8 +57,9 @@ class Evaluator(Protocol):
 
         A number, a list of numbers or None is a value of the setting's row in results.json; NaN becomes null.
         A tensor [N, ...] says something of each image and goes to predictions.npz, under its name and the
-        setting's. A task's first value of all is a share, the higher the better; reports compare settings by
-        it.
+        setting's; a NumPy array says something of the set, the same at every setting, and goes there once,
+        under its name. A task's first value of all is a share, the higher the better; reports compare
+        settings by it.
 
         Args:
             columns: what `collect` gave for all N images, in the order of the set, and `place`, int64 [N],
@@ -66,7 +68,27 @@ class Evaluator(Protocol):
         ...
 
 
-MakeEvaluator = Callable[[], Evaluator]
+MakeEvaluator = Callable[[EvalSet], Evaluator]  # of the set that it will measure a model on
+
+
+class Scores(Protocol):
+    """Logits of images, where they are not what the model's own head gives."""
+
+    @property
+    def name(self) -> str:
+        """Tells them from those of other classes or models."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """How many of them an image has."""
+        ...
+
+    def __call__(self, outputs: Outputs) -> Tensor:
+        """Float32 [n, classes], on the device of the model's answers to n images."""
+        ...
+
+
 # A classifier's values in the order of a row, for what there is nothing to measure of.
 VALUES: dict[str, float | None] = dict.fromkeys(
     (
@@ -92,20 +114,24 @@ class Answers:
     Args:
         loss: that the model was trained with; decides what its logits say of probabilities.
         logits, features: whether predictions.npz holds each image's.
+        scores: what makes the logits; None takes the model's own.
     """
 
     loss: LossKind = "softmax"
     logits: bool = False
     features: bool = False
+    scores: Scores | None = None
+    measure: ClassVar[str] = "accuracy"
 
     @property
     def name(self) -> str:
         """See Evaluator; the same columns serve either loss."""
-        return f"accuracy{' and features' if self.features else ''}"
+        scores = f" of {self.scores.name}" if self.scores else ""
+        return f"{self.measure}{scores}{' and features' if self.features else ''}"
 
     def collect(self, outputs: Outputs, batch: PackedBatch) -> dict[str, Tensor]:
         """See Evaluator."""
-        columns = {"logits": outputs.logits.float()}
+        columns = {"logits": outputs.logits.float() if self.scores is None else self.scores(outputs)}
         return columns | ({"features": outputs.features.float()} if self.features else {})
 
     def kept(self, columns: Columns) -> Iterator[tuple[str, Tensor]]:
@@ -199,10 +225,7 @@ class AveragePrecision(Answers):
     logits, which rank images as its probabilities do.
     """
 
-    @property
-    def name(self) -> str:
-        """See Evaluator."""
-        return f"average precision{' and features' if self.features else ''}"
+    measure: ClassVar[str] = "average precision"
 
     def collect(self, outputs: Outputs, batch: PackedBatch) -> dict[str, Tensor]:
         """See Evaluator; the batch has a vector over the classes for each image."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from packvit.data import EvalSet, Piece
 from packvit.evaluate.checks import mean_tokens
 from packvit.evaluate.measures.calibration import LossKind
 from packvit.evaluate.setting import Setting
-from packvit.evaluate.sweep.evaluators import Evaluator
+from packvit.evaluate.sweep.evaluators import Answers, Evaluator
 from packvit.evaluate.sweep.store import ChunkStore
 from packvit.models import PackedViT
 from packvit.packing import PackedBatch, PackingConfig
@@ -46,7 +46,8 @@ class Subject:
         weights: its hash, see `packvit.models.hash_model`.
         evaluators: what is measured.
         loss: what it was trained with.
-        of_sets: what is measured instead on sets whose labels are others, by the set's name.
+        of_sets: what is measured instead on sets whose labels or captions are others, by the set's name.
+        facts: what else results.json says of it.
     """
 
     name: str
@@ -56,6 +57,16 @@ class Subject:
     evaluators: Sequence[Evaluator]
     loss: LossKind = "softmax"
     of_sets: Mapping[str, Sequence[Evaluator]] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes are told apart; 0 where that is not measured."""
+        answers = [one for one in self.evaluators if isinstance(one, Answers)]
+        if not answers:
+            return 0
+        scores = answers[0].scores
+        return self.model.config.num_classes if scores is None else scores.num_classes
 
     def on(self, name: str) -> "Subject":
         """The model with the evaluators of a set."""
@@ -185,18 +196,25 @@ def answer(model: PackedViT, evaluators: Sequence[Evaluator], batch: PackedBatch
     return columns
 
 
-def summarise(
-    store: ChunkStore, subject: Subject, setting: Setting, set_name: str
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+class Summary(NamedTuple):
+    """What a pass found at a setting.
+
+    row: of results.json, without costs.
+    arrays: what is known of each image: `place` int64 [N], where it stands in the set, `label` int64 [N], -1
+        where it is unknown, `tokens` int32 [N], and what evaluators say.
+    shared: what evaluators say of the set, the same at every setting.
+    """
+
+    row: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    shared: dict[str, np.ndarray]
+
+
+def summarise(store: ChunkStore, subject: Subject, setting: Setting, set_name: str) -> Summary:
     """What a pass found at a setting; for the main rank.
 
     tokens_per_image is the mean over images, gflops_per_image that of one forward pass (2 FLOPs a
     multiply-add).
-
-    Returns:
-        The row of results.json without costs, and what is known of each image: `place` int64 [N], where it
-        stands in the set, `label` int64 [N], -1 where it is unknown, `tokens` int32 [N], and what evaluators
-        say.
     """
     columns = store.gather(setting.name)
     tokens = columns["tokens"]
@@ -214,6 +232,7 @@ def summarise(
         "tokens_per_image": int(tokens.sum()) / images,
         "gflops_per_image": flops / images / 1e9,
     }
+    shared: dict[str, np.ndarray] = {}
     unknown = torch.full((images,), -1)
     arrays = {"place": columns["place"], "label": columns.get("label", unknown), "tokens": tokens}
     for number, evaluator in enumerate(subject.evaluators):
@@ -221,11 +240,13 @@ def summarise(
         own = {name.removeprefix(start): c for name, c in columns.items() if name.startswith(start)}
         own["place"] = columns["place"]
         for name, value in evaluator.summarise(own):
-            if isinstance(value, Tensor):
+            if isinstance(value, np.ndarray):
+                shared[name] = value
+            elif isinstance(value, Tensor):
                 arrays[name] = value
             else:
                 row[name] = value
-    return row, {name: tensor.numpy() for name, tensor in arrays.items()}
+    return Summary(row, {name: tensor.numpy() for name, tensor in arrays.items()}, shared)
 
 
 class _Progress:

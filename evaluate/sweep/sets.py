@@ -9,13 +9,15 @@ from typing import Protocol
 from packvit.data import BadSample, ClassTarget, EvalSet, FetchConfig, Shard
 from packvit.evaluate.measures.calibration import LossKind
 from packvit.evaluate.measures.labels import read_label_map, read_label_sets
-from packvit.evaluate.sweep.evaluators import Evaluator, MappedAccuracy, SetAccuracy
+from packvit.evaluate.sweep.evaluators import Evaluator, MappedAccuracy, Scores, SetAccuracy
 
 
 class MakeSetEvaluator(Protocol):
     """Makes the evaluator of a set for a model; see `packvit.evaluate.sweep.evaluators.Answers`."""
 
-    def __call__(self, loss: LossKind, logits: bool, features: bool) -> Evaluator:
+    def __call__(
+        self, loss: LossKind, logits: bool, features: bool, scores: Scores | None = None
+    ) -> Evaluator:
         """An evaluator for a model that was trained with a loss."""
         ...
 

@@ -161,7 +161,7 @@ class Brightness:
 def test_evaluators_decide_what_rows_and_predictions_hold(images, subject, tmp_path):
     several = replace(subject, evaluators=[Brightness(), Accuracy()])
     store = make(tmp_path).collect(several, images, SETTINGS[:1])
-    row, arrays = summarise(store, several, SETTINGS[0], "main")
+    row, arrays, _ = summarise(store, several, SETTINGS[0], "main")
     names = list(row)
     assert names[:2] == ["setting", "set"]
     assert names.index("share") < names.index("unknown") < names.index("accuracy")

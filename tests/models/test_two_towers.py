@@ -17,6 +17,7 @@ from packvit.models import (
     TwoTowers,
     TwoTowersConfig,
     ViTConfig,
+    has_text_tower,
     load_model,
     load_two_towers,
     save_model,
@@ -101,6 +102,7 @@ def test_towers_must_meet_in_one_width():
 def test_saved_and_loaded_it_is_the_same_and_its_image_tower_a_model(tmp_path, bias):
     model = TwoTowers(replace(TOWERS, bias=bias))
     again = load_two_towers(save_two_towers(model, tmp_path))
+    assert has_text_tower(tmp_path)
     assert again.config == model.config
     state = again.state_dict()
     assert state.keys() == model.state_dict().keys()
@@ -112,6 +114,7 @@ def test_saved_and_loaded_it_is_the_same_and_its_image_tower_a_model(tmp_path, b
 
 def test_a_model_without_texts_is_refused_by_name(tmp_path):
     save_model(PackedViT(IMAGE), tmp_path)
+    assert not has_text_tower(tmp_path)
     with pytest.raises(ValueError, match=r"model\.safetensors: there is no text tower"):
         load_two_towers(tmp_path)
 
@@ -130,6 +133,8 @@ def test_siglip2_of_transformers_gives_what_it_gave():
     model = load_two_towers(
         GOLDEN / "two_towers" / "hf_siglip2.weights.safetensors", image={"heads": 4}, text={"heads": 4}
     )
+    assert has_text_tower(GOLDEN / "two_towers" / "hf_siglip2.weights.safetensors")
+    assert not has_text_tower(GOLDEN / "hf_siglip2_naflex.weights.safetensors")
     assert model.config.text.fixed_length
     data = read_golden()
     batch = pack_images([data[f"image_{i}"] for i in range(3)], patch_size=8)
@@ -261,6 +266,7 @@ def test_siglip_of_big_vision_gives_what_its_definition_says(tmp_path, prefix, p
     np.savez(tmp_path / "siglip.npz", **{prefix + key: value for key, value in arrays.items()})
 
     model = load_two_towers(tmp_path / "siglip.npz")
+    assert has_text_tower(tmp_path / "siglip.npz")
     assert (model.config.text.heads, model.config.text.pool, model.config.text.pad_id) == (HEADS, pool, 1)
     ids = np.random.default_rng(2).integers(0, WORDS, (5, TOKENS))
     expected = text_forward(text, ids, pool)

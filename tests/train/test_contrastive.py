@@ -1,6 +1,9 @@
 """Contrastive training: the loss of a whole step, what may be frozen, what a run leaves, what it refuses."""
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -213,8 +216,38 @@ def flags(run_dir: Path, scenes: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="session")
 def finished(scenes_set, tmp_path_factory) -> Path:
     run_dir = tmp_path_factory.mktemp("run") / "clip"
-    assert dispatch(["train", *flags(run_dir, scenes_set, "--train.accumulate", "2")]) == 0
+    assert dispatch(["train", *flags(run_dir, scenes_set, "--train.accumulate", "2", *val(scenes_set))]) == 0
     return run_dir
+
+
+def val(scenes: Path) -> list[str]:
+    settings = "--eval.resolutions 24 40 --eval.no-cost"
+    return ["--data.val-shards", str(scenes / "held_out"), *settings.split()]
+
+
+def check_evaluation(run: Path, tmp_path: Path) -> None:
+    """The run has ended with what `packvit eval` says of it."""
+    sizes = ["--seq-len", "32", "--sequences", "8", "--precision", "fp32", "--device", "cpu", "--no-cost"]
+    assert dispatch(["eval", str(run), *sizes, "--out", str(tmp_path)]) == 0
+    table = (tmp_path / "results.csv").read_text()
+    assert "image_to_text_r1" in table
+    assert (run / "eval/results.csv").read_text() == table
+
+
+def test_a_run_ends_with_what_eval_says_of_it(finished, tmp_path):
+    check_evaluation(finished, tmp_path)
+
+
+@pytest.mark.slow
+def test_sharded_towers_are_evaluated_as_whole_ones(scenes_set, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = flags(tmp_path / "run", scenes_set, "--train.parallel", "fsdp", *val(scenes_set))
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [*launcher, "-m", "packvit.train", *run], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    check_evaluation(tmp_path / "run", tmp_path / "eval")
 
 
 def test_a_run_leaves_both_towers_and_their_tokenizer(finished):
@@ -303,7 +336,8 @@ def test_samples_without_captions_are_bad_and_named(scenes_set, tmp_path, capsys
     assert "no sample of data.shards has a caption in json:text" in capsys.readouterr().err
 
 
-def test_nothing_is_evaluated_yet(scenes_set, tmp_path, capsys):
-    val = ["--data.val-shards", str(scenes_set / "val")]
-    assert dispatch(["train", *flags(tmp_path, scenes_set, *val)]) == 2
-    assert "nothing measures a model of this task" in capsys.readouterr().err
+def test_validation_without_captions_is_refused_before_training(scenes_set, digits_set, tmp_path, capsys):
+    digits = ["--data.val-shards", str(digits_set / "val")]
+    assert dispatch(["train", *flags(tmp_path, scenes_set, *digits)]) == 2
+    assert "no usable image in 1 shards" in (error := capsys.readouterr().err)
+    assert "it has no .txt" in error

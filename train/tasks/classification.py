@@ -1,14 +1,13 @@
 """Classification: one class of an image, or any number of them, from labels."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import assert_never
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from packvit.data import LoadedBatch, Target
-from packvit.evaluate import Accuracy, AveragePrecision, LossKind, MakeEvaluator
+from packvit.data import EvalSet, LoadedBatch, Target
+from packvit.evaluate import Accuracy, AveragePrecision, Evaluator, LossKind, MakeEvaluator
 from packvit.models import PackedViT
 from packvit.packing import Mixed, PackedBatch
 from packvit.train.config import Config
@@ -40,8 +39,12 @@ class Classification:
         self.model = config.model
         self.targets: Mapping[str, Target] = {"label": config.data.class_target(config.model.num_classes)}
         self.eval_targets: Mapping[str, Target] = self.targets
-        measure = AveragePrecision if several else Accuracy
-        self.evaluators: Sequence[MakeEvaluator] = (partial(measure, config.train.loss),)
+        self.several = several
+        self.evaluators: Sequence[MakeEvaluator] = (self.measure,)
+
+    def measure(self, images: EvalSet) -> Evaluator:
+        """What measures the trained model."""
+        return (AveragePrecision if self.several else Accuracy)(self.train.loss)
 
     def initial(self) -> None:
         """See Task."""

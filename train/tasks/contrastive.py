@@ -16,8 +16,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from packvit.data import CaptionTarget, LoadedBatch, ShardSet, Target, read_captions
-from packvit.evaluate import MakeEvaluator
+from packvit.data import CaptionTarget, EvalSet, LoadedBatch, ShardSet, Target, read_captions
+from packvit.evaluate import (
+    Evaluator,
+    MakeEvaluator,
+    SideCaptions,
+    TextEmbedder,
+    make_retrieval,
+    read_set_captions,
+)
 from packvit.models import (
     LogitScale,
     PackedText,
@@ -59,7 +66,6 @@ class Contrastive:
     """
 
     teachers: tuple[tuple[int, int], ...] = ()
-    evaluators: Sequence[MakeEvaluator] = ()
 
     def __init__(self, config: Config) -> None:
         refuse_others(config)
@@ -75,8 +81,11 @@ class Contrastive:
         self.found = find_tokenizer(config)
         encode = TextEncoder(self.found.tokenizer, self.towers.text)
         self.targets: Mapping[str, Target] = {"caption": CaptionTarget(options.captions, encode, pack_tokens)}
-        self.eval_targets: Mapping[str, Target] = {}
+        self.eval_targets: Mapping[str, Target] = {"caption": SideCaptions(options.captions)}
+        self.evaluators: Sequence[MakeEvaluator] = (self.retrieval,)
+        self.encode = encode
         self.frozen = False
+        self.engine: Engine | None = None
 
     def initial(self) -> None:
         """See Task."""
@@ -87,6 +96,7 @@ class Contrastive:
 
     def prepare(self, engine: Engine) -> None:
         """See Task; keeps the tokeniser in the run's folder."""
+        self.engine = engine
         self.frozen = not any(parameter.requires_grad for parameter in engine.model.parameters())
         if self.frozen:
             engine.model.eval()
@@ -94,6 +104,17 @@ class Contrastive:
         if engine.ranks.is_main and not any((folder / name).exists() for name in FILES):
             folder.mkdir(parents=True, exist_ok=True)
             self.found.tokenizer.save(folder)
+
+    def retrieval(self, images: EvalSet) -> Evaluator:
+        """What measures the trained towers: captions and images find each other."""
+        assert self.engine is not None
+        ranks, options = self.engine.ranks, self.config
+        with torch.device(ranks.device):
+            tower = TextTower(self.towers.text)
+        tower.load_state_dict(self.engine.whole_heads()[0])
+        tokens = options.packing.seq_len * options.eval.sequences
+        embed = TextEmbedder(tower.eval(), self.encode, ranks, options.train.precision, tokens)
+        return make_retrieval(embed, read_set_captions(images, options.contrastive.captions))
 
     def flops(self, loaded: LoadedBatch) -> int:
         """See Task."""

@@ -19,9 +19,10 @@ class Task(Protocol):
         targets: kinds that every image of training must come with, by name.
         teachers: (patch size, resolution in pixels) of further views of each image, which come with a batch.
         eval_targets: kinds that every image of validation must come with, by name.
-        evaluators: make what measures the model on them; called by all ranks together when the run validates
-            and when training has ended, so that one which needs a head may be bound to the task, and gather
-            it. What they do in between leaves the modes and the gradients of the task's modules as they are.
+        evaluators: make what measures the model on them, each from the set; called by all ranks together when
+            the run validates and when training has ended, so that one which needs a head may be bound to the
+            task, and gather it. What they do in between leaves the modes and the gradients of the task's
+            modules as they are.
     """
 
     targets: Mapping[str, Target]

@@ -19,7 +19,7 @@ from packvit.common.display import Display
 from packvit.common.json_lines import finite
 from packvit.common.ranks import Ranks
 from packvit.data import EvalSet
-from packvit.evaluate import MAIN, Evaluation, Subject, measured, summarise
+from packvit.evaluate import MAIN, Evaluation, Subject, measured, summarise, words
 from packvit.models import PackedViT
 from packvit.train.config import Config
 from packvit.train.step.length import Counters
@@ -123,7 +123,7 @@ class Validation:
         if self.ranks.is_main:
             shutil.rmtree(out, ignore_errors=True)  # of a run that was killed while it validated
         self.ranks.barrier()
-        evaluators = [make() for make in self.task.evaluators]
+        evaluators = [make(self.images) for make in self.task.evaluators]
         subject = Subject(config.run_dir.name, str(config.run_dir), model, f"step {step}", evaluators)
         # Its progress stays unseen: a terminal has room for one bar, and training has it.
         quiet = Display(quiet=True)
@@ -132,7 +132,7 @@ class Validation:
         store = evaluation.collect(subject, self.images, self.settings)
         rows = []
         if self.ranks.is_main:
-            rows = [finite(summarise(store, subject, setting, MAIN)[0]) for setting in self.settings]
+            rows = [finite(summarise(store, subject, setting, MAIN).row) for setting in self.settings]
         self.ranks.barrier()  # all have looked whether the store is complete
         if self.ranks.is_main:
             shutil.rmtree(out, ignore_errors=True)
@@ -140,7 +140,7 @@ class Validation:
 
     def _say(self, step: int, measure: str, value: float | None, values: dict[str, float | None]) -> None:
         """What came out, for a person."""
-        text = f"step {step}  validation: {measure.replace('_', ' ')} {percent(value)}"
+        text = f"step {step}  validation: {words(measure)} {percent(value)}"
         if len(values) > 1:
             text += f" ({', '.join(f'{name} {percent(part)}' for name, part in values.items())})"
         best = (

@@ -1,0 +1,1 @@
+"""Texts in an evaluation: embedded once, as names of classes and as captions."""

@@ -1,0 +1,110 @@
+"""Zero-shot classification: classes are what their names, put into templates, are embedded as.
+
+Each prompt of a class is embedded and normalised, their mean is normalised again (CLIP, arXiv 2103.00020,
+3.1.4), and an image's logit of the class is e^t' * cosine + b, as in training.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from packvit.evaluate.texts.embed import TextEmbedder, fingerprint
+from packvit.models import LogitScale, Outputs, unit
+
+Names = Sequence[Sequence[str]]  # of each class, all that it is called
+
+
+@dataclass(frozen=True, eq=False)
+class ZeroShot:
+    """The logits of classes that are texts.
+
+    Args:
+        classes: float32 [C, E], unit vectors.
+        scale, bias: e^t' and b, which make logits of cosines.
+        cut: prompts that were too long for the tower and lost their end.
+    """
+
+    classes: Tensor
+    scale: float
+    bias: float
+    cut: int = 0
+
+    @property
+    def name(self) -> str:
+        """Tells it from one of other classes, prompts or towers."""
+        return fingerprint(self.classes, torch.tensor([self.scale, self.bias], dtype=torch.float64))
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.classes)
+
+    def __call__(self, outputs: Outputs) -> Tensor:
+        """Logits of images, float32 [N, C].
+
+        Args:
+            outputs: of the image tower.
+        """
+        images = unit(outputs.logits).float()  # [N, E]
+        classes = self.classes.to(images.device)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.scale * images @ classes.T + self.bias
+
+
+def embed_classes(
+    embed: TextEmbedder, logits: LogitScale, names: Names, templates: Sequence[str]
+) -> ZeroShot:
+    """Make a classifier of names; every rank calls it.
+
+    Args:
+        logits: of the two towers.
+        templates: `{}` in each stands for a name.
+
+    Raises:
+        ValueError: nothing stands in a prompt.
+    """
+    prompts = [template.replace("{}", name) for own in names for name in own for template in templates]
+    counts = torch.tensor([len(own) * len(templates) for own in names])
+    found = embed(prompts)
+    owner = torch.arange(len(names)).repeat_interleave(counts)
+    sums = torch.zeros(len(names), found.vectors.shape[1]).index_add_(0, owner, found.vectors)
+    scale, bias = (value.item() for value in logits())
+    return ZeroShot(unit(sums / counts[:, None]), scale, bias, found.cut)
+
+
+def read_names(path: Path) -> Names:
+    """Names of classes: one a line, or a JSON list of names or of lists of names that mean the same class.
+
+    Raises:
+        ValueError: the file holds something else, or a class has no name; names the file and the class.
+        OSError: the file cannot be read.
+    """
+    text = _read_text(path)
+    if not text.lstrip().startswith(("[", "{")):
+        names = [(line.strip(),) for line in text.splitlines() if line.strip()]
+        if not names:
+            raise ValueError(f"{path} holds no name of a class")
+        return names
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON document: {error}") from None
+    if not isinstance(found, list) or not found:
+        raise ValueError(f"{path} holds no list of names")
+    names = [(entry,) if isinstance(entry, str) else entry for entry in found]
+    for number, own in enumerate(names):
+        good = isinstance(own, list | tuple) and own and all(isinstance(n, str) and n.strip() for n in own)
+        if not good:
+            raise ValueError(f"{path}: class {number} is neither a name nor a list of names")
+    return [tuple(own) for own in names]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text") from error
