@@ -16,7 +16,7 @@ from packvit.evaluate.sweep.evaluators import Accuracy, AveragePrecision, Evalua
 from packvit.evaluate.sweep.grid import Evaluation, Subject
 from packvit.evaluate.texts.embed import TextEmbedder
 from packvit.evaluate.texts.prompts import embed_classes
-from packvit.evaluate.texts.retrieval import make_retrieval
+from packvit.evaluate.texts.retrieval import Retrieval, make_retrieval
 from packvit.models import (
     PackedViT,
     TextEncoder,
@@ -134,7 +134,7 @@ def make_subject(
             say_cut(evaluation, "prompts", scores.cut, one)
     evaluators = {name: make_evaluators(one, opened, scores, embed, request) for name, opened in sets.items()}
     for name, own in evaluators.items():
-        cut = sum(getattr(evaluator, "cut", 0) for evaluator in own)
+        cut = sum(evaluator.cut for evaluator in own if isinstance(evaluator, Retrieval))
         say_cut(evaluation, f"captions of {name}", cut, one)
     if one.towers is not None:
         one.towers.text.to("cpu")

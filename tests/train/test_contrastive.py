@@ -221,7 +221,7 @@ def finished(scenes_set, tmp_path_factory) -> Path:
 
 
 def val(scenes: Path) -> list[str]:
-    settings = "--eval.resolutions 24 40 --eval.no-cost"
+    settings = "--eval.resolutions 24 40 --eval.no-cost --eval.every 2"
     return ["--data.val-shards", str(scenes / "held_out"), *settings.split()]
 
 
@@ -236,6 +236,15 @@ def check_evaluation(run: Path, tmp_path: Path) -> None:
 
 def test_a_run_ends_with_what_eval_says_of_it(finished, tmp_path):
     check_evaluation(finished, tmp_path)
+
+
+def test_validation_is_by_retrieval_and_keeps_both_towers(finished):
+    found = [
+        line["validation"] for line in read_json_lines(finished / "metrics.jsonl") if "validation" in line
+    ]
+    assert len(found) == 2
+    assert all(0 <= part["image_to_text_r1"] <= 1 for part in found)
+    assert load_two_towers(finished / "best").config == load_two_towers(finished).config
 
 
 @pytest.mark.slow
