@@ -49,7 +49,6 @@ def find_words(request: Request, model: Path) -> Words:
     Raises:
         ValueError: templates have no names to be filled with, what is asked needs classes, or a file or field
             cannot be used.
-        OSError: a file cannot be read.
     """
     templates = AS_IT_IS if request.templates is None else read_templates(request.templates)
     names, source = find_names(request)

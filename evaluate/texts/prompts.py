@@ -80,8 +80,8 @@ def read_names(path: Path) -> Names:
     """Names of classes: one a line, or a JSON list of names or of lists of names that mean the same class.
 
     Raises:
-        ValueError: the file holds something else, or a class has no name; names the file and the class.
-        OSError: the file cannot be read.
+        ValueError: the file cannot be read or holds something else, or a class has no name; names the file
+            and the class.
     """
     text = _read_text(path)
     if not text.lstrip().startswith(("[", "{")):
@@ -108,3 +108,5 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no UTF-8 text") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from error

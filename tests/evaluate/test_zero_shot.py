@@ -78,3 +78,5 @@ def test_bad_files_are_refused_by_name(text, message, tmp_path):
     with pytest.raises(ValueError, match=r"words\.txt") as error:
         read_names(path)
     assert message in str(error.value)
+    with pytest.raises(ValueError, match=r"none\.txt cannot be read"):
+        read_names(tmp_path / "none.txt")
