@@ -46,6 +46,7 @@ class FaultyServer:
         tag: the ETag of its answers.
         closed: whether it hangs up on everybody.
         seen: (method, path, Authorization) of every request.
+        ranges: the Range header of every request.
         answered: every GET, in the order in which they ended.
     """
 
@@ -57,6 +58,7 @@ class FaultyServer:
         self.tag = "one"
         self.closed = False
         self.seen: list[tuple[str, str, str | None]] = []
+        self.ranges: list[str | None] = []
         self.answered: list[Answered] = []
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -89,6 +91,7 @@ class FaultyServer:
         return Handler
 
     def _answer(self, request: http.server.BaseHTTPRequestHandler, fault: Fault | None) -> None:
+        self.ranges.append(request.headers.get("Range"))
         self.seen.append((request.command, request.path, request.headers.get("Authorization")))
         if fault == "drop" or self.closed:
             return

@@ -10,9 +10,15 @@ import zlib
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
-from packvit.data.shards.source import Hopeless, Source, open_source
+from webdataset.gopen import rewrite_url  # pyright: ignore[reportAttributeAccessIssue]
+
+from packvit.data.shards.source import open_source
+from packvit.data.stores.objects import ObjectCopy, is_object
+from packvit.data.stores.source import Changed, Hopeless, Source, strong
 
 END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
 GZIP_MAGIC = b"\x1f\x8b"
@@ -20,21 +26,51 @@ CHUNK = 64 * 1024  # bytes
 BACKOFF = 1.0  # seconds before the second attempt; then twice as long before each
 TICKS = 8  # looks at the progress in each `timeout`
 
+Answer = TypeVar("Answer")
 Grown = Callable[[int], None]  # called with the bytes of a file after every chunk; may raise
 
 
-def download(path: str, target: Path, timeout: float, slowest: float, grown: Grown) -> dict[str, str]:
-    """Copy a source to `target`; returns its facts (see Source).
+@dataclass
+class Partial:
+    """A file that is being fetched, perhaps in several attempts.
 
     Args:
+        path: of the file.
+        facts: of the contents that its bytes are of (see Source).
+    """
+
+    path: Path
+    facts: dict[str, str] = field(default_factory=dict)
+
+    def kept(self) -> int:
+        """Bytes that need not be asked for again: those of contents that can be told from others."""
+        size = self.path.stat().st_size if strong(self.facts) and self.path.exists() else 0
+        return size if size < int(self.facts.get("Content-Length", 0)) else 0
+
+    def drop(self) -> None:
+        """Remove the file."""
+        self.facts = {}
+        self.path.unlink(missing_ok=True)
+
+
+def download(path: str, partial: Partial, timeout: float, slowest: float, grown: Grown) -> dict[str, str]:
+    """Copy a source to a file, from where an attempt before broke off if it has the same contents still.
+
+    Args:
+        path: of the source.
+        partial: the file, and what is known of what is in it.
         timeout: seconds.
         slowest: bytes a second; fewer over `timeout` seconds count as a stall.
+        grown: called with the bytes of the file after every chunk.
+
+    Returns:
+        The source's facts.
 
     Raises:
         OSError: it cannot be read, or not to its end.
         TimeoutError: it stalls.
     """
-    copy = _Copy(path, target, timeout, grown)
+    copy = _Copy(path, partial, timeout, grown)
     copy.start()
     history = deque([0], maxlen=TICKS + 1)
     while not copy.done.wait(timeout / TICKS):
@@ -44,39 +80,39 @@ def download(path: str, target: Path, timeout: float, slowest: float, grown: Gro
             copy.give_up()
             what = f"only {came} bytes" if came else "no byte"
             raise TimeoutError(f"{what} came in {timeout:g} s, after {copy.bytes - came}")
-    if isinstance(copy.error, ValueError):
+    if isinstance(copy.error, Changed):
+        partial.drop()
+    if isinstance(copy.error, ValueError | ImportError):
         raise copy.error
     if copy.error is not None:
         kind = Hopeless if isinstance(copy.error, Hopeless) else OSError
         raise kind(str(copy.error)) from copy.error
     if not copy.bytes:
         raise OSError("its source is empty")
-    return copy.facts
+    return partial.facts
 
 
 class _Copy(threading.Thread):
-    """Copies in the background, because nothing can end a read that hangs."""
+    """Copies in the background, because nothing can end a read that hangs.
 
-    def __init__(self, path: str, target: Path, timeout: float, grown: Grown) -> None:
+    Attributes:
+        bytes: that came.
+    """
+
+    def __init__(self, path: str, partial: Partial, timeout: float, grown: Grown) -> None:
         super().__init__(daemon=True)
-        self.path, self.target, self.timeout, self.grown = path, target, timeout, grown
+        self.path, self.partial, self.timeout, self.grown = path, partial, timeout, grown
         self.done = threading.Event()
         self.bytes = 0
-        self.facts: dict[str, str] = {}
         self.error: Exception | None = None
-        self._source: Source | None = None
+        self._source: Source | ObjectCopy | None = None
         self._given_up = False
+        self._writing = threading.Lock()
 
     def run(self) -> None:
         """Copy to the end, or to the first error."""
         try:
-            with self.target.open("wb") as file:
-                self._source = open_source(self.path, self.timeout)
-                while not self._given_up and (chunk := self._source.read(CHUNK)):
-                    file.write(chunk)
-                    self.bytes += len(chunk)
-                    self.grown(self.bytes)
-                self.facts = self._source.facts
+            self._copy()
         except Exception as error:
             self.error = error
         finally:
@@ -84,9 +120,50 @@ class _Copy(threading.Thread):
                 self._source.close()
             self.done.set()
 
+    def _copy(self) -> None:
+        kept, tag = self.partial.kept(), strong(self.partial.facts)
+        path = rewrite_url(self.path)
+        if is_object(path):
+            self._copy_object(path, kept, tag)
+            return
+        self._source = source = open_source(self.path, self.timeout, kept, tag)
+        if source.start and strong(source.facts) != tag:
+            raise Changed("it was changed while it was read")
+        with self._writing:
+            if self._given_up:  # the next attempt may write to the file by now
+                return
+            file = self.partial.path.open("r+b" if source.start else "wb")
+            self.partial.facts = source.facts
+        with file:
+            file.truncate(source.start)
+            size = file.seek(source.start)
+            while chunk := source.read(CHUNK):
+                with self._writing:
+                    if self._given_up:
+                        return
+                    file.write(chunk)
+                    file.flush()
+                size += len(chunk)
+                self._count(len(chunk), size)
+
+    def _copy_object(self, path: str, kept: int, tag: str | None) -> None:
+        self._source = copy = ObjectCopy(path, self.partial.path, self.timeout, kept, tag)
+        with self._writing:
+            if self._given_up:
+                return
+        self.partial.facts = copy.begin()
+        for length in copy.lengths():
+            kept += length
+            self._count(length, kept)
+
+    def _count(self, came: int, size: int) -> None:
+        self.bytes += came
+        self.grown(size)
+
     def give_up(self) -> None:
         """End it, now or soon."""
-        self._given_up = True
+        with self._writing:
+            self._given_up = True
         if self._source is not None:
             self._source.kill()
 
@@ -148,8 +225,8 @@ def whole_size(path: str | Path) -> int | None:
     return None
 
 
-def try_again(attempt: Callable[[], None], retries: int) -> None:
-    """Make an attempt, and at most `retries` more after pauses that grow, where it fails.
+def try_again(attempt: Callable[[], Answer], retries: int) -> Answer:
+    """What an attempt gives: one, and at most `retries` more after pauses that grow, where it fails.
 
     Raises:
         OSError, ValueError: what the last attempt raised, or one whose failure is for good.

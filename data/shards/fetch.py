@@ -18,9 +18,10 @@ from pathlib import Path
 from filelock import FileLock
 
 from packvit.common.files import cache_path
-from packvit.data.shards.download import check_tar, download, try_again, unzip
+from packvit.data.shards.download import Partial, check_tar, download, try_again, unzip
 from packvit.data.shards.index import drop_index
-from packvit.data.shards.source import Hopeless, current_facts, is_remote, is_web
+from packvit.data.shards.source import current_facts, has_ranges, is_remote, is_web
+from packvit.data.stores.source import Hopeless
 from packvit.packing import derive_seed
 
 GZIP_SUFFIXES = (".tar.gz", ".tgz")
@@ -39,7 +40,8 @@ class FetchConfig:
         min_kb_per_s: 1000 bytes a second that have to come, as the mean of `timeout` seconds.
         retries: attempts after the first one for shards at a URL; `pipe:` commands are run once.
         cache_gb: room for fetched shards, in 10**9 bytes; those not used for longest make way for others.
-            It should hold the shards that are being read: `data.streams` times `data.shuffle_shards`.
+            It should hold the shards that are being read: `data.streams` times `data.shuffle_shards`. 0 keeps
+            none: shards on web servers and in object stores are read in place, a request a sample.
     """
 
     timeout: float = 60.0
@@ -48,10 +50,9 @@ class FetchConfig:
     retries: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("timeout", "cache_gb"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"fetch.{name}={getattr(self, name)} must be positive")
-        for name in ("min_kb_per_s", "retries"):
+        if self.timeout <= 0:
+            raise ValueError(f"fetch.timeout={self.timeout} must be positive")
+        for name in ("cache_gb", "min_kb_per_s", "retries"):
             if getattr(self, name) < 0:
                 raise ValueError(f"fetch.{name}={getattr(self, name)} must not be negative")
 
@@ -79,14 +80,14 @@ def local_file(path: str, config: FetchConfig) -> str:
 
 
 def local_manifest(shard: str, config: FetchConfig) -> str | None:
-    """Where the manifest beside a shard is, or a copy if the shard is on a web server; None without one.
+    """Where the manifest beside a shard is, or a copy if the shard is on a server; None without one.
 
     What cannot be fetched at the first time is not asked for again by this process.
     """
     if not is_remote(shard):
         path = os.path.join(os.path.dirname(shard), MANIFEST)
         return path if os.path.isfile(path) else None
-    if not is_web(shard):
+    if not has_ranges(shard):
         return None  # a command would complain of a file that is not there
     base, mark, query = shard.partition("?")
     path = f"{base.rpartition('/')[0]}/{MANIFEST}{mark}{query}"
@@ -110,7 +111,12 @@ def _local_copy(path: str, parts: tuple, suffix: str, config: FetchConfig) -> st
             # Several workers may want it: the first fetches it, the others wait.
             with FileLock(target.with_suffix(".lock")):
                 if not _is_current(path, target, config):
-                    try_again(lambda: _fetch(path, target, config), config.retries if _is_url(path) else 0)
+                    partial = Partial(target.with_suffix(".partial"))
+                    try:
+                        retries = config.retries if _is_url(path) else 0
+                        try_again(lambda: _fetch(path, target, partial, config), retries)
+                    finally:
+                        partial.drop()
         _asked.add(path)
     except (OSError, ValueError) as error:
         kind = ValueError if isinstance(error, ValueError) else OSError
@@ -150,11 +156,10 @@ def _read_facts(target: Path) -> dict[str, str]:
     return {}
 
 
-def _fetch(path: str, target: Path, config: FetchConfig) -> None:
-    """Make a copy, whole or not at all."""
-    partial = target.with_suffix(".partial")
+def _fetch(path: str, target: Path, partial: Partial, config: FetchConfig) -> None:
+    """Make a copy, whole or not at all. What came before a connection broke stays in `partial`."""
     shard = target.suffix == ".tar"
-    limit = min(config.cache_gb * 1e9, math.inf if shard else MANIFEST_BYTES)
+    limit = config.cache_gb * 1e9 if shard else MANIFEST_BYTES
     asked = 0
 
     def grown(size: int) -> None:
@@ -165,19 +170,20 @@ def _fetch(path: str, target: Path, config: FetchConfig) -> None:
             _make_room(target, limit)
             asked = size + ROOM_STEP
 
+    facts = download(path, partial, config.timeout, config.min_kb_per_s * 1e3, grown)
     try:
-        facts = download(path, partial, config.timeout, config.min_kb_per_s * 1e3, grown)
         asked = 0
         if shard:
-            unzip(partial, grown)
-            check_tar(partial, to_its_end=is_web(path) and "Content-Length" not in facts)
+            unzip(partial.path, grown)
+            check_tar(partial.path, to_its_end=is_web(path) and "Content-Length" not in facts)
             drop_index(target)
-        target.with_suffix(".json").write_text(json.dumps(facts))
-        os.replace(partial, target)
-        if shard:
-            _make_room(target, limit)
-    finally:
-        partial.unlink(missing_ok=True)
+    except (OSError, ValueError):
+        partial.drop()  # these bytes are no use
+        raise
+    target.with_suffix(".json").write_text(json.dumps(facts))
+    os.replace(partial.path, target)
+    if shard:
+        _make_room(target, limit)
 
 
 def _make_room(keep: Path, limit: float) -> None:

@@ -13,6 +13,7 @@ from random import Random
 from packvit.data.shards.download import GZIP_MAGIC
 from packvit.data.shards.redact import redact
 from packvit.data.shards.source import has_ranges, is_remote, read_range
+from packvit.data.stores.objects import is_object
 from packvit.packing import derive_seed
 
 SAMPLED, ASKED = 32, 8  # shards, here and on servers, whose contents are looked at
@@ -36,7 +37,8 @@ def fingerprint(paths: Sequence[str], timeout: float) -> dict:
     asked = Random(named).sample(away, min(ASKED, len(away)))
     remote = []
     if asked:
-        with ThreadPoolExecutor(ASKED) as pool:
+        # Each thread has a process of its own for objects.
+        with ThreadPoolExecutor(1 if is_object(asked[0]) else ASKED) as pool:
             remote = list(pool.map(lambda path: _look_at(path, timeout), asked))
     return {
         "number": len(names),
@@ -89,7 +91,7 @@ def _differ(before: dict, now: dict, name: str) -> bool:
 def _look_at(path: str, timeout: float) -> dict:
     """What a server has: facts, and digests of pieces; empty where that cannot be known now."""
     seen = {"path": redact(path), "facts": {}, "pieces": [""] * (1 + len(QUARTERS))}
-    data, facts = read_range(path, 0, BEGINNING, timeout)
+    data, facts = _part(path, 0, BEGINNING, timeout)
     try:
         if not data.startswith(GZIP_MAGIC):
             tarfile.TarInfo.frombuf(data[: tarfile.BLOCKSIZE], "utf-8", "replace")
@@ -98,9 +100,17 @@ def _look_at(path: str, timeout: float) -> dict:
     size = int(facts["Content-Length"])
     pieces = [data]
     for quarter in QUARTERS:
-        piece, later = read_range(path, size * quarter // 4, PIECE, timeout)
+        piece, later = _part(path, size * quarter // 4, PIECE, timeout)
         pieces.append(piece if later == facts else b"")
     return seen | {"facts": facts, "pieces": [f"{derive_seed(p.hex()):032x}" if p else "" for p in pieces]}
+
+
+def _part(path: str, start: int, size: int, timeout: float) -> tuple[bytes, dict[str, str]]:
+    """Some bytes, and facts; none where there is no answer."""
+    try:
+        return read_range(path, start, size, timeout)
+    except (OSError, ValueError):
+        return b"", {}
 
 
 def _contents(path: str, size: int) -> str:

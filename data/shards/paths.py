@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from braceexpand import braceexpand
 
@@ -13,6 +14,7 @@ from packvit.data.shards.fingerprint import fingerprint
 from packvit.data.shards.redact import redact
 from packvit.data.shards.shard import Shard
 from packvit.data.shards.source import is_remote
+from packvit.data.stores.objects import is_object, list_objects, need_stores
 
 SHARD_SUFFIXES = (".tar", *GZIP_SUFFIXES)
 
@@ -51,10 +53,14 @@ class ShardSet:
 
 
 def expand_shards(patterns: str | Sequence[str]) -> list[str]:
-    """Shards in natural order, from paths, brace patterns, globs, folders, and URLs that gopen knows.
+    """Shards in natural order, from paths, brace patterns, globs, folders, and URLs.
+
+    Globs and folders may be local or in an object store.
 
     Raises:
-        ValueError: a pattern matches nothing, a file is missing, or a file is named twice.
+        ValueError: a pattern matches nothing, a file is missing, a file is named twice, or a store does not
+            say what it has.
+        ImportError: a shard is in an object store, and obstore is not installed.
     """
     return refuse_twice(path for pattern in _several(patterns) for path in expand_pattern(pattern))
 
@@ -63,7 +69,10 @@ def expand_pattern(pattern: str) -> list[str]:
     """What one pattern names; see `expand_shards`."""
     paths: list[str] = []
     for name in expand_braces(pattern):
-        paths += [name] if is_remote(name) else sorted(_local_shards(name), key=_natural)
+        if is_object(name):
+            paths += sorted(_objects(name), key=_natural)
+        else:
+            paths += [name] if is_remote(name) else sorted(_local_shards(name), key=_natural)
     return paths
 
 
@@ -118,6 +127,30 @@ def _local_shards(name: str) -> list[str]:
     if not os.path.isfile(name):
         raise ValueError(f"{name}: no such shard")
     return [name]
+
+
+def _objects(name: str) -> list[str]:
+    """The shards in an object store that one name stands for: an object, a folder or a glob."""
+    need_stores(name)
+    if name.endswith(SHARD_SUFFIXES) and not glob.has_magic(name):
+        return [name]
+    parts = name.rstrip("/").split("/")
+    if not glob.has_magic(name):
+        parts.append("*")
+    fixed = next(place for place, part in enumerate(parts) if glob.has_magic(part))
+    try:
+        listed = list_objects("/".join(parts[:fixed]))
+    except OSError as error:
+        raise ValueError(f"{redact(name)} cannot be listed: {error}") from error
+    found = []
+    for path in listed:
+        own = path.split("/")
+        matches = len(own) == len(parts) and all(map(fnmatchcase, own[fixed:], parts[fixed:]))
+        if matches and path.endswith(SHARD_SUFFIXES):
+            found.append(path)
+    if not found:
+        raise ValueError(f"{redact(name)}: there is no shard in the store that it names")
+    return found
 
 
 def _natural(path: str) -> list[tuple[int, str]]:

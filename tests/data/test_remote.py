@@ -54,6 +54,8 @@ def test_what_breaks_once_is_fetched_again(fault, web, digits_set, cache):
     shard = Shard.open(f"http://{web.address}/shard-000000.tar", QUICK)
     assert contents(shard) == contents(Shard.open(digits_set / "train/shard-000000.tar"))
     assert [method for method, *_ in web.seen] == ["GET"] * 3
+    # What came before a connection broke is not asked for again, unless it may be no part of the shard.
+    assert (web.ranges[-1] is not None) == (fault == "cut")
     assert not left_over(cache)
 
 

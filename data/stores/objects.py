@@ -1,0 +1,236 @@
+"""Objects of S3, Google Cloud Storage and Azure, by obstore in a process of its own, `serve`.
+
+Credentials are those of each store's usual variables (`AWS_*`, `GOOGLE_*`, `AZURE_*`).
+"""
+
+import atexit
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from packvit.common.optional import need
+from packvit.data.stores.source import Changed, Hopeless
+
+SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss")
+RETRIES = 5  # of listing and writing, which obstore does again by itself
+ANSWER_TIMEOUT = 60.0  # seconds, of listing and writing
+PIPE_BYTES = 2**20  # more than Linux's 64 kB, at which two processes wait for each other most of the time
+END = 5.0  # seconds until a process that was killed is gone, unless the disk hangs
+SERVE = Path(__file__).with_name("serve.py")
+
+
+def is_object(path: str) -> bool:
+    """Whether it is an object in a store, or some of them."""
+    scheme, mark, _ = path.partition("://")
+    return bool(mark) and scheme.lower() in SCHEMES
+
+
+def need_stores(path: str) -> None:
+    """Raise an ImportError that says what to install if objects such as `path` cannot be read."""
+    need("obstore", "storage", f"{path.partition('://')[0]}:// needs obstore")
+
+
+class Server:
+    """The process that reads and writes; serves one request at a time."""
+
+    def __init__(self) -> None:
+        # Nothing beside the script is imported by accident.
+        command = [sys.executable, "-P", str(SERVE)]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            pipesize=PIPE_BYTES if sys.platform == "linux" else -1,
+        )
+
+    def send(self, request: dict) -> dict:
+        """Ask; the first line of the answer.
+
+        Raises:
+            OSError: it could not do it.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise ConnectionError("the process that reads from stores has ended") from error
+        return self.line()
+
+    def line(self) -> dict:
+        """The next line of an answer; raises as `send`."""
+        assert self._process.stdout is not None
+        text = self._process.stdout.readline()
+        if not text.endswith(b"\n"):
+            raise ConnectionError("the process that reads from stores has ended")
+        answer = json.loads(text)
+        if "error" in answer:
+            kind = Changed if answer.get("changed") else Hopeless if answer["hopeless"] else OSError
+            raise kind(answer["error"])
+        return answer
+
+    def bytes(self, size: int) -> bytes:
+        """So many bytes of an answer; raises as `send`."""
+        assert self._process.stdout is not None
+        data = self._process.stdout.read(size)
+        if len(data) < size:
+            raise ConnectionError("the process that reads from stores has ended")
+        return data
+
+    def end(self) -> None:
+        """End it, whatever it does."""
+        self._process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(END)
+
+    def close(self) -> None:
+        """End it, and let go of everything."""
+        self.end()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            with suppress(BrokenPipeError):
+                stream.close()
+
+
+_idle: dict[int, list[Server]] = {}  # servers that wait for a request, by the process that started them
+
+
+def _take() -> Server:
+    waiting = _idle.setdefault(os.getpid(), [])
+    try:
+        return waiting.pop()
+    except IndexError:
+        return Server()
+
+
+def _give_back(server: Server) -> None:
+    _idle.setdefault(os.getpid(), []).append(server)
+
+
+@atexit.register
+def close_idle() -> None:
+    """End the processes that wait; they also end when this one does."""
+    for server in _idle.pop(os.getpid(), []):
+        server.close()
+
+
+def _ask(request: dict) -> tuple[Server, dict]:
+    """The server that answers a request, and the first line of its answer; raises as `Server.send`."""
+    server = _take()
+    try:
+        return server, server.send(request)
+    except OSError as error:
+        if isinstance(error, ConnectionError):
+            server.close()
+        else:  # that was its answer
+            _give_back(server)
+        raise
+
+
+def _read_request(path: str, start: int, size: int | None, etag: str | None, timeout: float) -> dict:
+    return {"do": "read", "url": path, "start": start, "size": size, "etag": etag, "timeout": timeout}
+
+
+class ObjectCopy:
+    """A copy of an object's bytes to a file, by another process: they do not come through this one.
+
+    Args:
+        path: the object's URL.
+        file: gets the bytes from `start` on to the same place, and no others behind them.
+        timeout: seconds for a connection and for each read.
+        start: of the first byte.
+        etag: of the contents that are wanted; None takes what is there.
+    """
+
+    def __init__(self, path: str, file: Path, timeout: float, start: int, etag: str | None) -> None:
+        self._request = _read_request(path, start, None, etag, timeout) | {"file": str(file)}
+        self._server = _take()
+        self._done = False
+
+    def begin(self) -> dict[str, str]:
+        """Ask for the object; its facts (see Source).
+
+        Raises:
+            OSError: it cannot be read; Changed: its ETag is another one.
+        """
+        return self._server.send(self._request)["facts"]
+
+    def lengths(self) -> Iterator[int]:
+        """The bytes of each piece, when it has reached the file.
+
+        Raises:
+            OSError: what came is not whole.
+        """
+        while length := int.from_bytes(self._server.bytes(4), "big"):
+            yield length
+        self._server.line()
+        self._done = True
+
+    def kill(self) -> None:
+        """End it: nothing reaches the file any more."""
+        self._server.end()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        if self._done:
+            _give_back(self._server)
+        else:
+            self._server.close()
+
+
+def read_object(
+    path: str, start: int, size: int, timeout: float, etag: str | None = None
+) -> tuple[bytes, dict[str, str]]:
+    """At most `size` bytes of an object from `start` on, and its facts.
+
+    Arguments and errors are those of ObjectCopy.
+
+    Args:
+        timeout: seconds for all of it.
+    """
+    server, answer = _ask(_read_request(path, start, size, etag, timeout))
+    try:
+        pieces = []
+        while length := int.from_bytes(server.bytes(4), "big"):
+            pieces.append(server.bytes(length))
+        server.line()
+    except BaseException:
+        server.close()
+        raise
+    _give_back(server)
+    return b"".join(pieces), answer["facts"]
+
+
+def list_objects(folder: str) -> list[str]:
+    """The URLs of all objects below a folder, such as `s3://bucket/folder`, in no order.
+
+    Raises:
+        OSError: the store does not say.
+    """
+    request = {"do": "list", "url": folder, "timeout": ANSWER_TIMEOUT, "retries": RETRIES}
+    server, answer = _ask(request)
+    _give_back(server)
+    return answer["urls"]
+
+
+def write_object(file: Path, path: str) -> None:
+    """Make an object of a local file; it appears whole, in place of one that is there, or not at all.
+
+    Raises:
+        OSError: the store does not take it.
+    """
+    request = {
+        "do": "write",
+        "url": path,
+        "file": str(file),
+        "timeout": ANSWER_TIMEOUT,
+        "retries": RETRIES,
+    }
+    server, _ = _ask(request)
+    _give_back(server)

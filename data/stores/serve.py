@@ -1,0 +1,252 @@
+"""A process that reads, lists and writes objects for the one that started it; see `objects`, its other end.
+
+Object stores have a process of their own because obstore's threads do not survive a fork, and the workers of
+a run are forks, and because a transfer that hangs can then be ended. It imports nothing of packvit, so that
+it starts in a tenth of a second.
+
+Requests come on standard input, a line of JSON each. An answer is a line of JSON; of `read`, the bytes
+follow, in pieces with four bytes of length before each, a length of 0 behind the last, and another line.
+Where something failed, a line is {"error": sentence, "hopeless": whether asking again will not help}.
+"""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import lru_cache
+from queue import Queue
+from threading import Thread
+from typing import Any, BinaryIO, Protocol
+
+import obstore  # pyright: ignore[reportMissingImports]
+from obstore.exceptions import (  # pyright: ignore[reportMissingImports]
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+from obstore.store import from_url  # pyright: ignore[reportMissingImports]
+
+ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "gs": ("GOOGLE_BASE_URL",),
+    "az": ("AZURE_ENDPOINT", "AZURE_STORAGE_ENDPOINT"),
+}
+CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY; for public data AWS_SKIP_SIGNATURE",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS; for public data GOOGLE_SKIP_SIGNATURE",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY; for public data AZURE_SKIP_SIGNATURE",
+}
+# Where the libraries of the stores look for credentials when no variable names any.
+METADATA = ("169.254.169.254", "169.254.170.2", "/latest/", "metadata.google", "oauth2")
+CONNECT_TIMEOUT = 10.0  # seconds at most
+RETRIED = (408, 425, 429)  # and all from 500 on
+DAY = timedelta(days=1)
+
+
+class Output(Protocol):
+    """What an answer is written to."""
+
+    def write(self, data: bytes, /) -> int:
+        """Add bytes."""
+        ...
+
+    def flush(self) -> None:
+        """Send them."""
+        ...
+
+
+def kind_of(scheme: str) -> str:
+    """`s3`, `gs` or `az`."""
+    return {"s3a": "s3", "gcs": "gs"}.get(scheme, scheme if scheme in CREDENTIALS else "az")
+
+
+@lru_cache(maxsize=64)
+def store_of(bucket: str, timeout: float, whole: bool, retries: int) -> Any:
+    """The store of a bucket.
+
+    Args:
+        bucket: a URL without a path.
+        timeout: seconds for a connection and for each read; of `whole`, for all of a request.
+        retries: of a request that failed, with pauses that grow.
+    """
+    kind = kind_of(bucket.partition(":")[0])
+    endpoint = next((os.environ[name] for name in ENDPOINTS[kind] if os.environ.get(name)), "")
+    seconds = timedelta(seconds=timeout)
+    client: dict[str, Any] = {"read_timeout": seconds, "timeout": seconds if whole else DAY}
+    client["connect_timeout"] = min(seconds, timedelta(seconds=CONNECT_TIMEOUT))
+    if endpoint.lower().startswith("http://"):
+        client["allow_http"] = True  # whoever names such a server means it
+    return from_url(bucket, client_options=client, retry_config={"max_retries": retries})
+
+
+def place_of(request: dict, whole: bool = False, retries: int = 0) -> tuple[Any, str]:
+    """The store that a request is for, and the object's path in it."""
+    scheme, _, rest = request["url"].partition("://")
+    bucket, _, path = rest.partition("/")
+    return store_of(f"{scheme}://{bucket}", request["timeout"], whole, retries), path
+
+
+def read(request: dict, out: Output) -> None:
+    """Bytes of an object from `start` on, all or `size`; those of one ETag, if it is named.
+
+    With `file` they go there, behind `start`, and the pieces are their lengths alone.
+    """
+    start, size = request["start"], request["size"]
+    store, path = place_of(request, whole=size is not None)
+    options: dict[str, Any] = {}
+    if size is not None:
+        options["range"] = (start, start + size)
+    elif start:
+        options["range"] = {"offset": start}
+    if request["etag"]:
+        options["if_match"] = request["etag"]
+    found = obstore.get(store, path, options=options)
+    meta = found.meta
+    facts = {"Content-Length": str(meta["size"]), "Last-Modified": meta["last_modified"].isoformat()}
+    if meta["e_tag"]:
+        facts["ETag"] = meta["e_tag"]
+    if request["etag"] and facts.get("ETag") != request["etag"]:  # the server knows no conditions
+        raise PreconditionError
+    say(out, {"facts": facts})
+    left = found.range[1] - found.range[0]
+    with place_in_file(request) as file:
+        for piece in found.stream(
+            min_chunk_size=1
+        ):  # whatever has come, so that a parent sees how fast it is
+            out.write(len(piece).to_bytes(4, "big"))
+            if file is None:
+                out.write(piece)
+            else:
+                file.write(piece)
+                file.flush()
+                out.flush()
+            left -= len(piece)
+    out.write(bytes(4))
+    say(out, {"error": f"the connection broke, {left} bytes before the end"} if left else {})
+
+
+@contextmanager
+def place_in_file(request: dict) -> Iterator[BinaryIO | None]:
+    """The file of a request, ready to take what begins at `start`; None without one."""
+    if not request.get("file"):
+        yield None
+        return
+    start = request["start"]
+    with open(request["file"], "r+b" if start else "wb") as file:
+        file.truncate(start)
+        file.seek(start)
+        yield file
+
+
+def list_all(request: dict, out: Output) -> None:
+    """The URLs of all objects whose paths begin with the folders of `url`."""
+    store, folder = place_of(request, retries=request["retries"])
+    bucket = "/".join(request["url"].split("/")[:3])
+    say(out, {"urls": [f"{bucket}/{found['path']}" for found in listed(store, folder.rstrip("/"))]})
+
+
+def listed(store: Any, folder: str) -> Iterator[dict]:
+    """Descriptions of objects."""
+    for part in obstore.list(store, folder or None, chunk_size=1000):
+        yield from part
+
+
+def write(request: dict, out: Output) -> None:
+    """Make an object of a file; it appears whole or not at all."""
+    store, path = place_of(request, retries=request["retries"])
+    with open(request["file"], "rb") as file:
+        obstore.put(store, path, file)
+    say(out, {})
+
+
+def say(out: Output, line: dict) -> None:
+    """Send a line."""
+    out.write(json.dumps(line).encode() + b"\n")
+    out.flush()
+
+
+def explain(error: Exception, url: str) -> dict:
+    """What went wrong in a sentence without secrets, and whether it is for good."""
+    text = str(error).partition("\n\nDebug source")[0]
+    scheme, _, rest = url.partition("://")
+    kind, bucket = kind_of(scheme), rest.partition("/")[0].rpartition("@")[0] or rest.partition("/")[0]
+    status = re.search(r"status code: (\d+) ?([\w ]*)", text)
+    code = re.search(r"<Code>([\w ]+)</Code>", text)
+    name = f" ({code[1]})" if code else ""
+    if any(place in text for place in METADATA) or "account must be specified" in text.lower():
+        return failure(f"nothing gives access to {scheme}://: set {CREDENTIALS[kind]}")
+    if code and code[1] in ("NoSuchBucket", "ContainerNotFound"):
+        return failure(f"there is no bucket {bucket!r}")
+    if isinstance(error, FileNotFoundError):
+        return failure("there is no such object" if code or not status else f"the store answers {status[1]}")
+    if isinstance(error, PreconditionError):
+        return failure("it was changed while it was read") | {"changed": True}
+    refused = isinstance(error, PermissionDeniedError | UnauthenticatedError)
+    if refused or (status and status[1] in ("401", "403")):
+        return failure(f"the store refuses access{name}: it goes by {CREDENTIALS[kind]}")
+    if status and status[1] in ("301", "307"):
+        return failure("the bucket is in another region: set AWS_REGION")
+    if status:
+        number = int(status[1])
+        answer = f"the store answers {number} {status[2].strip()}{name}"
+        return failure(answer, hopeless=number < 500 and number not in RETRIED)
+    if "sending request" in text or "connect" in text.lower():
+        return failure("no connection to the store", hopeless=False)
+    if "decoding response body" in text or "request or response body" in text or "timed out" in text:
+        return failure("the connection broke", hopeless=False)
+    return failure(text.splitlines()[0] if text else type(error).__name__, isinstance(error, ValueError))
+
+
+def failure(sentence: str, hopeless: bool = True) -> dict:
+    """The line that says it."""
+    return {"error": sentence, "hopeless": hopeless}
+
+
+def main() -> None:
+    """Answer requests, one after the other."""
+    out = sys.stdout.buffer
+    actions = {"read": read, "list": list_all, "write": write}
+    lines: Queue[bytes] = Queue()
+    Thread(target=receive, args=(lines,), daemon=True).start()
+    while True:
+        request = json.loads(lines.get())
+        counted = Counted(out)
+        try:
+            actions[request["do"]](request, counted)
+        except BrokenPipeError:
+            return
+        except Exception as error:
+            if counted.began:  # the answer is in its pieces
+                out.write(bytes(4))
+            say(out, explain(error, request["url"]))
+
+
+def receive(lines: Queue[bytes]) -> None:
+    """Take requests from standard input; at its end nobody waits for an answer, whatever is going on."""
+    for line in sys.stdin.buffer:
+        lines.put(line)
+    os._exit(0)
+
+
+class Counted:
+    """Standard output that knows whether an answer has begun."""
+
+    def __init__(self, out: Output) -> None:
+        self._out = out
+        self.began = False
+
+    def write(self, data: bytes, /) -> int:
+        """See Output."""
+        self.began = True
+        return self._out.write(data)
+
+    def flush(self) -> None:
+        """See Output."""
+        self._out.flush()
+
+
+if __name__ == "__main__":
+    main()
