@@ -77,7 +77,7 @@ def shard_sizes(path: str, part: int = 0, parts: int = 1, fetch: FetchConfig = F
     """
     sizes = Sizes()
     try:
-        shard = Shard.open(path, fetch)
+        shard = Shard.look(path, fetch)
     except BadShard as error:
         sizes.note_bad([str(error)], 1)
         return sizes

@@ -22,7 +22,7 @@ from packvit.analyze.report import make_report, print_sizes, print_table, write_
 from packvit.analyze.sizes import Sizes, read_sizes_file, shard_sizes
 from packvit.common.files import check_writable
 from packvit.common.jobs import Jobs
-from packvit.data import FetchConfig, expand_shards
+from packvit.data import FetchConfig, expand_shards, is_remote
 from packvit.packing import ViewsConfig
 from packvit.packing.packers.config import PACKERS
 from packvit.train.recipes.find import find_recipe
@@ -151,8 +151,10 @@ def find_sizes(options: Analyze, jobs: Jobs) -> Sizes:
     paths = expand_shards(options.shards)
     if limit is not None:
         Random(options.seed).shuffle(paths)
-    # Few shards are shared among the processes, each of which takes every n-th member.
-    parts = 1 if limit is not None or len(paths) >= 2 * jobs.workers else jobs.workers
+    # Few shards are shared among the processes, each of which takes every n-th member; but each would have to
+    # read all headers of a remote one.
+    alone = limit is not None or len(paths) >= 2 * jobs.workers or any(map(is_remote, paths))
+    parts = 1 if alone else jobs.workers
     work = [(path, part, parts) for path in paths for part in range(parts)]
     found = jobs.run("reading headers", partial(shard_sizes, fetch=options.fetch), work)
     if limit is None:

@@ -13,6 +13,7 @@ from PIL import Image
 from packvit.data.samples.sample import Decoded, Header, Reference
 from packvit.data.samples.targets import Target
 from packvit.data.shards.shard import BadSample, BadShard, Shard
+from packvit.data.shards.tar_file import AHEAD
 from packvit.packing import View, decode_whole, native_size_of
 
 HEAD_BYTES = 16 * 1024  # enough for the header of nearly every image
@@ -35,12 +36,15 @@ def read_native_size(shard: Shard, member: int) -> tuple[int, int]:
         BadSample: there is no image, or its header cannot be read.
         BadShard: the file is gone or shorter than it was.
     """
-    head = shard.image(member, HEAD_BYTES)
-    try:
-        return native_size_of(head)
-    except ValueError:
-        # Some headers are long, and some formats want the whole file.
-        whole = shard.image(member)
+    known = shard.native_size(member)
+    if known is not None:
+        return known
+    for size in (HEAD_BYTES,) if shard.is_local else (AHEAD // 2, HEAD_BYTES):
+        head = shard.image(member, size)
+        with suppress(ValueError):
+            return native_size_of(head)
+    # Some headers are long, and some formats want the whole file.
+    whole = shard.image(member)
     try:
         return native_size_of(whole)
     except ValueError as error:

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from webdataset.tariterators import base_plus_ext
 
 from packvit.common.files import cache_path, write_nameless
+from packvit.data.shards.tar_file import TarBytes
 from packvit.packing import derive_seed
 
 INDEX_VERSION = 4
@@ -38,6 +39,8 @@ class Index:
         spans: int64 [m, 2], offset and length of each field in the file.
         problems: sentences about members that are lost.
         whole_bytes: up to where the tar is whole, if it breaks off; else None.
+        sizes: int32 [n, 2], native heights and widths of the images, 0 where they are not known; None where
+            nobody has looked.
     """
 
     keys: bytes
@@ -48,11 +51,13 @@ class Index:
     spans: np.ndarray
     problems: tuple[str, ...] = field(default=())
     whole_bytes: int | None = None
+    sizes: np.ndarray | None = None
 
     @property
     def nbytes(self) -> int:
         """Memory it takes."""
-        return len(self.keys) + sum(a.nbytes for a in (self.key_ends, self.kind, self.firsts, self.spans))
+        columns = (self.key_ends, self.kind, self.firsts, self.spans, self.sizes)
+        return len(self.keys) + sum(column.nbytes for column in columns if column is not None)
 
     @staticmethod
     def of(samples: Samples, problems: Sequence[str] = (), whole_bytes: int | None = None) -> "Index":
@@ -102,38 +107,38 @@ class Index:
         return Index(keys=keys, kinds=kinds, problems=tuple(problems), whole_bytes=whole_bytes, **columns)
 
 
-def open_index(file: BinaryIO, path: str) -> Index:
-    """The index of an open tar file, from disk or from the file.
+def open_index(file: TarBytes, cache: Path | None) -> Index:
+    """The index of a tar file, from disk or from the file.
 
     Args:
-        path: of the file.
+        cache: where it is kept; None keeps it nowhere.
 
     Raises:
         ValueError: it is no tar file.
     """
-    cache = _place(path, os.fstat(file.fileno()))
-    index = Index.load(cache)
+    index = Index.load(cache) if cache else None
     if index is None:
         index = build_index(file)
-        index.save(cache)
+        if cache:
+            index.save(cache)
     return index
 
 
 def drop_index(path: Path) -> None:
     """Remove the index of a tar file that is about to go, if there is one."""
     with suppress(OSError):
-        _place(str(path), path.stat()).unlink()
+        status = path.stat()
+        place_of_index(os.path.abspath(path), status.st_size, status.st_mtime_ns).unlink()
 
 
-def _place(path: str, status: os.stat_result) -> Path:
-    """Where the index of a file is kept."""
-    # The modification time is part of the name, so a file that was replaced is indexed anew.
-    digest = derive_seed(INDEX_VERSION, os.path.abspath(path), status.st_size, status.st_mtime_ns)
-    return cache_path("index") / f"{digest:032x}.npz"
+def place_of_index(*parts: str | int) -> Path:
+    """Where the index of a file is kept that `parts` tell from others: its path, size and time or ETag."""
+    # A file that was replaced has others, and so is indexed anew.
+    return cache_path("index") / f"{derive_seed(INDEX_VERSION, *parts):032x}.npz"
 
 
-def build_index(file: BinaryIO) -> Index:
-    """Walk the headers of an open tar file.
+def build_index(file: TarBytes) -> Index:
+    """Walk the headers of a tar file.
 
     Raises:
         ValueError: it is no tar file.
@@ -144,7 +149,7 @@ def build_index(file: BinaryIO) -> Index:
     offset = length = 0
     whole_bytes: int | None = None
     try:
-        members = plain_members(file.fileno())
+        members = plain_members(file)
         for name, offset, length in all_members(file) if members is None else members:
             base, extension = base_plus_ext(name)
             # A base that ends in a slash belongs to a hidden file, such as macOS's `._01.jpg`.
@@ -163,16 +168,24 @@ def build_index(file: BinaryIO) -> Index:
         problems.append(f"it breaks off in or after {name!r} ({error}): what follows is lost")
         samples = samples[:-1]  # the last sample may lack members, or the end of one
         end = offset + tarfile.BLOCKSIZE * -(-length // tarfile.BLOCKSIZE)
-        whole_bytes = end if end <= os.fstat(file.fileno()).st_size else offset
+        whole_bytes = end if end <= file.size else offset
     return Index.of(samples, problems, whole_bytes)
 
 
 class Bounded:
     """A file for tarfile, which would make room for as many bytes as a damaged header names."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.end = file, os.fstat(file.fileno()).st_size
-        self.seek, self.tell = file.seek, file.tell
+    def __init__(self, file: TarBytes) -> None:
+        self.file, self.end, self.at = file, file.size, 0
+
+    def seek(self, offset: int) -> int:
+        """Go there."""
+        self.at = offset
+        return offset
+
+    def tell(self) -> int:
+        """Where it is."""
+        return self.at
 
     def read(self, size: int) -> bytes:
         """At most what is left of the file.
@@ -182,10 +195,12 @@ class Bounded:
         """
         if size < 0:
             raise tarfile.ReadError("a size below zero")
-        return self.file.read(max(0, min(size, self.end - self.file.tell())))
+        data = self.file.read_at(max(0, min(size, self.end - self.at)), self.at)
+        self.at += len(data)
+        return data
 
 
-def all_members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
+def all_members(file: TarBytes) -> Iterator[tuple[str, int, int]]:
     """(name, offset, length) of the regular files of any tar, by tarfile; some 30 us each.
 
     Behind the end of an archive another one may follow, as `cat a.tar b.tar` makes it, and is walked, too.
@@ -197,7 +212,7 @@ def all_members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
     bounded: Any = Bounded(file)
     start: int | None = 0
     while start is not None:
-        file.seek(start)
+        bounded.seek(start)
         # Names in another encoding become escapes, because keys must be printable and hashable as UTF-8.
         with tarfile.open(fileobj=bounded, mode="r:", encoding="utf-8", errors="backslashreplace") as tar:
             for member in tar:
@@ -208,15 +223,14 @@ def all_members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
                 if member.isfile() and not member.issparse():
                     yield member.name, member.offset_data, member.size
         # tarfile takes a broken header, or none, for the end of the archive; the end is a block of zeros.
-        file.seek(tar.offset)
-        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+        if file.read_at(tarfile.BLOCKSIZE, tar.offset) != tarfile.NUL * tarfile.BLOCKSIZE:
             raise tarfile.ReadError("no end of archive")
-        start = next_archive(file.fileno(), tar.offset)
+        start = next_archive(file, tar.offset)
 
 
-def next_archive(descriptor: int, offset: int) -> int | None:
+def next_archive(file: TarBytes, offset: int) -> int | None:
     """Where the first block behind `offset` lies that is not of zeros; None without one."""
-    while chunk := os.pread(descriptor, CHUNK, offset):
+    while chunk := file.read_at(CHUNK, offset):
         zeros = len(chunk) - len(chunk.lstrip(tarfile.NUL))
         if zeros < len(chunk):
             return offset + zeros // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
@@ -224,16 +238,16 @@ def next_archive(descriptor: int, offset: int) -> int | None:
     return None
 
 
-def plain_members(descriptor: int) -> list[tuple[str, int, int]] | None:
+def plain_members(file: TarBytes) -> list[tuple[str, int, int]] | None:
     """What `all_members` gives, several times as fast, of a tar of regular files with plain ustar headers.
 
     Nearly all shards are such. None if there is anything else, or the least doubt.
     """
     members = []
-    offset, end = 0, os.fstat(descriptor).st_size
-    while len(header := os.pread(descriptor, tarfile.BLOCKSIZE, offset)) == tarfile.BLOCKSIZE:
+    offset, end = 0, file.size
+    while len(header := file.read_at(tarfile.BLOCKSIZE, offset)) == tarfile.BLOCKSIZE:
         if not header.strip(tarfile.NUL):
-            following = next_archive(descriptor, offset)
+            following = next_archive(file, offset)
             if following is None:
                 return members
             offset = following

@@ -5,21 +5,25 @@ dot, the rest is the field (`cat/01.jpg`, `cat/01.cls`). Through its index a sam
 one read at a known place.
 """
 
-import io
-import math
 import os
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.lib import format as npy
 
 from packvit.data.shards import fetch as fetch_module
-from packvit.data.shards.fetch import FETCH, FetchConfig, local_file
-from packvit.data.shards.index import Index, open_index
+from packvit.data.shards.arrays import read_array
+from packvit.data.shards.beside import beside, decode
+from packvit.data.shards.fetch import ASK_TIMEOUT, FETCH, FetchConfig, local_file
+from packvit.data.shards.index import Index, open_index, place_of_index
 from packvit.data.shards.redact import redact
+from packvit.data.shards.source import has_ranges, read_range
+from packvit.data.shards.tar_file import LocalFile, RemoteFile
+from packvit.data.stores.source import strong
+from packvit.packing import derive_seed
 
+INDEX_BYTES = 10**8  # of an index beside a shard
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "ppm", "pgm", "bmp")
 MEMORY_BYTES = 256 * 2**20  # of indices that a process keeps
 
@@ -46,28 +50,6 @@ class BadShard(ValueError):
         self.shard, self.reason = shard, reason
 
 
-class OpenFile:
-    """A descriptor, closed when nothing uses it any more: a file that is removed can be read to its end.
-
-    Attributes:
-        identity: by which a file that was replaced, or written to, is told.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.descriptor = -1
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.identity = self.identify()
-
-    def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-
-    def identify(self) -> tuple[int, int, int]:
-        """What the file is now: inode, size, time of modification in ns."""
-        status = os.fstat(self.descriptor)
-        return status.st_ino, status.st_size, status.st_mtime_ns
-
-
 @dataclass(frozen=True)
 class Known:
     """What a process keeps of a tar file: where it lies, what it was when it was indexed, and the index."""
@@ -84,25 +66,42 @@ class Shard:
         path: as it was given.
         problems: sentences about members that are lost, e.g. behind the place where a file is cut off.
         whole_bytes: up to where the tar is whole, if it breaks off; else None.
+        index, file: where its samples lie, and their bytes.
     """
 
-    def __init__(self, path: str, file: OpenFile, index: Index) -> None:
+    def __init__(self, path: str, file: LocalFile | RemoteFile, index: Index) -> None:
         self.path = path
         self.problems = list(index.problems)
         self.whole_bytes = index.whole_bytes
-        self._file = file
-        self._index = index
+        self.index = index
+        self.file = file
+
+    @staticmethod
+    def look(path: str | Path, fetch: FetchConfig = FETCH) -> "Shard":
+        """The shard for whoever wants little of it: on a server it is read by parts, if that gives them.
+
+        Raises:
+            BadShard: it is missing, or no tar file.
+        """
+        path = str(path)
+        if not has_ranges(path):
+            return Shard.open(path, fetch)
+        try:
+            return Shard(path, *_open_remote(path, fetch))
+        except (OSError, ValueError):  # what cannot be read at all fails again, and says why
+            return Shard.open(path, replace(fetch, cache_gb=fetch.cache_gb or FETCH.cache_gb))
 
     @staticmethod
     def open(path: str | Path, fetch: FetchConfig = FETCH) -> "Shard":
-        """The shard, fetched if it is remote, and indexed.
+        """The shard, fetched if it is remote, and indexed. With `fetch.cache_gb` 0 it is read by parts.
 
         Raises:
             BadShard: it is missing, or no tar file.
         """
         path = str(path)
         try:
-            file, index = _open(path, fetch)
+            in_place = fetch.cache_gb == 0 and has_ranges(path)
+            file, index = _open_remote(path, fetch) if in_place else _open(path, fetch)
         except OSError as error:
             raise BadShard(path, f"it cannot be read ({error.strerror or error})") from error
         except ValueError as error:
@@ -110,7 +109,7 @@ class Shard:
         return Shard(path, file, index)
 
     def __len__(self) -> int:
-        return len(self._index.key_ends)
+        return len(self.index.key_ends)
 
     def key(self, index: int) -> str:
         """Name of a sample.
@@ -120,12 +119,12 @@ class Shard:
         """
         if index >= len(self):
             raise BadShard(self.path, f"it has only {len(self)} samples now, so sample {index} is lost")
-        ends = self._index.key_ends
-        return self._index.keys[ends[index - 1] if index else 0 : ends[index]].decode()
+        ends = self.index.key_ends
+        return self.index.keys[ends[index - 1] if index else 0 : ends[index]].decode()
 
     def fields(self, index: int) -> tuple[str, ...]:
         """The fields that a sample has, lower-case, without dots at their ends, in the order of the file."""
-        return self._index.kinds[self._index.kind[index]]
+        return self.index.kinds[self.index.kind[index]]
 
     def read(self, index: int, field: str, size: int | None = None) -> bytes:
         """A field of a sample, or its first `size` bytes.
@@ -137,18 +136,30 @@ class Shard:
         names = self.fields(index)
         if field not in names:
             raise BadSample(self.path, self.key(index), f"it has no .{field}")
-        offset, length = self._index.spans[self._index.firsts[index] + names.index(field)].tolist()
+        offset, length = self.index.spans[self.index.firsts[index] + names.index(field)].tolist()
         wanted = length if size is None else min(size, length)
         try:
-            data = os.pread(self._file.descriptor, wanted, offset)
-            changed = self._file.identify() != self._file.identity
+            data = self.file.read_at(wanted, offset)
+            changed = self.file.is_changed()
         except OSError as error:
-            raise BadShard(self.path, f"it cannot be read any more ({error.strerror})") from error
+            raise BadShard(self.path, f"it cannot be read any more ({error.strerror or error})") from error
         if len(data) < wanted:
             raise BadShard(self.path, "it became shorter while it was read")
         if changed:
             raise BadShard(self.path, "it was written to while it was read")
         return data
+
+    @property
+    def is_local(self) -> bool:
+        """Whether reading a little more of it costs nothing."""
+        return isinstance(self.file, LocalFile)
+
+    def native_size(self, index: int) -> tuple[int, int] | None:
+        """Upright height and width of a sample's image, if its index tells."""
+        if self.index.sizes is None:
+            return None
+        height, width = self.index.sizes[index].tolist()
+        return (height, width) if height and width else None
 
     def image(self, index: int, size: int | None = None) -> bytes:
         """The encoded image of a sample, or its first `size` bytes; raises as `read` does."""
@@ -188,46 +199,51 @@ class Shard:
         raise BadSample(self.path, self.key(index), f"it has no image, only {', '.join(fields)}")
 
 
-def read_array(data: bytes) -> np.ndarray:
-    """The array of a .npy file; what its header says is believed only as far as there are bytes for it.
-
-    Raises:
-        ValueError: it is no such file, is cut off or longer than its array, or would have to be unpickled.
-    """
-    file = io.BytesIO(data)
-    try:
-        version = npy.read_magic(file)
-        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = read_header(file)
-    except Exception as error:  # a damaged header, a Python literal, raises nearly anything
-        raise ValueError("its header is damaged") from error
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects")
-    found = len(data) - file.tell()
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > found:
-        raise ValueError(f"it has {found} bytes, too few for {dtype} {list(shape)}")
-    return np.ndarray(shape, dtype, data, file.tell(), order="F" if fortran else "C").copy()
-
-
 _memory: OrderedDict[str, Known] = OrderedDict()  # by the path as it was given; used longest ago first
 
 
-def _open(path: str, fetch: FetchConfig) -> tuple[OpenFile, Index]:
+def _open(path: str, fetch: FetchConfig) -> tuple[LocalFile, Index]:
     known = _memory.get(path)
     # Fetched shards are asked for each time, which notes their use: the least used make way for others.
     local = path if known is not None and known.path == path else local_file(path, fetch)
     try:
-        file = OpenFile(local)
+        file = LocalFile(local)
     except FileNotFoundError:
         local = local_file(path, fetch)  # it made way for others in this moment
-        file = OpenFile(local)
+        file = LocalFile(local)
     if known is None or (known.path, known.identity) != (local, file.identity):
-        with open(file.descriptor, "rb", closefd=False) as opened:
-            known = Known(local, file.identity, open_index(opened, local))
-        _memory[path] = known
-        while len(_memory) > 1 and sum(kept.index.nbytes for kept in _memory.values()) > MEMORY_BYTES:
-            _memory.popitem(last=False)
+        _, size, modified = file.identity
+        cache = place_of_index(os.path.abspath(local), size, modified)
+        known = Known(local, file.identity, open_index(file, cache))
+    _remember(path, known)
+    return file, known.index
+
+
+def _remember(path: str, known: Known) -> None:
+    _memory[path] = known
     _memory.move_to_end(path)
+    while len(_memory) > 1 and sum(kept.index.nbytes for kept in _memory.values()) > MEMORY_BYTES:
+        _memory.popitem(last=False)
+
+
+def _open_remote(path: str, fetch: FetchConfig) -> tuple[RemoteFile, Index]:
+    """A shard on a server that is read in place, and its index: that beside it, or from its headers."""
+    timeout = min(ASK_TIMEOUT, fetch.timeout)
+    file = RemoteFile(path, timeout, fetch.retries)
+    tag = strong(file.facts)
+    identity = (derive_seed(tag or ""), file.size, 0)
+    name = f"in place: {path}"  # a copy of it may be known, too
+    known = _memory.get(name)
+    if known is None or known.identity != identity or tag is None:
+        try:
+            data, _ = read_range(beside(path), 0, INDEX_BYTES, fetch.timeout)
+        except (OSError, ValueError):
+            data = b""
+        index = decode(data, file.beginning, file.size) if data else None
+        if index is None:
+            index = open_index(file, place_of_index(path, file.size, tag) if tag else None)
+        known = Known(path, identity, index)
+    _remember(name, known)
     return file, known.index
 
 

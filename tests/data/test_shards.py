@@ -15,6 +15,7 @@ from packvit.data.samples import decode as decode_module
 from packvit.data.samples.decode import read_native_size
 from packvit.data.shards import index as index_module
 from packvit.data.shards import shard as shard_module
+from packvit.data.shards.tar_file import LocalFile
 from packvit.packing.images import files as image_files
 
 
@@ -424,8 +425,7 @@ def test_damaged_tars_raise_nothing_but_value_error(kind, tmp_path):
             broken[place] = rng.integers(256)
         path.write_bytes(repair_checksums(broken))
         try:
-            with path.open("rb") as file:
-                index_module.build_index(file)
+            index_module.build_index(LocalFile(str(path)))
         except ValueError as error:
             assert "no readable tar" in str(error)  # noqa: PT017
 
@@ -558,12 +558,12 @@ def test_a_header_that_names_an_impossible_size_takes_no_memory(tmp_path):
 
 def walked(path: Path) -> tuple[list | None, list | str]:
     """What plain_members and all_members give; the name of the error of the latter."""
-    with path.open("rb") as file:
-        plain = index_module.plain_members(file.fileno())
-        try:
-            return plain, list(index_module.all_members(file))
-        except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
-            return plain, type(error).__name__
+    file = LocalFile(str(path))
+    plain = index_module.plain_members(file)
+    try:
+        return plain, list(index_module.all_members(file))
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+        return plain, type(error).__name__
 
 
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -643,8 +643,7 @@ def test_an_index_takes_little_memory_and_old_ones_are_let_go(tmp_path, monkeypa
     paths = [tmp_path / f"{number}.tar" for number in range(3)]
     for path in paths:
         tar_of(path, [(f"s{i:06d}.{end}", b"1") for i in range(500) for end in ("jpg", "cls")])
-    with paths[0].open("rb") as file:
-        index = index_module.open_index(file, str(paths[0]))
+    index = index_module.open_index(LocalFile(str(paths[0])), None)
     assert index.nbytes / len(index.key_ends) < 70
     monkeypatch.setattr(shard_module, "MEMORY_BYTES", 2 * index.nbytes)
     for path in paths:

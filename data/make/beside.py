@@ -1,0 +1,82 @@
+"""Write the index beside each shard of a set, with which others read little of it from afar."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from packvit.common.files import whole
+from packvit.data.make.manifest import list_shards
+from packvit.data.samples.decode import read_native_size
+from packvit.data.shards.beside import BEGINNING, beside, decode, encode, with_sizes
+from packvit.data.shards.fetch import GZIP_SUFFIXES
+from packvit.data.shards.paths import ShardSet
+from packvit.data.shards.redact import redact
+from packvit.data.shards.shard import BadSample, BadShard, Shard
+from packvit.data.shards.source import is_remote
+from packvit.data.stores.objects import is_object, write_object
+
+
+def write_indices(shards: ShardSet) -> Iterator[tuple[str, int | BadShard]]:
+    """Write the index beside each shard that has none that fits, and list local ones in their folders'
+    `manifest.json`; gives each shard and its number of samples, or what is wrong with it.
+
+    A remote shard is read by parts: its headers, and the beginnings of its images.
+
+    Raises:
+        ValueError: a shard is on a web server, which takes no files, or a manifest is damaged.
+        OSError: an index cannot be written.
+    """
+    for path in shards.paths:
+        if is_remote(path) and not is_object(path):
+            raise ValueError(f"{redact(path)}: no index can be written beside what is on a web server")
+    for path in shards.paths:
+        try:
+            shard = Shard.look(path, shards.fetch)
+            yield path, _write_index(shard)
+        except BadShard as error:
+            yield path, error
+
+
+def _write_index(shard: Shard) -> int:
+    """Write the index beside a shard; returns its number of samples.
+
+    Raises:
+        BadShard: it has no parts that can be read by themselves.
+    """
+    if shard.path.endswith(GZIP_SUFFIXES) or (shard.is_local and is_remote(shard.path)):
+        raise BadShard(shard.path, "it is gzipped, so no part of it can be read by itself")
+    if not _is_there(shard):
+        sizes = []
+        for member in range(len(shard)):
+            try:
+                sizes.append(read_native_size(shard, member))
+            except BadSample:
+                sizes.append((0, 0))  # whoever reads it finds out why
+        data = encode(with_sizes(shard.index, sizes), shard.file.read_at(BEGINNING, 0), shard.file.size)
+        _write(beside(shard.path), data)
+    if not is_remote(shard.path):
+        file = Path(shard.path)
+        list_shards(file.parent, {file.name: (len(shard), shard.file.size)})
+    return len(shard)
+
+
+def _is_there(shard: Shard) -> bool:
+    """Whether the index beside a shard is of it."""
+    if not shard.is_local:
+        return shard.index.sizes is not None  # it was read from there
+    try:
+        data = Path(beside(shard.path)).read_bytes()
+    except OSError:
+        return False
+    return decode(data, shard.file.read_at(BEGINNING, 0), shard.file.size) is not None
+
+
+def _write(path: str, data: bytes) -> None:
+    if is_object(path):
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "index"
+            file.write_bytes(data)
+            write_object(file, path)
+        return
+    with whole(Path(path)) as partial:
+        partial.write_bytes(data)
