@@ -20,6 +20,7 @@ from rich.console import Console
 
 from packvit.common.display import Bar
 from packvit.data import FetchConfig
+from packvit.data.stores.stage import write_file
 from packvit.evaluate import Predictor
 from packvit.evaluate.predict.read import Source
 from packvit.evaluate.predict.sources import Found, find_named
@@ -27,6 +28,7 @@ from packvit.evaluate.predict.write import (
     JsonWriter,
     TableWriter,
     Writer,
+    check_kind,
     check_out,
     columns,
     open_out,
@@ -63,8 +65,8 @@ class Predict:
         features: also write what enters the model's head; of a model of images and texts, the embedding.
         loss: that the model was trained with, which makes scores of logits; by default what its run's
             configuration says, or the bias of a model of images and texts, or else softmax.
-        out: .jsonl, .csv or .parquet, replaced when all is done; by default lines of JSON, or a table in a
-            terminal, on standard output.
+        out: .jsonl, .csv or .parquet, replaced when all is done, here or in an object store; by default lines
+            of JSON, or a table in a terminal, on standard output.
         null: names on standard input end with NUL, as find -print0 writes them.
         precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU.
         batch_tokens: most tokens in a batch.
@@ -86,7 +88,7 @@ class Predict:
     top: int = 5
     features: bool = False
     loss: Literal["softmax", "sigmoid"] | None = None
-    out: Path | None = None
+    out: str | None = None
     null: Annotated[bool, tyro.conf.arg(aliases=["-0"])] = False
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     batch_tokens: int = 8192
@@ -102,10 +104,20 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError(
             "packvit predict is one process: without torchrun, start one for each GPU, with images of its own"
         )
-    if options.out is not None:
-        check_out(options.out)
     if options.templates is not None and not options.labels:
         raise ValueError("--templates are for --labels: give the labels to put into them")
+    if options.out is None:
+        return answer(options, None)
+    check_kind(options.out)
+    statuses: list[int] = []
+    write_file(options.out, lambda out: statuses.append(answer(options, out)))
+    return statuses[0]
+
+
+def answer(options: Predict, out: Path | None) -> int:
+    """Predict, to a local file or standard output; returns the exit status."""
+    if out is not None:
+        check_out(out)
     # A program that is started without standard input, as with `<&-`, has None.
     stdin = sys.stdin.buffer if sys.stdin else io.BytesIO()
     found = find_named(options.images, stdin, b"\0" if options.null else b"\n", options.fetch)
@@ -130,7 +142,7 @@ def main(arguments: Sequence[str]) -> int:
     for line in filter(None, (predictor.choice.why, predictor.head.remark)):
         print(f"{line}.", file=sys.stderr)
     try:
-        with open_writer(options, predictor) as writer:
+        with open_writer(options, out, predictor) as writer:
             done = predict(predictor, found, writer, show=not is_table(options))
     except BrokenPipeError:
         # What is still buffered would fail once more when Python ends.
@@ -182,13 +194,13 @@ def is_table(options: Predict) -> bool:
     return options.out is None and sys.stdout.isatty()
 
 
-def open_writer(options: Predict, predictor: Predictor) -> AbstractContextManager[Writer]:
+def open_writer(options: Predict, out: Path | None, predictor: Predictor) -> AbstractContextManager[Writer]:
     """Where the answers go."""
-    if options.out is None:
+    if out is None:
         return open_stdout(is_table(options))
     top = min(options.top, predictor.head.num_classes)
     features = predictor.head.num_features if options.features else 0
-    return open_file(options.out, columns(top, predictor.classes is not None, features))
+    return open_file(out, columns(top, predictor.classes is not None, features))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,9 +22,10 @@ import tyro
 from packvit.common.device import make_autocast
 from packvit.common.files import check_writable, write_whole
 from packvit.common.ranks import start_ranks
-from packvit.data import EvalSet, FetchConfig, ShardSet, write_with_logits
+from packvit.data import EvalSet, FetchConfig, ShardSet, is_remote, write_with_logits
 from packvit.data.make.manifest import read_manifest
 from packvit.data.make.write import check_no_shards
+from packvit.data.stores.stage import write_folder
 from packvit.evaluate import Setting, check_pieces, check_settings, cut_chunks
 from packvit.models import PackedViT, hash_model, load_model
 from packvit.packing import PackedBatch, PackingConfig
@@ -41,7 +43,8 @@ class Teach:
         teacher: a run's folder, a checkpoint, or any file that load_model reads.
         patch_size: side in pixels of the patches that the teacher sees.
         resolution: side in pixels of the square with a view's area.
-        out: gets shard-000000.tar and on, one for each of the shards, in their order.
+        out: gets shard-000000.tar and on, one for each of the shards, in their order. A folder, or one in an
+            object store: then all are written here, in the cache folder, before they are sent.
         field: of each sample; holds float16 [classes].
         seq_len: times `sequences`, the tokens of a batch; a longer view has a batch of its own.
         sequences: see `seq_len`.
@@ -55,7 +58,7 @@ class Teach:
     teacher: Path
     patch_size: int
     resolution: int
-    out: Path
+    out: str
     field: str = "teacher.npy"
     seq_len: int = 1024
     sequences: int = 8
@@ -73,11 +76,17 @@ def main(arguments: Sequence[str]) -> None:
             f"--patch-size {options.patch_size} and --resolution {options.resolution} must be at least 1"
         )
     check_field("--field", options.field)
-    check_writable(options.out)
+    task = (options.shards, options.teacher, options.patch_size, options.resolution, options.field)
+    write_folder(options.out, repr(task), partial(teach, options))
+
+
+def teach(options: Teach, out: Path) -> None:
+    """Write the shards to a folder."""
+    check_writable(out)
     packing = PackingConfig(seq_len=options.seq_len, sequences=options.sequences)
     shards = ShardSet.find(options.shards, options.fetch)
-    if options.out.resolve() in [Path(path).resolve().parent for path in shards.paths]:
-        raise ValueError(f"--out {options.out} holds the shards that are read: take another folder")
+    if out.resolve() in [Path(path).resolve().parent for path in shards.paths if not is_remote(path)]:
+        raise ValueError(f"--out {out} holds the shards that are read: take another folder")
     model = load_model(options.teacher)
     if model.config.num_classes == 0:
         raise ValueError(f"{options.teacher} has no classification head, so it has no logits to write")
@@ -85,11 +94,11 @@ def main(arguments: Sequence[str]) -> None:
     setting = Setting(options.patch_size, options.resolution)
     check_settings(model.config, [setting], device)
     check_pieces(packing, [setting])
-    claim(options, shards, model)
-    listed = read_manifest(options.out)
+    claim(options, shards, model, out)
+    listed = read_manifest(out)
     model, autocast = model.to(device), make_autocast(options.precision, device)
     for number, path in enumerate(shards.paths):
-        target = options.out / f"shard-{number:06d}.tar"
+        target = out / f"shard-{number:06d}.tar"
         known = listed.get(target.name)
         if known and target.exists() and target.stat().st_size == known["bytes"]:
             continue
@@ -131,7 +140,7 @@ def answer(model: PackedViT, batch: PackedBatch, autocast: AbstractContextManage
     return dict(zip(batch.keys, logits.half().cpu().numpy(), strict=True))
 
 
-def claim(options: Teach, shards: ShardSet, model: PackedViT) -> None:
+def claim(options: Teach, shards: ShardSet, model: PackedViT, out: Path) -> None:
     """Write down in the output folder what its shards are made of.
 
     Raises:
@@ -145,10 +154,10 @@ def claim(options: Teach, shards: ShardSet, model: PackedViT) -> None:
         "shards": list(shards.paths),
         "contents": shards.fingerprint()["digest"],
     }
-    path = options.out / "teacher.json"
+    path = out / "teacher.json"
     if not path.exists():
-        check_no_shards(options.out)
+        check_no_shards(out)
     elif json.loads(path.read_text()) != note:
         raise ValueError(f"{path} names another teacher, budget, field or other shards: take another --out")
-    options.out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(note, indent=1) + "\n")

@@ -82,6 +82,17 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def refuse_url(folder: Path, flag: str) -> None:
+    """Refuse what was meant as a URL, such as `s3://bucket/folder`.
+
+    Raises:
+        ValueError: names the flag.
+    """
+    scheme, *rest = folder.parts or ("",)
+    if len(scheme) > 2 and scheme.endswith(":") and not os.path.lexists(scheme):
+        raise ValueError(f"{flag} {scheme}//{'/'.join(rest)} must be a folder of this machine")
+
+
 def check_writable(folder: Path, flag: str = "--out") -> None:
     """Refuse a folder that nothing can be written to, before hours of work; makes nothing.
 
@@ -92,6 +103,7 @@ def check_writable(folder: Path, flag: str = "--out") -> None:
     Raises:
         ValueError: names the folder and the reason.
     """
+    refuse_url(folder, flag)
     try:
         # The first one above it that is there: it would be made in there.
         place = folder.absolute()

@@ -22,6 +22,7 @@ import dacite
 import tyro
 import yaml
 
+from packvit.common.files import refuse_url
 from packvit.data import DataConfig
 from packvit.evaluate import LARGEST_PATCH, EvalConfig
 from packvit.models import TextConfig, ViTConfig
@@ -108,6 +109,7 @@ class Config:
             for number in value if isinstance(value, list) else [value]:
                 if isinstance(number, float) and not math.isfinite(number):
                     raise ValueError(f"{name}={number} must be a finite number")
+        refuse_url(self.run_dir, "run_dir")
         if not 0 <= self.threads <= MOST_THREADS:
             raise ValueError(f"threads={self.threads} must lie in 0..{MOST_THREADS}")
         if max(self.views.patch_sizes) > LARGEST_PATCH:

@@ -176,6 +176,16 @@ def need_parquet() -> tuple[Any, Any]:
     return need("pyarrow", "parquet", purpose), need("pyarrow.parquet", "parquet", purpose)
 
 
+def check_kind(name: str) -> None:
+    """Refuse a file whose kind is not known by the end of its name.
+
+    Raises:
+        ValueError: it is none of `SUFFIXES`.
+    """
+    if not name.endswith(SUFFIXES):
+        raise ValueError(f"--out {name} must end in one of {', '.join(SUFFIXES)}")
+
+
 def check_out(path: Path) -> None:
     """Refuse a file that cannot be written, before any work.
 
@@ -183,8 +193,7 @@ def check_out(path: Path) -> None:
         ValueError: its name has no known end, it is a folder, or its folder cannot be written to.
         ImportError: it is a .parquet file, and pyarrow is not installed.
     """
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"--out {path} must end in one of {', '.join(SUFFIXES)}")
+    check_kind(path.name)
     if path.is_dir():
         raise ValueError(f"--out {path} cannot be written to: it is a folder")
     check_writable(path.parent)
