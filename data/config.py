@@ -15,9 +15,9 @@ class DataConfig:
     """Where samples come from.
 
     Args:
-        shards: to train on: tar files, plain or gzipped, brace patterns, globs, folders, those of object stores
-            (`s3://...`, `gs://...`, `az://...`), or URLs (`https://...`, `hf://...`, `pipe:COMMAND`, what else
-            webdataset's gopen knows).
+        shards: to train on: tar files, plain or gzipped, brace patterns, globs, folders, those of object
+            stores (`s3://...`, `gs://...`, `az://...`), or URLs (`https://...`, `hf://...`,
+            `pipe:COMMAND`, what else webdataset's gopen knows).
         val_shards: to validate and evaluate on, given likewise; empty does neither.
         weights: share of the samples for each entry of `shards`, in any unit; empty takes all shards as one
             source. Every source has epochs of its own.
