@@ -28,6 +28,8 @@ class Eval:
         shards: webdataset shards: files, patterns or folders.
         resolutions: sides in pixels of the square with a view's area.
         patch_sizes: sides of a patch in pixels.
+        strides: pixels from one patch to the next, none larger than a patch, with every resolution and patch
+            size; by default the patch size, or as the run was evaluated.
         tokens: for each, the largest grid of at most so many tokens is evaluated, at the patch size that the
             results at --resolutions favour; without --resolutions at all patch sizes.
         protocol: native shows whole images at their aspect ratio, square squashes them to squares, crop:0.875
@@ -64,6 +66,7 @@ class Eval:
     shards: tuple[str, ...] = ()
     resolutions: tuple[int, ...] = ()
     patch_sizes: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
     tokens: tuple[int, ...] = ()
     protocol: str = "native"
     sets: tuple[str, ...] = ()

@@ -22,10 +22,13 @@ def check_settings(model: ViTConfig, settings: Sequence[Setting], device: torch.
     """Refuse what cannot be evaluated.
 
     Raises:
-        ValueError: a patch size is out of reach, or a single view takes more memory than there is.
+        ValueError: a patch size is out of reach, the model's positions have no place for overlapping patches,
+            or a single view takes more memory than there is.
     """
     memory = total_memory(device)
     for setting in settings:
+        if setting.stride is not None:
+            model.check_overlap(f"stride {setting.stride}")
         p = setting.patch_size
         if p > LARGEST_PATCH:
             raise ValueError(f"patch size {p}: a side has at most {LARGEST_PATCH} pixels")
@@ -41,7 +44,9 @@ def check_settings(model: ViTConfig, settings: Sequence[Setting], device: torch.
 
 def mean_tokens(setting: Setting) -> int:
     """About how many tokens an image has; a view keeps the area, whatever the image's shape."""
-    return max(1, round((setting.side / setting.patch_size) ** 2))
+    if setting.stride is None:
+        return max(1, round((setting.side / setting.patch_size) ** 2))
+    return max(1, round((setting.side - setting.patch_size) / setting.stride + 1) ** 2)
 
 
 def check_memory(packing: PackingConfig, patch_sizes: Sequence[int]) -> None:

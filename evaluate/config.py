@@ -1,10 +1,9 @@
 """What a run evaluates its trained model at, and how it validates on the way."""
 
 from dataclasses import dataclass
-from itertools import product
 
 from packvit.evaluate.checks import LARGEST_PATCH
-from packvit.evaluate.setting import Setting, parse_setting
+from packvit.evaluate.setting import Setting, grid_settings, parse_setting
 from packvit.packing import ViewsConfig
 
 
@@ -16,6 +15,8 @@ class EvalConfig:
         resolutions: sides in pixels of the square with a view's area; the model is evaluated at each with
             each of `patch_sizes`. Empty: both ends and the middle of `views.resolution`.
         patch_sizes: sides of a patch in pixels. Empty: those of `views.patch_sizes`.
+        strides: pixels from one patch to the next, none larger than a patch, with every resolution and patch
+            size. Empty: those of `views.strides`.
         sequences: a batch has so many times `packing.seq_len` tokens.
         cost: whether each setting's throughput and latency are measured, which takes seconds.
         every: steps between validations during training, the last step included; 0: none. `best/` in the
@@ -29,6 +30,7 @@ class EvalConfig:
 
     resolutions: tuple[int, ...] = ()
     patch_sizes: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
     sequences: int = 8
     cost: bool = True
     every: int = 0
@@ -46,20 +48,27 @@ class EvalConfig:
             )
         for name in self.settings:
             parse_setting(name)
-        if any(value < 1 for value in (*self.resolutions, *self.patch_sizes, self.sequences)):
-            raise ValueError("eval.resolutions, eval.patch_sizes and eval.sequences must be positive")
+        if any(value < 1 for value in (*self.resolutions, *self.patch_sizes, *self.strides, self.sequences)):
+            raise ValueError(
+                "eval.resolutions, eval.patch_sizes, eval.strides and eval.sequences must be positive"
+            )
         if max(self.patch_sizes, default=1) > LARGEST_PATCH:
             raise ValueError(
                 f"eval.patch_sizes={self.patch_sizes}: a side has at most {LARGEST_PATCH} pixels"
             )
 
     def grid(self, views: ViewsConfig) -> list[Setting]:
-        """Every pair of a patch size and a resolution.
+        """Every patch size at every resolution and stride.
 
         Args:
-            views: of training; what is not configured is all of its patch sizes, and the ends and the middle
-                of its range of resolutions.
+            views: of training; what is not configured is all of its patch sizes and strides, and the ends and
+                the middle of its range of resolutions.
+
+        Raises:
+            ValueError: a stride is larger than a patch.
         """
         low, high = views.resolution.low, views.resolution.high
         resolutions = self.resolutions or tuple(sorted({low, (low + high) // 2, high}))
-        return [Setting(p, r) for p, r in product(self.patch_sizes or views.patch_sizes, resolutions)]
+        return grid_settings(
+            self.patch_sizes or views.patch_sizes, resolutions, self.strides or views.strides
+        )

@@ -6,7 +6,7 @@ such as accuracy.png.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ FACTS = (
     "set",
     "resolution",
     "patch_size",
+    "stride",
     "tokens",
     "protocol",
     "images",
@@ -166,6 +167,17 @@ def number(value: float | None, decimals: int) -> str:
     return "-" if value is None else f"{value:.{decimals}f}"
 
 
+def patches_of(row: Mapping[str, Any]) -> tuple[int, int]:
+    """A row's patch size, and the pixels from one patch to the next."""
+    return row["patch_size"], row.get("stride") or row["patch_size"]
+
+
+def describe_patches(patches: tuple[int, int]) -> str:
+    """What `patches_of` gives, such as `patch size 16`, or `patch size 16 every 8`."""
+    size, stride = patches
+    return f"patch size {size}" + (f" every {stride}" if stride < size else "")
+
+
 def draw_results(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """The first of the evaluators' values against tokens per image, one line per patch size of each model.
 
@@ -181,9 +193,9 @@ def draw_results(rows: Sequence[dict[str, Any]], path: Path) -> None:
     name = measured(rows[0])[0]
     rows = [row for row in rows if row.get("set") == rows[0].get("set") and row[name] is not None]
     models = list(dict.fromkeys(row.get("model", "") for row in rows))
-    sizes = sorted({row["patch_size"] for row in rows})
+    sizes = sorted({patches_of(row) for row in rows})
     for (own, model), (place, p) in product(enumerate(models), enumerate(sizes)):
-        line = [row for row in rows if (row.get("model", ""), row["patch_size"]) == (model, p)]
+        line = [row for row in rows if (row.get("model", ""), patches_of(row)) == (model, p)]
         line.sort(key=lambda row: row["tokens_per_image"])
         axes.plot(
             [row["tokens_per_image"] for row in line],
@@ -191,7 +203,7 @@ def draw_results(rows: Sequence[dict[str, Any]], path: Path) -> None:
             color=COLOURS[place % len(COLOURS)],
             marker=MARKERS[place % len(MARKERS)],
             linestyle=LINES[own % len(LINES)],
-            label=f"{model}, patch size {p}" if model else f"patch size {p}",
+            label=f"{model}, {describe_patches(p)}" if model else describe_patches(p),
         )
         for row in line:
             where = (row["tokens_per_image"], 100 * row[name])

@@ -134,7 +134,9 @@ def _check_row(values: Any, place: str) -> Row:
     """The row, with what it leaves out as it usually is."""
     check_fields(values, {}, place, others=True)
     row: Row = {**values, **{name: usual for name, usual in USUAL.items() if values.get(name) is None}}
-    check_fields(row, NEEDED | {name: (float, NONE) for name in NUMBERS if name in row}, place, others=True)
+    optional = {"stride": (int, NONE)} if "stride" in row else {}
+    optional |= {name: (float, NONE) for name in NUMBERS if name in row}
+    check_fields(row, NEEDED | optional, place, others=True)
     if row.get("class_accuracy") is not None:
         check_fields(row, {"class_accuracy": (list,)}, place, others=True)
         check_list(row["class_accuracy"], (float, NONE), f"{place}: class_accuracy")
@@ -157,7 +159,7 @@ def setting_of(row: Row) -> Setting:
         ValueError: the row's values make no setting.
     """
     resolution = row["resolution"] if row["tokens"] is None else None
-    return Setting(row["patch_size"], resolution, row["tokens"], row["protocol"])
+    return Setting(row["patch_size"], resolution, row["tokens"], row["protocol"], row.get("stride"))
 
 
 def predictions_name(model: str | None = None, name: str = MAIN) -> str:

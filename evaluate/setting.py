@@ -2,13 +2,16 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from packvit.packing import View, fit_grid, largest_grid
 
 PROTOCOLS = "native, square or crop:SHARE with a share in (0, 1], such as crop:0.875"
 NAME = re.compile(
-    r"(?P<kind>[rt])(?P<size>\d+)-p(?P<patch>\d+)(-(?P<protocol>square|crop(?P<share>[\d.]+)))?"
+    r"(?P<kind>[rt])(?P<size>\d+)-p(?P<patch>\d+)(-s(?P<stride>\d+))?"
+    r"(-(?P<protocol>square|crop(?P<share>[\d.]+)))?"
 )
 
 
@@ -22,6 +25,8 @@ class Setting:
         tokens: instead of a resolution: every image gets the largest grid of at most so many tokens.
         protocol: `native` shows the whole image at its aspect ratio; `square` the whole image, squashed to a
             square; `crop:0.875` the central square whose side is that share of the shorter side.
+        stride: pixels from one patch to the next where patches overlap; None: the patch size, also where that
+            is given.
 
     Raises:
         ValueError: names the field.
@@ -31,6 +36,7 @@ class Setting:
     resolution: int | None = None
     tokens: int | None = None
     protocol: str = "native"
+    stride: int | None = None
 
     def __post_init__(self) -> None:
         if self.patch_size < 1:
@@ -41,18 +47,25 @@ class Setting:
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         crop_share(self.protocol)
+        if self.stride is not None and not 1 <= self.stride <= self.patch_size:
+            raise ValueError(f"stride={self.stride} must lie in 1..{self.patch_size}, the patch size")
+        if self.stride == self.patch_size:
+            object.__setattr__(self, "stride", None)
 
     @property
     def name(self) -> str:
-        """Such as r224-p16, t256-p16-square, r224-p16-crop0.875: in files, one for each setting."""
+        """Such as r224-p16, t256-p16-s8-square, r224-p16-crop0.875: in files, one for each setting."""
         size = f"r{self.resolution}" if self.tokens is None else f"t{self.tokens}"
         protocol = "" if self.protocol == "native" else "-" + self.protocol.replace(":", "")
-        return f"{size}-p{self.patch_size}{protocol}"
+        return f"{size}-{patch_name(self.patch_size, self.stride)}{protocol}"
 
     @property
     def side(self) -> float:
         """The resolution in pixels, or that of a square of `tokens` patches."""
-        return self.patch_size * math.sqrt(self.tokens) if self.tokens else float(self.resolution or 0)
+        if self.tokens is None:
+            return float(self.resolution or 0)
+        step = self.stride or self.patch_size
+        return step * math.sqrt(self.tokens) + (self.patch_size - step)
 
     def view(self, native: tuple[int, int]) -> View:
         """How an image of `native` (height, width) pixels is shown."""
@@ -63,10 +76,34 @@ class Setting:
             side = max(1, round(share * min(height, width)))
             box = (height - side) // 2, (width - side) // 2, side, side
         shape = box[2:] if self.protocol == "native" else (1, 1)
-        grid = (
-            largest_grid(*shape, self.tokens) if self.tokens else fit_grid(*shape, self.side, self.patch_size)
-        )
-        return View(grid, (self.patch_size, self.patch_size), math.prod(grid), box)
+        p, stride = self.patch_size, self.stride
+        if self.tokens:
+            grid = largest_grid(*shape, self.tokens, p / (stride or p) - 1)
+        else:
+            grid = fit_grid(*shape, self.side, p, stride=stride)
+        return View(grid, (p, p), math.prod(grid), box, stride=stride)
+
+
+def patch_name(patch_size: int, stride: int | None) -> str:
+    """Such as p16, or p16-s8 where patches overlap."""
+    return f"p{patch_size}" if stride is None else f"p{patch_size}-s{stride}"
+
+
+def grid_settings(
+    patch_sizes: Sequence[int],
+    resolutions: Sequence[int],
+    strides: Sequence[int] = (),
+    protocol: str = "native",
+) -> list[Setting]:
+    """Every patch size at every resolution and every stride; without strides patches do not overlap.
+
+    Raises:
+        ValueError: a stride is larger than a patch.
+    """
+    return [
+        Setting(p, resolution, protocol=protocol, stride=stride)
+        for p, stride, resolution in product(patch_sizes, strides or (None,), resolutions)
+    ]
 
 
 def parse_setting(name: str) -> Setting:
@@ -78,13 +115,14 @@ def parse_setting(name: str) -> Setting:
     found = NAME.fullmatch(name)
     if not found:
         raise ValueError(
-            f"{name!r} is no setting: names are such as r224-p16, t256-p16-square, r96-p8-crop0.875"
+            f"{name!r} is no setting: names are such as r224-p16, t256-p16-square, r96-p8-s4-crop0.875"
         )
     protocol = f"crop:{found['share']}" if found["share"] else found["protocol"] or "native"
     size, patch_size = int(found["size"]), int(found["patch"])
+    stride = int(found["stride"]) if found["stride"] else None
     if found["kind"] == "t":
-        return Setting(patch_size, tokens=size, protocol=protocol)
-    return Setting(patch_size, size, protocol=protocol)
+        return Setting(patch_size, tokens=size, protocol=protocol, stride=stride)
+    return Setting(patch_size, size, protocol=protocol, stride=stride)
 
 
 def crop_share(protocol: str) -> float | None:

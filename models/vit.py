@@ -201,7 +201,7 @@ class PackedViT(
 
     def tokens(self, batch: Input, patch_size: PatchSizes = None, resolution: Sides = None) -> list[Tensor]:
         """The last layer's patch tokens as N dense maps [rows, cols, D], normalised if last_norm is tokens;
-        arguments as of `forward`.
+        arguments as of `forward`. Overlapping patches are rows and columns as others are.
 
         Raises:
             ValueError: tokens of an image were dropped, or cover several cells, so that its map would have
@@ -210,6 +210,8 @@ class PackedViT(
         batch = self._packed(batch, patch_size, resolution)
         layout = self._layout(batch)
         grids = batch.grids.tolist()
+        for i, grid in batch.token_grids.items():
+            grids[i] = grid
         lengths = torch.bincount(layout.owner[layout.is_own], minlength=len(grids)).tolist()
         for i, ((rows, cols), length) in enumerate(zip(grids, lengths, strict=True)):
             if rows * cols != length:

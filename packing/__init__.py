@@ -4,7 +4,7 @@ from packvit.packing.batch.flat import Flat
 from packvit.packing.batch.image import Collated, ImageFacts, Mixed, PackedImage, Ragged, Shape
 from packvit.packing.batch.pack import pack_in_order
 from packvit.packing.batch.packed_batch import BatchStats, PackedBatch, map_leaves, send, stack
-from packvit.packing.images.cut import cut_patches
+from packvit.packing.images.cut import cut_patches, place_patches
 from packvit.packing.images.files import decode_upright, decode_whole, native_size_of, read_image
 from packvit.packing.images.pack import pack_images
 from packvit.packing.images.pixels import Source, check_list, check_source, to_rgb
@@ -63,6 +63,7 @@ __all__ = [
     "pack_images",
     "pack_in_order",
     "pack_lengths",
+    "place_patches",
     "read_image",
     "same_crop",
     "send",

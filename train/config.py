@@ -116,6 +116,8 @@ class Config:
             raise ValueError(
                 f"views.patch_sizes={self.views.patch_sizes}: a side has at most {LARGEST_PATCH} pixels"
             )
+        if self.views.strides:
+            self.model.check_overlap(f"views.strides={self.views.strides}")
         if EMA in self.distill.teachers and not self.train.ema:
             raise ValueError("distill.teachers names ema, the moving average: set train.ema above 0")
         if self.distill.logits_field and self.data.mix.active:

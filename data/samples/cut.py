@@ -10,7 +10,7 @@ import numpy as np
 from packvit.data.samples.mix import own_share
 from packvit.data.samples.sample import Decoded, Mixing
 from packvit.data.samples.targets import Target
-from packvit.packing import PackedImage, View, cut_patches
+from packvit.packing import PackedImage, View, cut_patches, place_patches
 
 DropPattern = Literal["random", "block", "importance"]
 LARGEST_STRETCH = 3.0  # of a block's height to its width, or the other way round
@@ -67,12 +67,11 @@ def cut_image(
         native_size, key: see PackedImage.
         seed, pattern: decide which tokens are dropped; see `kept_positions`.
     """
-    patches = cut_patches(pixels, view.patch_size)
+    patches = cut_patches(pixels, view.patch_size, view.stride)
     kept = kept_positions(seed, view, pattern, patches)
-    coords = np.stack(np.divmod(kept, view.grid[1]), 1).astype(np.int32)
     if view.num_tokens < len(patches):
         patches = patches[kept]
-    return PackedImage({view.cell: patches}, coords, view.grid, view.cell, native_size, key)
+    return place_patches(patches, kept, view, native_size, key)
 
 
 def cut_views(

@@ -75,7 +75,7 @@ def store_of(bucket: str, timeout: float, whole: bool, retries: int) -> Any:
     kind = kind_of(bucket.partition(":")[0])
     endpoint = next((os.environ[name] for name in ENDPOINTS[kind] if os.environ.get(name)), "")
     seconds = timedelta(seconds=timeout)
-    client: dict[str, Any] = {"read_timeout": seconds, "timeout": seconds if whole else DAY}
+    client: Any = {"read_timeout": seconds, "timeout": seconds if whole else DAY}
     client["connect_timeout"] = min(seconds, timedelta(seconds=CONNECT_TIMEOUT))
     if endpoint.lower().startswith("http://"):
         client["allow_http"] = True  # whoever names such a server means it
@@ -96,7 +96,7 @@ def read(request: dict, out: Output) -> None:
     """
     start, size = request["start"], request["size"]
     store, path = place_of(request, whole=size is not None)
-    options: dict[str, Any] = {}
+    options: Any = {}
     if size is not None:
         options["range"] = (start, start + size)
     elif start:
@@ -113,9 +113,8 @@ def read(request: dict, out: Output) -> None:
     say(out, {"facts": facts})
     left = found.range[1] - found.range[0]
     with place_in_file(request) as file:
-        for piece in found.stream(
-            min_chunk_size=1
-        ):  # whatever has come, so that a parent sees how fast it is
+        # Whatever has come, so that a parent sees how fast it is.
+        for piece in found.stream(min_chunk_size=1):
             out.write(len(piece).to_bytes(4, "big"))
             if file is None:
                 out.write(piece)
@@ -148,7 +147,7 @@ def list_all(request: dict, out: Output) -> None:
     say(out, {"urls": [f"{bucket}/{found['path']}" for found in listed(store, folder.rstrip("/"))]})
 
 
-def listed(store: Any, folder: str) -> Iterator[dict]:
+def listed(store: Any, folder: str) -> Iterator[Any]:
     """Descriptions of objects."""
     for part in obstore.list(store, folder or None, chunk_size=1000):
         yield from part

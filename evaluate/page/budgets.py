@@ -19,7 +19,8 @@ from packvit.evaluate.page.blocks import (
 )
 from packvit.evaluate.page.charts import COLOURS, Axis, Chart, short
 from packvit.evaluate.page.folder import CLOSE, Results, Row, cost, front_of, full_name, model_name
-from packvit.evaluate.report import title, words
+from packvit.evaluate.report import describe_patches, patches_of, title, words
+from packvit.evaluate.setting import patch_name
 
 MOST_GRIDS = 8  # shown at once; further ones unfold
 SPAN = 0.2  # of the colours of the grid
@@ -130,15 +131,16 @@ def _protocol(row: Row) -> str:
 
 
 def _grid(results: Results, rows: Sequence[Row], side: str, name: str) -> Element:
-    sizes, across = sorted({row["patch_size"] for row in rows}), sorted({row[side] for row in rows})
+    sizes, across = sorted(set(map(patches_of, rows))), sorted({row[side] for row in rows})
     cells = {}
     for row in rows:
         value = row[results.measure]
         hint = f"{full_name(row)}: {describe_row(row, results.measure)}"
         marked = row is results.best or row is results.frugal
-        place = sizes.index(row["patch_size"]), across.index(row[side])
+        place = sizes.index(patches_of(row)), across.index(row[side])
         cells[place] = Cell(strength(results, value), f"{100 * value:.1f}", hint, marked)
-    names = [f"p{size}" for size in sizes], [f"{'r' if side == 'resolution' else 't'}{n}" for n in across]
+    patches = [patch_name(p, None if stride == p else stride) for p, stride in sizes]
+    names = patches, [f"{'r' if side == 'resolution' else 't'}{n}" for n in across]
     return el("div", el("h3", name), heat_map(f"{title(results.measure)} by {name}", "", names, cells))
 
 
@@ -154,11 +156,11 @@ def _series(results: Results, row: Row) -> int:
     """The number of a row's mark: of its patch size, or of its model where there are several."""
     if len(results.names) > 1:
         return results.names.index(model_name(row))
-    return sorted({other["patch_size"] for other in results.main}).index(row["patch_size"])
+    return sorted(set(map(patches_of, results.main))).index(patches_of(row))
 
 
 def _series_name(results: Results, row: Row) -> str:
-    return model_name(row) if len(results.names) > 1 else f"patch size {row['patch_size']}"
+    return model_name(row) if len(results.names) > 1 else describe_patches(patches_of(row))
 
 
 def _trade(results: Results, key: str) -> Element | None:

@@ -57,6 +57,7 @@ HEADS = {
     "setting": "setting",
     "resolution": "pixels",
     "patch_size": "patch",
+    "stride": "stride",
     "tokens": "tokens at most",
     "protocol": "protocol",
     "images": "images",

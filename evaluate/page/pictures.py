@@ -147,8 +147,10 @@ def _borders(view: View, width: float, height: float) -> Element | None:
     rows, cols = view.grid
     if max(rows, cols) > MOST_CELLS:
         return None
-    lines = [f"M{width * col / cols:.2f},0V{height:.2f}" for col in range(1, cols)]
-    lines += [f"M0,{height * row / rows:.2f}H{width:.2f}" for row in range(1, rows)]
+    # Where patches overlap, a line is where the next one begins.
+    step, scale = view.stride or view.patch_size, width / view.width
+    lines = [f"M{scale * step * col:.2f},0V{height:.2f}" for col in range(1, cols)]
+    lines += [f"M0,{scale * step * row:.2f}H{width:.2f}" for row in range(1, rows)]
     return el("path", d="".join(lines), class_="patches") if lines else None
 
 

@@ -120,6 +120,9 @@ def _with_predictions(read: list[tuple[str, Row | None]], path: Path, **known: A
         if row is None:
             left_out.append(f"{name} is left out: results.json has null among its values")
             continue
+        if row.setting.stride is not None:
+            left_out.append(f"{name} is left out: plans have no strides")
+            continue
         if retrieval:
             rank = arrays.get(f"image_to_text_rank/{name}", "i", len(labels))
             usable = rank >= 0  # the same at every setting

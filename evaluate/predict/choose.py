@@ -99,8 +99,9 @@ def choose(wish: Wish, config: ViTConfig, results: Results | None) -> Choice:
         why = f"Setting {best.setting.name}, {MEASURES[best.measure]} ({best.accuracy:.1%}) in {results.path}"
         return Choice((Stage(best.setting, best.temperature),), why)
     p, tokens, source = wish.patch_size, wish.tokens, "as asked"
-    if p is None and tokens is not None and rows and results:
-        p = favoured_patch_size([row.as_mapping() for row in rows], tokens, "accuracy")
+    tiled = [row.as_mapping() for row in rows if row.setting.stride is None]
+    if p is None and tokens is not None and tiled and results:
+        p = favoured_patch_size(tiled, tokens, "accuracy")
         source = f"with the patch size that {results.path} favours"
     elif p is None:
         p, source = config.patch_buffer, "with the patch size of the model's stored patch embedding"

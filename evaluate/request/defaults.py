@@ -84,6 +84,8 @@ def complete(request: Request) -> Request:
                 )
             fetch = run.data.fetch if request.fetch == FetchConfig() else request.fetch
             request = replace(request, shards=run.data.val_shards, fetch=fetch)
+        if not (request.patch_sizes or request.strides or (request.tokens and request.resolutions)):
+            request = replace(request, strides=run.eval.strides or run.views.strides)
         if not request.patch_sizes:
             request = replace(request, patch_sizes=distinct(s.patch_size for s in settings))
         if not shown:

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from packvit.data import FetchConfig
 from packvit.evaluate.measures.calibration import LossKind
 from packvit.evaluate.results import MAIN
-from packvit.evaluate.setting import Setting
+from packvit.evaluate.setting import Setting, grid_settings
 from packvit.models import PackedViT
 
 NONE_GIVEN = {
@@ -49,6 +49,7 @@ class Request:
     shards: tuple[str, ...] = ()
     resolutions: tuple[int, ...] = ()
     patch_sizes: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
     tokens: tuple[int, ...] = ()
     protocol: str = "native"
     sets: Mapping[str, NamedSet] = field(default_factory=dict)
@@ -84,7 +85,12 @@ class Request:
             )
         if not self.models:
             raise ValueError("there is no model to evaluate: name at least one")
-        for name in ("resolutions", "patch_sizes", "tokens"):
+        if self.strides and self.tokens and self.resolutions:
+            raise ValueError(
+                "strides do not go with both resolutions and tokens, where the grid of resolutions chooses "
+                "patch sizes for the tokens: give one of the two"
+            )
+        for name in ("resolutions", "patch_sizes", "strides", "tokens"):
             for value in getattr(self, name):
                 if value < 1:
                     raise ValueError(f"{name}: every value must be at least 1, not {value}")
@@ -110,13 +116,14 @@ class Request:
         """Settings of the grid, and the numbers of tokens for which its results choose a patch size.
 
         Raises:
-            ValueError: there is no such protocol.
+            ValueError: there is no such protocol, or a stride is larger than a patch.
         """
         sizes, protocol, tokens = distinct(self.patch_sizes), self.protocol, distinct(self.tokens)
+        strides = distinct(self.strides)
         if not self.resolutions:
-            return [Setting(p, tokens=n, protocol=protocol) for n, p in product(tokens, sizes)], ()
-        resolutions = distinct(self.resolutions)
-        return [Setting(p, r, protocol=protocol) for p, r in product(sizes, resolutions)], tokens
+            every = product(tokens, sizes, strides or (None,))
+            return [Setting(p, tokens=n, protocol=protocol, stride=stride) for n, p, stride in every], ()
+        return grid_settings(sizes, distinct(self.resolutions), strides, protocol), tokens
 
     def every_set(self, taken: Collection[str]) -> dict[str, NamedSet]:
         """The sets by name, the main one first.

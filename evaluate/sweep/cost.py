@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from packvit.data import EvalSet
+from packvit.data import EvalSet, cut_image
 from packvit.evaluate.setting import Setting
 from packvit.models import PackedViT
-from packvit.packing import PackedBatch, PackedImage, View
+from packvit.packing import PackedBatch, View
 
 COSTS = ("images_per_s", "latency_ms_p50", "latency_ms_p99", "latency_tokens", "memory_mb")
 SAMPLED = 512  # images of the set whose sizes are looked at
@@ -105,13 +105,7 @@ def fill(views: Sequence[View], tokens: int) -> list[View]:
 def blank_batch(views: Sequence[View]) -> PackedBatch:
     """Blank images in one sequence, in host memory."""
     images = [
-        PackedImage(
-            {view.cell: np.zeros((view.num_cells, 3 * math.prod(view.cell)), np.uint8)},
-            np.stack(np.divmod(np.arange(view.num_cells), view.grid[1]), 1).astype(np.int32),
-            view.grid,
-            view.cell,
-            (view.box[2], view.box[3]),
-        )
+        cut_image(np.zeros((view.height, view.width, 3), np.uint8), view, (view.box[2], view.box[3]))
         for view in views
     ]
     return PackedBatch.build([images], sum(view.num_tokens for view in views))

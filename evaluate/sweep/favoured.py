@@ -17,10 +17,12 @@ def favoured_patch_size(rows: Sequence[Mapping[str, Any]], tokens: int, measure:
     measurements come nearest. Of equal ones the largest, whose images are shown in most detail, is taken.
 
     Args:
-        rows: of results.json, of one model and set; each has `patch_size`, `tokens_per_image` and `measure`.
+        rows: of results.json, of one model and set, of which one at least has no `stride`; each has
+            `patch_size`, `tokens_per_image` and `measure`. Patches that overlap are not compared.
         measure: name of the value, the higher the better.
     """
     wanted, found = math.log(tokens), []
+    rows = [row for row in rows if not row.get("stride")]
     for p in sorted({row["patch_size"] for row in rows}, reverse=True):
         own = sorted(
             (math.log(row["tokens_per_image"]), row[measure]) for row in rows if row["patch_size"] == p

@@ -188,6 +188,8 @@ def answer(model: PackedViT, evaluators: Sequence[Evaluator], batch: PackedBatch
     """The columns of a batch: `tokens`, `label` where each image has one, and evaluator k's as `k/name`."""
     outputs = model.outputs(batch)
     columns = {"tokens": batch.grids.prod(1, dtype=torch.int32)}
+    if batch.token_grids:  # patches overlap; nothing is dropped
+        columns["tokens"] = batch.image_lengths().int()
     if batch.labels is not None and batch.labels.ndim == 1:
         columns["label"] = batch.labels
     for number, evaluator in enumerate(evaluators):
@@ -226,6 +228,7 @@ def summarise(store: ChunkStore, subject: Subject, setting: Setting, set_name: s
         "set": set_name,
         "resolution": round(setting.side),
         "patch_size": setting.patch_size,
+        **({} if setting.stride is None else {"stride": setting.stride}),
         "tokens": setting.tokens,
         "protocol": setting.protocol,
         "images": images,

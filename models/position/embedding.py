@@ -92,6 +92,21 @@ class PositionConfig:
         if self.pos_table == "sinusoidal" and axes > 2:
             require(self, self.pos_combine == "stack", "pos_table='sinusoidal' needs stack beyond two axes")
 
+    def check_overlap(self, what: str) -> None:
+        """Refuse patches that overlap where positions count patches: these stand between the counted ones.
+
+        Args:
+            what: asks for them, for the message.
+
+        Raises:
+            ValueError: names `what` and the field.
+        """
+        if self.pos_embed != "none" and self.pos_coords == "absolute":
+            raise ValueError(
+                f"{what}: overlapping patches have no absolute index: it needs model.pos_coords=fractional "
+                "or fractional_aspect"
+            )
+
 
 class Places(NamedTuple):
     """Where tokens are, in cells along A axes; integers [T, A] each.

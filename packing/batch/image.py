@@ -27,6 +27,8 @@ class PackedImage:
         native_size: (height, width) of the stored image.
         key: name of the sample.
         extents: int32 [tokens, A], cells that each token covers; None: 1 everywhere.
+        token_grid: tokens along each axis, before dropping, of an image whose patches overlap; None: patches
+            tile the image.
         targets: what the image comes with besides pixels, by name.
     """
 
@@ -37,6 +39,7 @@ class PackedImage:
     native_size: tuple[int, int]
     key: str = ""
     extents: np.ndarray | None = None
+    token_grid: Shape | None = None
     targets: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -50,7 +53,8 @@ class ImageFacts(NamedTuple):
 
     patch_size: int64 [N], pixels.
     resolution: float64 [N], pixels.
-    drop_rate: float64 [N], the share of each image's cells that no kept token covers.
+    drop_rate: float64 [N], the share of each image's cells that no kept token covers; where patches overlap,
+        the share of its tokens.
     """
 
     patch_size: np.ndarray

@@ -8,6 +8,7 @@ Every token has a place and an extent along each of A axes, counted in cells, an
 cells and a cell's size in pixels. Positions, FLOPs and pictures derive from these four.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import chain, pairwise, repeat
@@ -67,6 +68,7 @@ class PackedBatch:
         seq_len: S.
         max_len: length of the longest segment.
         counts: what the batch holds; here because kernels' costs are counted while the batch is on a device.
+        token_grids: {image: tokens along each axis before dropping} of images whose patches overlap.
         keys: N sample names.
         targets: what the images come with besides pixels, by name; see `Collated`.
     """
@@ -83,6 +85,7 @@ class PackedBatch:
     seq_len: int
     max_len: int
     counts: BatchStats
+    token_grids: dict[int, Shape] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
     targets: dict[str, Collated] = field(default_factory=dict)
 
@@ -105,8 +108,13 @@ class PackedBatch:
 
     @property
     def patch_sizes(self) -> Tensor:
-        """int32 [N], side of each image's cells in pixels: its patch size, or the finest of them."""
-        return self.cells[:, -1]
+        """int32 [N], side of each image's patches in pixels, or of the finest of them."""
+        image = self.image_index.long()
+        image = image.where(image >= 0, self.num_images)
+        # Cells that the finest patch covers: several where patches overlap.
+        most = self.extents.new_full((self.num_images + 1,), torch.iinfo(torch.int32).max)
+        finest = most.scatter_reduce(0, image, self.extents[:, -1], "amin")
+        return self.cells[:, -1] * finest[:-1]
 
     @property
     def labels(self) -> Tensor | None:
@@ -118,6 +126,10 @@ class PackedBatch:
         """int64 [N], tokens of each image; on a GPU it waits for the device."""
         return torch.bincount(self.image_index[self.image_index >= 0].long(), minlength=self.num_images)
 
+    def token_grid(self, image: int) -> Shape:
+        """Tokens of an image along each axis, before dropping; on a GPU it waits for the device."""
+        return self.token_grids.get(image) or tuple(self.grids[image].tolist())
+
     def stats(self) -> BatchStats:
         """Counts of this batch; waits for no device."""
         return self.counts
@@ -126,10 +138,16 @@ class PackedBatch:
         """What its images can be grouped by; on a GPU it waits for the device."""
         patch_size = self.patch_sizes.numpy(force=True).astype(np.int64)
         cells = self.grids.numpy(force=True).prod(1, dtype=np.int64)
+        resolution = np.sqrt(cells) * self.cells.numpy(force=True)[:, -1]
         index = self.image_index.numpy(force=True)
         covered = self.extents.numpy(force=True).prod(1, dtype=np.int64)[index >= 0]
         kept = np.bincount(index[index >= 0], covered, self.num_images)
-        return ImageFacts(patch_size, np.sqrt(cells) * patch_size, 1 - kept / cells)
+        drop_rate = 1 - kept / cells
+        if self.token_grids:
+            lengths = self.image_lengths().numpy(force=True)
+            for image, grid in self.token_grids.items():
+                drop_rate[image] = 1 - lengths[image] / math.prod(grid)
+        return ImageFacts(patch_size, resolution, drop_rate)
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         """The batch on `device`; copies from pinned memory to a GPU do not block."""
@@ -190,6 +208,7 @@ class PackedBatch:
                 sequences=len(tokens.image_index) // seq_len,
                 squared_lengths=sum(len(image.coords) ** 2 for image in images),
             ),
+            token_grids={n: image.token_grid for n, image in enumerate(images) if image.token_grid},
             keys=[image.key for image in images],
             targets=(collate or stack_targets)(images),
         )

@@ -21,6 +21,7 @@ def pack_images(
     patch_size: int | Sequence[int] = 16,
     resolution: float | Sequence[float] | None = None,
     seq_len: int | None = None,
+    stride: int | Sequence[int] | None = None,
 ) -> PackedBatch:
     """Whole images, nothing dropped, as one batch whose image i is `images[i]`.
 
@@ -34,6 +35,9 @@ def pack_images(
             the native size, and an image whose sides the patch size divides passes bit-exact. Any other is
             resized to the nearest grid with an antialiased bicubic filter.
         seq_len: slots in a sequence; None makes one sequence, just long enough for all images: no padding.
+        stride: pixels from one patch to the next, at most patch_size, one for all or one for each image; None
+            is patch_size, and less lets patches overlap. An image that such patches cover exactly passes
+            bit-exact.
 
     Raises:
         ValueError: an image that cannot be used, or is longer than `seq_len`; names its place.
@@ -42,9 +46,9 @@ def pack_images(
     images = list(images)
     patch_sizes = _one_each(patch_size, len(images), "patch_size")
     resolutions = _one_each(resolution, len(images), "resolution")
-    packed = [
-        _cut(*one, index) for index, one in enumerate(zip(images, patch_sizes, resolutions, strict=True))
-    ]
+    strides = _one_each(stride, len(images), "stride")
+    every = zip(images, patch_sizes, resolutions, strides, strict=True)
+    packed = [_cut(*one, index) for index, one in enumerate(every)]
     if not packed:
         raise ValueError("images is empty: there is nothing to pack")
     lengths = [image.num_tokens for image in packed]
@@ -56,21 +60,23 @@ def pack_images(
     return pack_in_order(packed, seq_len)
 
 
-def _cut(source: Source, p: object, r: object, index: int) -> PackedImage:
-    """One image at a patch size and a resolution."""
+def _cut(source: Source, p: object, r: object, s: object, index: int) -> PackedImage:
+    """One image at a patch size, a resolution and a stride."""
     place = f"images[{index}]"
     check_source(source, place)
     if not _is_number(p) or not (p >= 1 and p % 1 == 0):
         raise ValueError(f"{place}: patch_size={p!r} must be a positive whole number")
     if r is not None and not (_is_number(r) and 0 < r < math.inf):
         raise ValueError(f"{place}: resolution={r!r} must be a positive number")
+    if s is not None and not (_is_number(s) and 1 <= s <= p and s % 1 == 0):
+        raise ValueError(f"{place}: stride={s!r} must be a whole number from 1 to patch_size={p}")
     try:
         image = to_rgb(source)
     except (OSError, ValueError) as error:
         reason = f"it cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)
         name = f" ({os.fspath(source)})" if isinstance(source, str | os.PathLike) else ""
         raise ValueError(f"{place}{name}: {reason}") from error
-    view = full_view((image.height, image.width), int(p), r)
+    view = full_view((image.height, image.width), int(p), r, None if s is None else int(s))
     native = image.height, image.width
     if native != (view.height, view.width):
         image = image.resize((view.width, view.height), Image.Resampling.BICUBIC)

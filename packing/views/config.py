@@ -137,6 +137,8 @@ class ViewsConfig:
         patch_size_per: whether each image has a patch size of its own, or shares it with the others of its
             sequence or, as FlexiViT has it for a step, of its batch. Images are drawn with the same weights
             either way; sequences and batches then come by what their images fill.
+        strides: pixels from one patch to the next, drawn for every image, none larger than a patch, so that
+            patches overlap (FlexiViT 7, flexible stride); empty: each patch size's own.
     """
 
     patch_sizes: tuple[int, ...] = (16,)
@@ -151,12 +153,20 @@ class ViewsConfig:
     rounding: Rounding = "nearest"
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     patch_size_per: Literal["image", "sequence", "batch"] = "image"
+    strides: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.patch_sizes or min(self.patch_sizes) < 1:
             raise ValueError(f"views.patch_sizes={self.patch_sizes} needs at least one size, all positive")
         if len(set(self.patch_sizes)) != len(self.patch_sizes):
             raise ValueError(f"views.patch_sizes={self.patch_sizes} names a size twice")
+        if self.strides and not (min(self.strides) >= 1 and max(self.strides) <= min(self.patch_sizes)):
+            raise ValueError(
+                f"views.strides={self.strides} must lie in 1..{min(self.patch_sizes)}, the smallest of "
+                "views.patch_sizes: patches may overlap and leave no gaps"
+            )
+        if len(set(self.strides)) != len(self.strides):
+            raise ValueError(f"views.strides={self.strides} names a stride twice")
         sizes = ("views.patch_sizes", self.patch_sizes)
         check_weights("views.patch_weights", self.patch_weights, *sizes)
         if not 0 < self.crop <= 1:
@@ -189,8 +199,8 @@ class ViewsConfig:
 
     def token_share(self, tokens: Any) -> Any:
         """Where numbers of tokens lie, in 0..1, between the fewest and the most that can be drawn."""
-        fewest = (self.resolution.low / max(self.patch_sizes)) ** 2
-        most = (self.resolution.high / min(self.patch_sizes)) ** 2
+        fewest = (self.resolution.low / max(self.strides or self.patch_sizes)) ** 2
+        most = (self.resolution.high / min(self.strides or self.patch_sizes)) ** 2
         return np.clip((tokens - fewest) / max(most - fewest, 1e-9), 0, 1)
 
 
@@ -247,8 +257,8 @@ def _between(first: tuple, last: tuple, count: int, share: float) -> tuple[float
 
 
 @lru_cache(maxsize=16)
-def budget_shares(config: ViewsConfig) -> dict[int, list[float]]:
-    """Cumulative probability of each of the resolution's `weighed_sides`, by patch size.
+def budget_shares(config: ViewsConfig) -> dict[tuple[int, int], list[float]]:
+    """Cumulative probability of each of the resolution's `weighed_sides`, by patch size and stride.
 
     Raises:
         ValueError: the budget is out of reach.
@@ -256,9 +266,12 @@ def budget_shares(config: ViewsConfig) -> dict[int, list[float]]:
     sides, base = config.resolution.weighed_sides()
     # Square views; others have as many tokens within the rounding of their sides.
     whole = np.rint if config.rounding == "nearest" else np.floor
-    patches = np.maximum(1, whole(sides / np.array(config.patch_sizes)[:, None])) ** 2  # [P, K]
+    pairs = [(p, stride) for p in config.patch_sizes for stride in config.strides or (p,)]
+    sizes, strides = (np.array(column)[:, None] for column in zip(*pairs, strict=True))
+    patches = np.maximum(1, whole(sides / strides - (sizes / strides - 1))) ** 2  # [P, K]
     kept = np.maximum(1, patches * (1 - config.drop.mean_rate(config.token_share(patches))))
     weights = np.array(config.patch_weights or [1] * len(config.patch_sizes), float)
+    weights = weights.repeat(len(config.strides) or 1)
     assert config.budget is not None
     tilted = tilt(base, kept, weights, config.budget)
-    return dict(zip(config.patch_sizes, tilted.cumsum(1).tolist(), strict=True))
+    return dict(zip(pairs, tilted.cumsum(1).tolist(), strict=True))

@@ -34,16 +34,18 @@ class View:
     stored image (box).
 
     Args:
-        grid: (rows, cols) before dropping, each at least 1.
-        cell: (height, width) of a cell; in a view of one patch size a cell is a patch.
+        grid: (rows, cols) of patches before dropping, each at least 1.
+        cell: (height, width) of a patch.
         num_tokens: kept tokens, 1..rows*cols.
         box: (top, left, height, width) of the crop in native pixels.
         flip: whether left and right are mirrored.
         shrunk: whether the resolution is lower than was drawn, so that the view fits a sequence.
         square: whether the box is squashed to a square, whatever its shape.
+        stride: pixels from one patch to the next where patches overlap; None: the patch's side, also where
+            that is given.
 
     Raises:
-        ValueError: the grid is empty, or cannot keep so many tokens.
+        ValueError: the grid is empty, or cannot keep so many tokens; or patches would leave gaps.
     """
 
     grid: tuple[int, int]
@@ -53,8 +55,17 @@ class View:
     flip: bool = False
     shrunk: bool = False
     square: bool = False
+    stride: int | None = None
 
     def __post_init__(self) -> None:
+        if self.stride is not None:
+            if not 1 <= self.stride <= min(self.cell):
+                raise ValueError(
+                    f"stride={self.stride} must lie in 1..{min(self.cell)}: patches may overlap and leave no "
+                    "gaps"
+                )
+            if self.cell == (self.stride, self.stride):
+                object.__setattr__(self, "stride", None)
         if min(self.grid) < 1 or not 1 <= self.num_tokens <= self.num_cells:
             raise ValueError(
                 f"view of {'x'.join(map(str, self.grid))} patches cannot keep {self.num_tokens} tokens"
@@ -73,12 +84,12 @@ class View:
     @property
     def height(self) -> int:
         """Pixels of the resized image."""
-        return self.grid[0] * self.cell[0]
+        return (self.grid[0] - 1) * (self.stride or self.cell[0]) + self.cell[0]
 
     @property
     def width(self) -> int:
         """Pixels of the resized image."""
-        return self.grid[1] * self.cell[1]
+        return (self.grid[1] - 1) * (self.stride or self.cell[1]) + self.cell[1]
 
     @property
     def drop_rate(self) -> float:
@@ -100,12 +111,15 @@ def draw_view(
     flip = rng.random() < config.flip
     resolution = draw_resolution(rng, config.resolution)
     patch_size = rng.choices(config.patch_sizes, config.patch_weights or None)[0]
+    stride = config.strides[0] if config.strides else patch_size
+    if len(config.strides) > 1:
+        stride = rng.choice(config.strides)
     if config.budget is not None:
-        resolution = draw_within_budget(rng, config, patch_size)
+        resolution = draw_within_budget(rng, config, patch_size, stride)
     if not config.resolution.upscale:
         resolution = min(resolution, math.sqrt(box[2] * box[3]))
     shape = (1, 1) if config.square else box[2:]
-    rows, cols = fit_grid(*shape, resolution, patch_size, config.rounding)
+    rows, cols = fit_grid(*shape, resolution, patch_size, config.rounding, stride)
     share = config.token_share(rows * cols) if config.drop.kind == "resolution" else 0.0
     rate = draw_rate(rng, config.drop, share)
     num_tokens = kept_tokens(rows * cols, rate)
@@ -113,21 +127,25 @@ def draw_view(
     if max_tokens is not None and shrunk:
         rows, cols = shrink_grid(rows, cols, max(max_tokens, int(max_tokens / (1 - rate))))
         num_tokens = min(max_tokens, kept_tokens(rows * cols, rate))
-    return View((rows, cols), (patch_size, patch_size), num_tokens, box, flip, shrunk, config.square)
+    cell = (patch_size, patch_size)
+    return View((rows, cols), cell, num_tokens, box, flip, shrunk, config.square, stride)
 
 
-def full_view(native: tuple[int, int], patch_size: int, resolution: float | None = None) -> View:
+def full_view(
+    native: tuple[int, int], patch_size: int, resolution: float | None = None, stride: int | None = None
+) -> View:
     """The evaluation view: whole image, nothing dropped; `resolution` None keeps the native area."""
     height, width = native
     resolution = resolution or math.sqrt(height * width)
-    grid = fit_grid(height, width, resolution, patch_size)
-    return View(grid, (patch_size, patch_size), math.prod(grid), (0, 0, height, width))
+    grid = fit_grid(height, width, resolution, patch_size, stride=stride)
+    return View(grid, (patch_size, patch_size), math.prod(grid), (0, 0, height, width), stride=stride)
 
 
 def same_crop(view: View, patch_size: int, resolution: float) -> View:
-    """The crop and flip of `view` at another patch size and resolution, nothing dropped."""
+    """The crop and flip of `view` at another patch size and resolution, nothing dropped, without overlap."""
     grid = fit_grid(*((1, 1) if view.square else view.box[2:]), resolution, patch_size)
-    return replace(view, grid=grid, cell=(patch_size, patch_size), num_tokens=math.prod(grid), shrunk=False)
+    cell, num_tokens = (patch_size, patch_size), math.prod(grid)
+    return replace(view, grid=grid, cell=cell, num_tokens=num_tokens, shrunk=False, stride=None)
 
 
 def draw_resolution(rng: Random, config: ResolutionConfig) -> float:
@@ -146,9 +164,9 @@ def draw_resolution(rng: Random, config: ResolutionConfig) -> float:
     return side_at((u + 1) / 2, config.low, config.high, config.measure)
 
 
-def draw_within_budget(rng: Random, config: ViewsConfig, patch_size: int) -> float:
+def draw_within_budget(rng: Random, config: ViewsConfig, patch_size: int, stride: int) -> float:
     """Side in pixels, so that views have `config.budget` tokens on average."""
-    shares = budget_shares(config)[patch_size]
+    shares = budget_shares(config)[patch_size, stride]
     place = bisect_right(shares, rng.random(), hi=len(shares) - 1)
     if config.resolution.sides:
         return config.resolution.sides[place]

@@ -90,6 +90,47 @@ def test_square_views_squash_their_crops_and_those_of_teachers():
     assert wide.grid == (21, 28)
 
 
+@given(sides, sides, st.integers(32, 1024), st.sampled_from([(16, 8), (16, 12), (15, 4), (32, 1)]))
+def test_grids_of_overlapping_patches_span_the_area(height, width, resolution, patches):
+    p, stride = patches
+    rows, cols = fit_grid(height, width, resolution, p, stride=stride)
+    view = View((rows, cols), (p, p), rows * cols, (0, 0, height, width), stride=stride)
+    scale = resolution / (height * width) ** 0.5
+    if min(height, width) * scale > p + 0.001:
+        assert abs(view.height - height * scale) <= stride / 2 + 0.001
+        assert abs(view.width - width * scale) <= stride / 2 + 0.001
+    elif min(height, width) * scale < p - 0.001:
+        assert min(view.height, view.width) == p
+        assert abs(view.height * view.width - max(p * p, resolution**2)) <= p * stride / 2 + 0.001
+    limit = max(1, rows * cols // 2)
+    assert np.prod(largest_grid(height, width, limit, p / stride - 1)) <= limit
+
+
+@given(st.randoms(use_true_random=False), sides, sides, st.sampled_from(["nearest", "floor", "ceil"]))
+def test_a_stride_as_long_as_the_patch_changes_nothing(rng, height, width, rounding):
+    state = rng.getstate()
+    drawn = []
+    for strides in ((), (16,)):
+        rng.setstate(state)
+        config = ViewsConfig((16,), strides=strides, budget=100, rounding=rounding, crop=0.5)
+        drawn.append((draw_view(rng, (height, width), config), rng.getstate()))
+    assert drawn[0] == drawn[1]
+
+
+def test_strides_meet_a_budget_and_leave_no_gaps():
+    config = ViewsConfig((12, 16), strides=(6, 8, 12), resolution=ResolutionConfig(64, 256), budget=150)
+    views = [draw_view(Random(seed), (300, 400), config) for seed in range(3000)]
+    assert {(view.patch_size, view.stride) for view in views} == {
+        (p, None if stride == p else stride) for p in (12, 16) for stride in (6, 8, 12)
+    }
+    assert abs(sum(view.num_tokens for view in views) / len(views) / 150 - 1) < 0.03
+    for strides in ((0,), (6, 13), (8, 8)):
+        with pytest.raises(ValueError, match=r"views\.strides"):
+            ViewsConfig((12, 16), strides=strides)
+    with pytest.raises(ValueError, match="leave no gaps"):
+        View((2, 2), (8, 8), 4, (0, 0, 32, 32), stride=9)
+
+
 def test_full_view_of_a_divisible_image_is_its_own_size():
     view = full_view((96, 160), 16)
     assert (view.height, view.width, view.num_tokens) == (96, 160, 60)

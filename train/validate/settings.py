@@ -41,7 +41,10 @@ def validation_settings(config: Config) -> list[Setting]:
     """
     if config.eval.settings:
         return [parse_setting(name) for name in dict.fromkeys(config.eval.settings)]
-    ordered = sorted(eval_settings(config), key=lambda setting: setting.side / setting.patch_size)
+    ordered = sorted(
+        eval_settings(config),
+        key=lambda setting: (setting.side - setting.patch_size) / (setting.stride or setting.patch_size),
+    )
     places = [(2 * part + 1) * len(ordered) // (2 * FEW) for part in range(FEW)]
     return [ordered[place] for place in dict.fromkeys(places)]
 

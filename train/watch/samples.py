@@ -1,5 +1,6 @@
 """A picture of packed sequences: every image with its patches in place, and how the slots are shared."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,7 +93,8 @@ def _draw_image(axes: "Axes", batch: PackedBatch, image: int, length: int, colou
         own = batch.labels[image]
         label = f", label {int(own)}" if own.ndim == 0 else f", {int(own.count_nonzero())} labels"
     p = int(batch.patch_sizes[image])
-    axes.set_xlabel(f"p={p}{label}\n{length}/{rows * cols} tokens", size=6.5, labelpad=3)
+    whole = math.prod(batch.token_grid(image))
+    axes.set_xlabel(f"p={p}{label}\n{length}/{whole} tokens", size=6.5, labelpad=3)
 
 
 def _draw_slots(axes: "Axes", row: np.ndarray, images: list[int], number: int) -> None:
