@@ -32,6 +32,8 @@ class Eval:
             size; by default the patch size, or as the run was evaluated.
         tokens: for each, the largest grid of at most so many tokens is evaluated, at the patch size that the
             results at --resolutions favour; without --resolutions at all patch sizes.
+        depths: numbers of blocks: of every model so many of its first ones are evaluated, with its head, as
+            models can be used that were trained at random depths (train.depths).
         protocol: native shows whole images at their aspect ratio, square squashes them to squares, crop:0.875
             shows the central square whose side is that share of the shorter side.
         sets: further sets as NAME=SHARDS; a name that is given again adds shards.
@@ -68,6 +70,7 @@ class Eval:
     patch_sizes: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
     tokens: tuple[int, ...] = ()
+    depths: tuple[int, ...] = ()
     protocol: str = "native"
     sets: tuple[str, ...] = ()
     label_map: tuple[str, ...] = ()

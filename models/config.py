@@ -91,8 +91,14 @@ class ViTConfig(BlockConfig, PositionConfig):
         """
         return self._flops({(patch_size, patch_size): tokens}, 1, tokens, tokens**2)
 
-    def batch_flops(self, batch: PackedBatch) -> int:
-        """The sum of `flops` over the images of a batch, of whatever patch shapes; waits for no device."""
+    def batch_flops(self, batch: PackedBatch, depth: int | None = None) -> int:
+        """The sum of `flops` over the images of a batch, of whatever patch shapes; waits for no device.
+
+        Args:
+            depth: blocks that run; None: all.
+        """
+        if depth is not None:
+            return dataclasses.replace(self, depth=depth).batch_flops(batch)
         stats = batch.stats()
         shapes = {shape: len(slots) for shape, slots in batch.slots.items()}
         return self._flops(shapes, stats.images, stats.tokens, stats.squared_lengths)

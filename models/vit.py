@@ -6,6 +6,7 @@ between loops over images. With cls or register tokens T grows by N * prefix (se
 
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, assert_never
 
@@ -85,6 +86,7 @@ class PackedViT(
         backend: attention backend, `auto` or a key of BACKENDS; may be set later as `model.backend`.
 
     Attributes:
+        depth: blocks that run: `config.depth`, or fewer, and what follows the blocks reads the last of these.
         residual_dtype: of the stream that blocks read and add to; None is that of the weights. Under autocast
             bfloat16 halves what blocks move through memory, and costs digits.
     """
@@ -97,6 +99,7 @@ class PackedViT(
         super().__init__()
         self.config = config
         self.backend = backend
+        self.depth = config.depth
         self.residual_dtype: torch.dtype | None = None
         width = config.width
         buffer = (config.patch_buffer, config.patch_buffer)
@@ -268,7 +271,7 @@ class PackedViT(
         """Embedding and blocks: [T, D]; with the last norm if it is of tokens."""
         x, context = self._embed(batch, layout)
         every = self.config.checkpoint_every
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(islice(self.blocks, self.depth)):
             if every and i % every == 0 and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, context, use_reentrant=False)
             else:

@@ -118,6 +118,12 @@ class Config:
             )
         if self.views.strides:
             self.model.check_overlap(f"views.strides={self.views.strides}")
+        depths, depth = self.train.depths, self.model.depth
+        if depths and not (len(set(depths)) == len(depths) and min(depths) >= 1 and max(depths) == depth):
+            raise ValueError(
+                f"train.depths={depths} must be different numbers of blocks, the largest of them "
+                f"model.depth={depth}"
+            )
         if EMA in self.distill.teachers and not self.train.ema:
             raise ValueError("distill.teachers names ema, the moving average: set train.ema above 0")
         if self.distill.logits_field and self.data.mix.active:

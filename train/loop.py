@@ -168,7 +168,7 @@ def train(
         # ---- Batches ------------------------------------------------------------------------------------
         loader.mark()
         try:
-            taken = take_batches(batches, options.accumulate, training.task)
+            taken = take_batches(batches, options.accumulate, training.task, engine.depth_of(counters.step))
         except DataError as error:
             log.lose(error.skipped)
             raise
@@ -231,9 +231,13 @@ def write_down(training: Training, log: RunLog) -> None:
         checkpointer.poll()
 
 
-def take_batches(batches: Iterator[LoadedBatch], number: int, task: Task) -> Taken:
-    """The next `number` batches of this rank, or fewer if it was asked to end while it waited."""
-    taken = Taken()
+def take_batches(batches: Iterator[LoadedBatch], number: int, task: Task, depth: int | None = None) -> Taken:
+    """The next `number` batches of this rank, or fewer if it was asked to end while it waited.
+
+    Args:
+        depth: blocks that run in the step.
+    """
+    taken = Taken(depth=depth)
     for _ in range(number):
         before = time.perf_counter()
         try:
@@ -242,5 +246,5 @@ def take_batches(batches: Iterator[LoadedBatch], number: int, task: Task) -> Tak
             taken.stuck = True
             break
         taken.wait += time.perf_counter() - before
-        taken.add(loaded, task.flops(loaded))
+        taken.add(loaded, task.flops(loaded, depth))
     return taken

@@ -134,6 +134,7 @@ def evaluate(
         resolutions=numbers(resolutions, "resolutions"),
         patch_sizes=numbers(patch_sizes, "patch_sizes"),
         tokens=numbers(tokens, "tokens"),
+        depths=numbers(options.pop("depths", ()), "depths"),
         strides=numbers(options.pop("strides", ()), "strides"),
         sets=sets,
         corruptions=texts(options.pop("corruptions", ())),

@@ -48,13 +48,15 @@ def find_folder(request: Request) -> Path:
     """Where the results go: `out`, or the folder `eval` in that of the model.
 
     Raises:
-        ValueError: there are several models, or one in memory, and no `out`.
+        ValueError: there are several models, one of fewer blocks, or one in memory, and no `out`.
     """
     if request.out is not None:
         return request.out
     model, *others = request.models
     if others:
         raise ValueError("several models need a folder of their own for the results: name it with out")
+    if request.depths:
+        raise ValueError("models of other depths need a folder for their results: name it with out")
     if not isinstance(model, Path):
         raise ValueError("a model in memory has no folder for the results: name one with out")
     return (model if model.is_dir() else model.parent) / "eval"

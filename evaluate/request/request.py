@@ -51,6 +51,7 @@ class Request:
     patch_sizes: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
     tokens: tuple[int, ...] = ()
+    depths: tuple[int, ...] = ()
     protocol: str = "native"
     sets: Mapping[str, NamedSet] = field(default_factory=dict)
     multi_label: bool = False
@@ -90,7 +91,7 @@ class Request:
                 "strides do not go with both resolutions and tokens, where the grid of resolutions chooses "
                 "patch sizes for the tokens: give one of the two"
             )
-        for name in ("resolutions", "patch_sizes", "strides", "tokens"):
+        for name in ("resolutions", "patch_sizes", "strides", "tokens", "depths"):
             for value in getattr(self, name):
                 if value < 1:
                     raise ValueError(f"{name}: every value must be at least 1, not {value}")

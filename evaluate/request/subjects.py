@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain, count, product
 from pathlib import Path
 from typing import Any
 
 from packvit.evaluate.loss import loss_kind
 from packvit.evaluate.measures.calibration import LossKind
-from packvit.evaluate.request.request import Request
+from packvit.evaluate.request.request import Request, distinct
 from packvit.evaluate.request.sets import OpenedImages
 from packvit.evaluate.request.words import Words, find_tokenizer
 from packvit.evaluate.results import MAIN
@@ -59,11 +59,15 @@ def load_models(request: Request) -> list[Loaded]:
             another kind or other classes than the first.
     """
     loaded: list[Loaded] = []
-    for source in request.models:
-        name = free_name(source, [one.name for one in loaded])
+    for source, depth in product(request.models, distinct(request.depths) or (None,)):
+        name = free_name(source, [one.name for one in loaded], "" if depth is None else f"-d{depth}")
         if isinstance(source, PackedViT):
+            if depth is not None:
+                raise ValueError("depths: a model in memory is as deep as it is: name one by its path")
             one = Loaded("the model", name, source, request.loss or "softmax")
         elif has_text_tower(source):
+            if depth is not None:
+                raise ValueError(f"depths: {source} has a text tower: evaluate it with all of its blocks")
             towers = load_two_towers(source)
             encode = TextEncoder(find_tokenizer(source, request.tokenizer), towers.config.text)
             # Only the sigmoid loss has a bias.
@@ -71,7 +75,8 @@ def load_models(request: Request) -> list[Loaded]:
             one = Loaded(str(source), name, towers.image, request.loss or trained, towers, encode)
         else:
             loss = request.loss or loss_kind(source) or "softmax"
-            one = Loaded(str(source), name, load_model(source), loss)
+            model = load_model(source) if depth is None else load_model(source, depth=depth)
+            one = Loaded(str(source), name, model, loss)
         check_alike(one, loaded[0] if loaded else one)
         loaded.append(one)
     return loaded
@@ -101,9 +106,9 @@ def check_alike(one: Loaded, first: Loaded) -> None:
         )
 
 
-def free_name(source: Path | PackedViT, taken: Sequence[str]) -> str:
-    """The last part of a model's path, with a number where another model has it."""
-    name = source.absolute().name if isinstance(source, Path) else IN_MEMORY
+def free_name(source: Path | PackedViT, taken: Sequence[str], end: str = "") -> str:
+    """The last part of a model's path and `end`, with a number where another model has it."""
+    name = (source.absolute().name if isinstance(source, Path) else IN_MEMORY) + end
     return next(n for n in chain([name], (f"{name}-{i}" for i in count(2))) if n not in taken)
 
 

@@ -37,7 +37,8 @@ def load_model(path: str | Path, **config: Any) -> PackedViT:
             on the Hugging Face hub: org/name or hf-hub:org/name.
         config: ViTConfig fields that replace what is stored, or that the weights don't tell: `heads`
             (default: as the preset of this width, or width // 64), `mlp`, `norm_eps`, `image_mean`,
-            `image_std` (default 0.5) and so on.
+            `image_std` (default 0.5) and so on. A lower `depth` takes the first blocks and the head alone, as
+            models can be used that were trained at random depths (`train.depths`).
 
     Raises:
         FileNotFoundError: nothing is at `path`, nor on the hub.

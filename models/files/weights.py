@@ -68,7 +68,22 @@ def read_weights(path: Path, config: dict[str, Any], **options: Any) -> Weights:
             tensors, fields, origin = translate(tensors, stored)
         except ValueError as error:
             raise ValueError(f"{weights}: {error}") from None
-    return Weights(ViTConfig.from_dict({**fields, **config}), tensors, origin, weights)
+    stored_depth = fields.get("depth", ViTConfig.depth)
+    made = ViTConfig.from_dict({**fields, **config})
+    if made.depth > stored_depth:
+        raise ValueError(f"{weights} has {stored_depth} blocks: depth={made.depth} must be at most as many")
+    return Weights(made, first_blocks(tensors, made.depth), origin, weights)
+
+
+def first_blocks(tensors: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
+    """The weights without those of further blocks than the first `depth`."""
+
+    def later(name: str) -> bool:
+        part, _, rest = name.partition(".")
+        number = rest.partition(".")[0]
+        return part == "blocks" and number.isdecimal() and int(number) >= depth
+
+    return {name: tensor for name, tensor in tensors.items() if not later(name)}
 
 
 def build_model(make: Callable[[ViTConfig], Model], weights: Weights) -> Model:

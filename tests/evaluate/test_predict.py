@@ -171,7 +171,7 @@ def test_a_stream_takes_no_more_images_than_it_needs(model, images):
 def test_sources_that_are_asked_for_their_bytes_are_images_as_all_others(tmp_path, images):
     path = tmp_path / "a.png"
     path.write_bytes(encode(images[0]))
-    for source in (path.read_bytes, path, torch.from_numpy(images[0]).permute(2, 0, 1)):
+    for source in (path.read_bytes, path, torch.tensor(images[0]).permute(2, 0, 1)):
         assert np.array_equal(np.asarray(read_pixels(source)), images[0])
 
 

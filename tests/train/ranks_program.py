@@ -4,9 +4,10 @@ Torch has started no thread yet, so that a fork is safe.
 
 In the task `distill` the gradient is that of labels, a wider teacher and the moving average together, in
 `compiled` that of compiled blocks, one of which is recomputed, in `whole` that of a loss that compares all
-images of the step, in `contrastive` that of images and texts, in `bf16` that of half precision. AdamW's
-checkpoint is of images and texts, too. `bf16` also says what ranks send each other, and takes a step that one
-rank's gradient spoils. `muon` is steps of Muon on matrices that no number of ranks divides.
+images of the step, where the last block does not run, in `contrastive` that of images and texts, in `bf16`
+that of half precision. AdamW's checkpoint is of images and texts, too. `bf16` also says what ranks send each
+other, and takes a step that one rank's gradient spoils. `muon` is steps of Muon on matrices that no number of
+ranks divides.
 """
 
 import json
@@ -98,6 +99,7 @@ def make_engine(
     torch.manual_seed(seed)
     torch.nn.init.normal_(module.model.head.weight)  # zeros would hide the body's gradient
     engine = Engine(module, config.train, config.optim, ranks, config.seed)
+    engine.model.depth = 1 if whole_step else 2
     task.prepare(engine)
     return engine, task
 

@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
+from random import Random
 from typing import Any, Literal, Protocol, assert_never
 
 import torch
@@ -50,6 +52,8 @@ class EngineConfig:
         deterministic: take only kernels of CUDA that give the same bits each time, which may be slower.
         attention: how tokens attend, see docs/models.md; auto measures which is the fastest on a GPU.
         residual: dtype of the stream that blocks read and add to; bf16 moves half the bytes and costs digits.
+        depths: numbers of blocks, one of which is drawn for each step: only so many run, and the one head
+            reads the last of them (FlexiViT 7, flexible depth). Empty: all blocks run in every step.
     """
 
     precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = "auto"
@@ -59,6 +63,7 @@ class EngineConfig:
     deterministic: bool = False
     attention: Literal["auto", "varlen", "xformers", "flex", "sdpa"] = "auto"
     residual: Literal["fp32", "bf16"] = "fp32"
+    depths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.ema < 1:
@@ -161,8 +166,20 @@ class Engine:
             images: of the step over all ranks, where losses are those of images; 1 where `loss_sum` is this
                 rank's part of the step's loss already.
         """
+        skipped = islice(self.model.blocks, self.model.depth, None)
+        if sums := [local(parameter).sum() for block in skipped for parameter in block.parameters()]:
+            loss_sum = loss_sum + 0 * torch.stack(sums).sum()  # other ranks wait for every gradient
         # DDP and FSDP take the mean over ranks, and the sum is what is wanted.
         self.scaler.scale(loss_sum * (self.ranks.world_size / max(1, images))).backward()
+
+    def depth_of(self, number: int) -> int | None:
+        """How many blocks run in a step, `number` from 0, the same on all ranks; None: all.
+
+        It is drawn for a step and not for an image: a block that some tokens of a batch skip would still have
+        to run for all of them, and a step that differs from the others would cost as much.
+        """
+        depths = self.config.depths
+        return Random(derive_seed(self.seed, "depth", number)).choice(depths) if depths else None
 
     def check_gradients(self) -> None:
         """Refuse a step that leaves a parameter without a gradient.
@@ -197,6 +214,7 @@ class Engine:
 
     def whole(self) -> PackedViT:
         """The model to evaluate and to keep, not sharded: the average where there is one."""
+        self.model.depth = self.model.config.depth
         chosen = self.average if self.average is not None else self.model
         if not isinstance(chosen, FSDPModule):
             return chosen
@@ -255,7 +273,9 @@ def train_step(
         number: of the step in the run, from 0.
         lr_factor: of the peak learning rates.
     """
+    engine.model.depth = engine.model.config.depth  # DDP's order of gradients may not depend on the step
     settle(engine.forward, engine.ranks, lambda: task.backward(engine, step))
+    engine.model.depth = engine.depth_of(number) or engine.model.config.depth
     # What the forward pass draws depends on the step alone, so a resumed run draws the same.
     torch.manual_seed(derive_seed(engine.seed, "step", number + 1, engine.ranks.rank) % 2**63)
     losses = task.backward(engine, step)

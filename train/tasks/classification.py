@@ -56,10 +56,10 @@ class Classification:
     def prepare(self, engine: Engine) -> None:
         """See Task."""
 
-    def flops(self, loaded: LoadedBatch) -> int:
+    def flops(self, loaded: LoadedBatch, depth: int | None = None) -> int:
         """See Task."""
         # A backward pass costs two forward passes.
-        return 3 * self.model.batch_flops(loaded.batch)
+        return 3 * self.model.batch_flops(loaded.batch, depth)
 
     def backward(self, engine: Engine, step: StepBatches) -> Tensor:
         """See Task."""

@@ -116,12 +116,12 @@ class Contrastive:
         embed = TextEmbedder(tower.eval(), self.encode, ranks, options.train.precision, tokens)
         return make_retrieval(embed, read_set_captions(images, options.contrastive.captions))
 
-    def flops(self, loaded: LoadedBatch) -> int:
+    def flops(self, loaded: LoadedBatch, depth: int | None = None) -> int:
         """See Task."""
         text = captions_of(loaded.batch)
         # A backward pass costs two forward passes, and embedding first is one more.
         passes = 3 + (self.config.train.accumulate > 1)
-        image = self.config.model.batch_flops(loaded.batch) * (1 if self.frozen else passes)
+        image = self.config.model.batch_flops(loaded.batch, depth) * (1 if self.frozen else passes)
         return image + passes * self.towers.text.flops(text.num_texts, len(text.ids), text.squares)
 
     def backward(self, engine: Engine, step: StepBatches) -> Tensor:

@@ -68,10 +68,10 @@ class Distillation:
                 engine.compile(teacher)
             self.models.append(teacher)
 
-    def flops(self, loaded: LoadedBatch) -> int:
-        """See Task; teachers have no backward pass."""
+    def flops(self, loaded: LoadedBatch, depth: int | None = None) -> int:
+        """See Task; teachers have no backward pass, and all of their blocks run."""
         pairs = zip(self.models, loaded.teachers, strict=True)
-        return self.labels.flops(loaded) + sum(model.config.batch_flops(view) for model, view in pairs)
+        return self.labels.flops(loaded, depth) + sum(model.config.batch_flops(view) for model, view in pairs)
 
     def backward(self, engine: Engine, step: StepBatches) -> Tensor:
         """See Task."""

@@ -42,8 +42,12 @@ class Task(Protocol):
         """Called once, when the module is on its device."""
         ...
 
-    def flops(self, loaded: LoadedBatch) -> int:
-        """FLOPs of training on a batch in host memory, forward and backward, all models together."""
+    def flops(self, loaded: LoadedBatch, depth: int | None = None) -> int:
+        """FLOPs of training on a batch in host memory, forward and backward, all models together.
+
+        Args:
+            depth: blocks of the trained model that run; None: all.
+        """
         ...
 
     def backward(self, engine: Engine, step: StepBatches) -> Tensor:

@@ -78,7 +78,7 @@ class RunLog:
         facts = [loaded.facts for loaded in taken.batches]
         self._read()
         if result is not None:
-            self._coming = Coming(self.counters.step, facts, result)
+            self._coming = Coming(self.counters.step, facts, result, taken.depth)
 
     def _read(self) -> None:
         """Count what came of the newest step."""

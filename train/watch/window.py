@@ -50,6 +50,7 @@ class Taken:
         flops: of training on them.
         wait: seconds spent waiting for them.
         stuck: the run was asked to end while it waited for the next one.
+        depth: blocks that run in the step; None: all, as in every step.
     """
 
     batches: list[LoadedBatch] = field(default_factory=list)
@@ -59,6 +60,7 @@ class Taken:
     flops: float = 0.0
     wait: float = 0.0
     stuck: bool = False
+    depth: int | None = None
 
     def add(self, loaded: LoadedBatch, flops: float) -> None:
         """Take one more batch; training on it costs `flops`."""
@@ -82,24 +84,28 @@ class Came(NamedTuple):
     facts: of its batches on this rank.
     losses: float32 [N], of their images; None where the step was left out.
     grad_norm: before clipping, over all ranks; None where it was not finite and the step left out.
+    depth: blocks that ran; None: all, as in every step.
     """
 
     step: int
     facts: Sequence[ImageFacts]
     losses: np.ndarray | None
     grad_norm: float | None
+    depth: int | None = None
 
 
 class Coming:
     """The results of a step on their way to the host: the device copies them when it has computed them.
 
     Args:
-        step, facts: see Came.
+        step, facts, depth: see Came.
         result: of the step, on its device.
     """
 
-    def __init__(self, step: int, facts: Sequence[ImageFacts], result: StepResult) -> None:
-        self.step, self.facts = step, facts
+    def __init__(
+        self, step: int, facts: Sequence[ImageFacts], result: StepResult, depth: int | None = None
+    ) -> None:
+        self.step, self.facts, self.depth = step, facts, depth
         self.losses, self.grad_norm = _start_copy(result.losses), _start_copy(result.grad_norm)
         self.copied = torch.cuda.Event() if result.losses.is_cuda else None
         if self.copied is not None:
@@ -111,8 +117,8 @@ class Coming:
             self.copied.synchronize()
         norm = float(self.grad_norm)
         if not math.isfinite(norm):
-            return Came(self.step, self.facts, None, None)
-        return Came(self.step, self.facts, self.losses.numpy(), norm)
+            return Came(self.step, self.facts, None, None, self.depth)
+        return Came(self.step, self.facts, self.losses.numpy(), norm, self.depth)
 
 
 def _start_copy(tensor: Tensor) -> Tensor:
@@ -162,6 +168,8 @@ class Window:
     loss_by_patch_size: Means = field(default_factory=Means)
     loss_by_resolution: Means = field(default_factory=Means)
     drop_rate_by_resolution: Means = field(default_factory=Means)
+    loss_by_depth: Means = field(default_factory=Means)
+    has_depths: bool = False
     start: float = field(default_factory=time.perf_counter)
 
     def add_batches(self, taken: Taken) -> None:
@@ -172,6 +180,7 @@ class Window:
         self.texts_cut += taken.texts_cut
         self.flops += taken.flops
         self.wait += taken.wait
+        self.has_depths |= taken.depth is not None
 
     def add_step(self, came: Came) -> None:
         """Count the images of a step."""
@@ -186,6 +195,8 @@ class Window:
             self.loss_images += len(losses)
             self.loss_by_patch_size.add(patch_size, losses)
             self.loss_by_resolution.add(groups, losses)
+            if came.depth is not None:
+                self.loss_by_depth.add(np.full(len(losses), came.depth), losses)
 
     def summary(self, ranks: Ranks, peaks: Peaks) -> dict[str, Any]:
         """Rates and means over all ranks.
@@ -212,6 +223,7 @@ class Window:
         available = seconds * 1e12 * ranks.world_size  # of a peak's FLOPs
         by_resolution = self.loss_by_resolution.over(ranks)
         drop_by_resolution = self.drop_rate_by_resolution.over(ranks)
+        by_depth = self.loss_by_depth.over(ranks).items() if self.has_depths else ()
         return {
             "loss": loss / loss_images if loss_images else None,
             "grad_norm": self.grad_norm,
@@ -229,6 +241,7 @@ class Window:
             "mfu_measured": flops / (peaks.measured * available) if peaks.measured else None,
             "memory_gb": max(ranks.gather(peak_memory(ranks.device))) / 1e9,
             **cut,
+            **({"loss_by_depth": {str(depth): mean for depth, mean in by_depth}} if self.has_depths else {}),
         }
 
 
