@@ -22,6 +22,7 @@ from packvit.packing.views.grid import fit_grid, largest_grid
 from packvit.packing.views.view import (
     View,
     derive_seed,
+    draw_again,
     draw_view,
     full_view,
     same_crop,
@@ -53,6 +54,7 @@ __all__ = [
     "decode_upright",
     "decode_whole",
     "derive_seed",
+    "draw_again",
     "draw_view",
     "fit_grid",
     "full_view",

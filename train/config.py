@@ -31,7 +31,13 @@ from packvit.train.step.checkpoint import CheckpointConfig
 from packvit.train.step.length import LengthConfig
 from packvit.train.step.optim import OptimConfig
 from packvit.train.step.step import EngineConfig
-from packvit.train.tasks.config import EMA, ContrastiveConfig, DistillConfig, LossConfig
+from packvit.train.tasks.config import (
+    EMA,
+    ConsistencyConfig,
+    ContrastiveConfig,
+    DistillConfig,
+    LossConfig,
+)
 
 FREE, FIXED = {"resume": "free"}, {"resume": "fixed"}
 MOST_THREADS = 1024  # many more end in a fault of memory
@@ -100,6 +106,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig, metadata={"resume": {"precision": "scaled"}})
     distill: DistillConfig = field(default_factory=DistillConfig)
+    consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig, metadata=FIXED)
     text: TextConfig = field(default_factory=TextConfig, metadata=FIXED)
     eval: EvalConfig = field(default_factory=EvalConfig, metadata=FREE)

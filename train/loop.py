@@ -100,7 +100,8 @@ def set_up(
             used.
     """
     targets = {**task.targets, **config.data.text_targets()}
-    plan = DataPlan(config.data, config.views, config.packing, config.seed, targets, task.teachers)
+    pairs = config.consistency.active
+    plan = DataPlan(config.data, config.views, config.packing, config.seed, targets, task.teachers, pairs)
     loader = TrainLoader(plan, ranks.rank, ranks.world_size, ranks.device)
     counters, length = Counters(), config.train.length
     folder, asked = config.run_dir / "checkpoints", config.train.resume_from

@@ -40,10 +40,15 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A sample with its view: what a packer holds."""
+    """A sample with its views, one, or two of a pair: what a packer holds."""
 
     header: Header
-    view: View
+    views: tuple[View, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Kept tokens of all views."""
+        return sum(view.num_tokens for view in self.views)
 
 
 class Recalled(NamedTuple):

@@ -20,6 +20,8 @@ class DataPlan:
         targets: kinds that every sample must come with, by name.
         teachers: (patch size, resolution in pixels) of each teacher, which sees every image whole in the crop
             and flip of its view. They change neither the views nor the state.
+        pairs: whether every sample is shown twice, in one crop and flip, each time at a resolution, patch
+            size, stride and drop rate of its own: images 2i and 2i + 1 of a batch are of one sample.
         shards: those of `data.shards`, found when the plan is made.
 
     Raises:
@@ -32,10 +34,16 @@ class DataPlan:
     seed: int = 0
     targets: Mapping[str, Target] = field(default_factory=dict)
     teachers: tuple[tuple[int, int], ...] = ()
+    pairs: bool = False
     shards: ShardSet = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shards", ShardSet.find(self.data.shards, self.data.fetch))
+
+    @property
+    def shown(self) -> int:
+        """Images of a batch that one sample gives."""
+        return 2 if self.pairs else 1
 
     @property
     def sources(self) -> list[range]:

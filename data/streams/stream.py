@@ -30,6 +30,7 @@ from packvit.packing import (
     PackedBatch,
     PackedImage,
     derive_seed,
+    draw_again,
     draw_view,
     map_leaves,
     pack_in_order,
@@ -109,7 +110,7 @@ class Stream:
         while (sequences := self.batches.next()) is None:
             header = self._read(skipped)
             planned = self._plan(header, skipped)
-            self.shrunk += planned.view.shrunk
+            self.shrunk += sum(view.shrunk for view in planned.views)
             self._add(planned)
         decoded = [[s for item in some if (s := self._decode(*item, skipped))] for some in sequences]
         samples = list(chain.from_iterable(decoded))
@@ -137,33 +138,37 @@ class Stream:
             self._lose(found, skipped)
 
     def _plan(self, header: Header, skipped: Sequence[dict] = ()) -> Planned:
-        """The sample with its view, a function of (seed, epoch, key) and of the images seen so far."""
+        """The sample with its views, a function of (seed, epoch, key) and of the images seen so far."""
         plan, packing = self.plan, self.plan.packing
         rng = Random(derive_seed(plan.seed, "view", header.reference.epoch, header.key))
         views = plan.views
         if self.views_move:
             # All streams have drawn about as many samples as this one, whatever the ranks and workers.
-            views = views_at(views, header.reference.drawn * plan.data.streams)
+            views = views_at(views, header.reference.drawn * plan.data.streams * plan.shown)
         longest, room = None, 1
         match packing.oversize:
             case "shrink":
-                longest = packing.seq_len
+                longest = packing.seq_len // plan.shown
             case "own_row":
                 room = packing.sequences
             case "error":
                 pass
             case _ as unknown:
                 assert_never(unknown)
-        view = draw_view(rng, header.native_size, views, longest)
-        if view.num_tokens > room * packing.seq_len:
+        shown = [draw_view(rng, header.native_size, views, longest)]
+        if plan.pairs:
+            shown.append(draw_again(rng, shown[0], views, longest))
+        planned = Planned(header, tuple(shown))
+        if planned.num_tokens > room * packing.seq_len:
             times = f" times packing.sequences={room}" if room > 1 else ""
+            sizes = " and ".join(f"p={view.patch_size}" for view in shown)
             raise DataError(
                 f"packing.seq_len={packing.seq_len}{times} is shorter than image {header.key!r} "
-                f"({view.num_tokens} tokens at p={view.patch_size}): raise packing.seq_len or set "
+                f"({planned.num_tokens} tokens at {sizes}): raise packing.seq_len or set "
                 "packing.oversize=shrink",
                 skipped,
             )
-        return Planned(header, view)
+        return planned
 
     def _recall(self, recalled: Recalled) -> Planned:
         """The sample as it was planned before the run was resumed.
@@ -172,16 +177,15 @@ class Stream:
             BadSample, BadShard: it cannot be read any more, or is another one now.
         """
         planned = self._plan(self.reader.header(recalled.reference))
-        if planned.view.num_tokens != recalled.num_tokens:
+        if planned.num_tokens != recalled.num_tokens:
             path = self.plan.shards.paths[recalled.reference.shard]
             raise BadSample(path, planned.header.key, "its size changed since it was packed")
         return planned
 
     def _add(self, planned: Planned) -> None:
         """Hand the sample to the packer."""
-        view = planned.view
         mixed = self.plan.views.patch_size_per == "image"
-        self.batches.add(planned, view.num_tokens, 0 if mixed else view.patch_size)
+        self.batches.add(planned, planned.num_tokens, 0 if mixed else planned.views[0].patch_size)
 
     def _decode(self, planned: Planned | Recalled, kept: int, skipped: list[dict]) -> Decoded | None:
         """The sample with as many tokens as the packer left it, then as teachers see it; None if bad."""
@@ -190,9 +194,10 @@ class Stream:
         except (BadSample, BadShard) as error:
             self._lose(Lost(describe_skipped(error), 1), skipped)
             return None
-        header, view = planned.header, planned.view
-        views = [view if kept == view.num_tokens else replace(view, num_tokens=kept)]
-        views += [same_crop(view, *teacher) for teacher in self.plan.teachers]
+        header, views = planned.header, list(planned.views)
+        if kept < planned.num_tokens:
+            views[0] = replace(views[0], num_tokens=kept)
+        views += [same_crop(views[0], *teacher) for teacher in self.plan.teachers]
         seed = derive_seed(self.plan.seed, "drop", header.reference.epoch, header.key)
         try:
             shard = self.reader.shard(header.reference.shard)
@@ -205,16 +210,16 @@ class Stream:
     def _collate(
         self, cut: list[list[PackedImage]], lengths: list[int]
     ) -> tuple[PackedBatch, tuple[PackedBatch, ...]]:
-        """The student's batch, in sequences of so many images, and each teacher's, packed by itself."""
-        packing = self.plan.packing
-        own = iter([views[0] for views in cut])
-        sequences = [list(islice(own, length)) for length in lengths]
+        """The student's batch, in sequences of so many samples, and each teacher's, packed by itself."""
+        packing, shown = self.plan.packing, self.plan.shown
+        own = chain.from_iterable(views[:shown] for views in cut)
+        sequences = [list(islice(own, shown * length)) for length in lengths]
         batch = PackedBatch.build(
             sequences, packing.seq_len, min_sequences=packing.sequences, collate=self.collate
         )
         teachers = tuple(
             pack_in_order([views[number] for views in cut], packing.seq_len, self.collate)
-            for number in range(1, 1 + len(self.plan.teachers))
+            for number in range(shown, shown + len(self.plan.teachers))
         )
         return batch, teachers
 
@@ -275,11 +280,13 @@ class Stream:
     def _views_drawn(self) -> str:
         """Tells whether the same samples get the same views."""
         plan = self.plan
-        longest = (plan.packing.seq_len, plan.packing.oversize)
+        longest = (plan.packing.seq_len, plan.packing.oversize, *(["pairs"] if plan.pairs else []))
         return f"{derive_seed(plan.seed, plan.data.streams, repr(plan.views), *longest):032x}"
 
     def _new_batches(self) -> Batches[Planned | Recalled]:
         views, packing = self.plan.views, self.plan.packing
+        if packing.sequence_images is not None:
+            packing = replace(packing, max_images=max(1, packing.sequence_images // self.plan.shown))
         match views.patch_size_per:
             case "image":
                 return Batches(packing, (0,))
@@ -294,4 +301,4 @@ def _name(item: Planned | Recalled) -> list[int]:
     """A waiting sample as integers."""
     if isinstance(item, Recalled):
         return list(item)
-    return [*item.header.reference, item.view.num_tokens]
+    return [*item.header.reference, item.num_tokens]

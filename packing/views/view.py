@@ -108,7 +108,18 @@ def draw_view(
     """
     draw = draw_inception_box if config.square else draw_box
     box = draw(rng, native, config.crop, config.crop_aspect)
-    flip = rng.random() < config.flip
+    return _show(rng, box, rng.random() < config.flip, config, max_tokens)
+
+
+def draw_again(rng: Random, view: View, config: ViewsConfig, max_tokens: int | None = None) -> View:
+    """The crop and flip of `view` at a resolution, patch size and drop rate drawn anew; see `draw_view`."""
+    return _show(rng, view.box, view.flip, config, max_tokens)
+
+
+def _show(
+    rng: Random, box: tuple[int, int, int, int], flip: bool, config: ViewsConfig, max_tokens: int | None
+) -> View:
+    """A view of this crop and flip; all else is drawn."""
     resolution = draw_resolution(rng, config.resolution)
     patch_size = rng.choices(config.patch_sizes, config.patch_weights or None)[0]
     stride = config.strides[0] if config.strides else patch_size

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -73,7 +74,9 @@ class StepResult(NamedTuple):
 
     losses: float32 [N], of this rank's images.
     grad_norm: float32 [], before clipping, over all ranks. A step whose norm is not finite changed nothing.
+    reported: what the task reports besides, by name, float32 [n] each; the same names on all ranks.
     """
 
     losses: Tensor
     grad_norm: Tensor
+    reported: Mapping[str, Tensor] = MappingProxyType({})

@@ -34,6 +34,7 @@ from packvit.models import PackedViT, TextTower
 from packvit.packing import derive_seed
 from packvit.train.step.average import Average
 from packvit.train.step.interface import StepBatches, StepResult, TrainedModule
+from packvit.train.step.muon import local
 from packvit.train.step.optim import OptimConfig, freeze, make_optimizers
 from packvit.train.step.shard import cut, replicate, settle
 
@@ -85,6 +86,7 @@ class Engine:
         average: that of the model, in eval mode, or None.
         forward: what to call; the same as `module` where nothing is shared.
         optimizers: see make_optimizers.
+        reported: what the task has reported of the step so far, by name; see `report`.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Engine:
     ) -> None:
         self.config, self.optim = config, optim
         self.ranks, self.seed = ranks, seed
+        self.reported: dict[str, list[Tensor]] = {}
         self.module = module.to(ranks.device).train()
         self.model = module.model
         freeze(self.model, optim.freeze, module.heads())
@@ -147,6 +150,13 @@ class Engine:
                 self.backward(each.sum(), step.images)
             losses.append(each.detach())
         return torch.cat(losses)
+
+    def report(self, name: str, values: Tensor) -> None:
+        """Let the log say the mean of `values` [n], such as a part of the loss, over all calls and ranks.
+
+        Every rank calls it alike, where it has none with an empty tensor.
+        """
+        self.reported.setdefault(name, []).append(values.detach().float())
 
     @contextmanager
     def sharing(self, last: bool) -> Iterator[None]:
@@ -278,11 +288,12 @@ def train_step(
     engine.model.depth = engine.depth_of(number) or engine.model.config.depth
     # What the forward pass draws depends on the step alone, so a resumed run draws the same.
     torch.manual_seed(derive_seed(engine.seed, "step", number + 1, engine.ranks.rank) % 2**63)
+    engine.reported.clear()
     losses = task.backward(engine, step)
     engine.check_gradients()
     grad_norm = engine.clip()
     engine.update(grad_norm, number, lr_factor)
-    return StepResult(losses, grad_norm)
+    return StepResult(losses, grad_norm, {name: torch.cat(v) for name, v in engine.reported.items()})
 
 
 def lr_factor(before: float, after: float, length: float, config: OptimConfig) -> float:

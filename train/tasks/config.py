@@ -104,6 +104,33 @@ class DistillConfig:
         return tuple(zip(patch_sizes, resolutions, strict=True))
 
 
+@dataclass(frozen=True)
+class ConsistencyConfig:
+    """Every sample is shown twice, at two budgets, and the features of the smaller one are pulled to those of
+    the larger one.
+
+    Models that see several resolutions may answer each in a mode of its own (C-RADIO, arXiv 2412.07679);
+    here the same image asks for the same features at all of them.
+
+    Args:
+        weight: of the distance between the features that enter the head, beside the labels' loss of both
+            images; 0 shows every sample once.
+        measure: the distance: `cosine`, 1 - cos, or `smooth_l1`, the mean over channels.
+    """
+
+    weight: float = 0.0
+    measure: Literal["cosine", "smooth_l1"] = "cosine"
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"consistency.weight={self.weight} must not be negative")
+
+    @property
+    def active(self) -> bool:
+        """Whether samples are shown twice."""
+        return self.weight > 0
+
+
 def check_field(name: str, field: str) -> None:
     """Refuse the name of a field that shards cannot hold or readers would not take for an array.
 

@@ -46,5 +46,6 @@ def describe_steps(training: Training) -> str:
         text += f"; the run: about {images:,.0f} images"
         samples = count_samples(training.loader.plan.shards.paths)
         if samples:
-            text += f", {images / samples:,.1f} epochs of {samples:,}"
+            shown = training.loader.plan.shown
+            text += f", {images / samples / shown:,.1f} epochs of {samples:,}"
     return text

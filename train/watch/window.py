@@ -9,8 +9,9 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,6 +86,7 @@ class Came(NamedTuple):
     losses: float32 [N], of their images; None where the step was left out.
     grad_norm: before clipping, over all ranks; None where it was not finite and the step left out.
     depth: blocks that ran; None: all, as in every step.
+    reported: what the task reported, by name; empty where the step was left out.
     """
 
     step: int
@@ -92,6 +94,7 @@ class Came(NamedTuple):
     losses: np.ndarray | None
     grad_norm: float | None
     depth: int | None = None
+    reported: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 class Coming:
@@ -107,6 +110,7 @@ class Coming:
     ) -> None:
         self.step, self.facts, self.depth = step, facts, depth
         self.losses, self.grad_norm = _start_copy(result.losses), _start_copy(result.grad_norm)
+        self.reported = {name: _start_copy(values) for name, values in result.reported.items()}
         self.copied = torch.cuda.Event() if result.losses.is_cuda else None
         if self.copied is not None:
             self.copied.record()
@@ -118,7 +122,8 @@ class Coming:
         norm = float(self.grad_norm)
         if not math.isfinite(norm):
             return Came(self.step, self.facts, None, None, self.depth)
-        return Came(self.step, self.facts, self.losses.numpy(), norm, self.depth)
+        reported = {name: values.numpy() for name, values in self.reported.items()}
+        return Came(self.step, self.facts, self.losses.numpy(), norm, self.depth, reported)
 
 
 def _start_copy(tensor: Tensor) -> Tensor:
@@ -170,6 +175,7 @@ class Window:
     drop_rate_by_resolution: Means = field(default_factory=Means)
     loss_by_depth: Means = field(default_factory=Means)
     has_depths: bool = False
+    reported: dict[str, tuple[float, int]] = field(default_factory=dict)  # sums and counts
     start: float = field(default_factory=time.perf_counter)
 
     def add_batches(self, taken: Taken) -> None:
@@ -195,6 +201,9 @@ class Window:
             self.loss_images += len(losses)
             self.loss_by_patch_size.add(patch_size, losses)
             self.loss_by_resolution.add(groups, losses)
+            for name, values in came.reported.items():
+                total, count = self.reported.get(name, (0.0, 0))
+                self.reported[name] = total + float(values.sum(dtype=np.float64)), count + len(values)
             if came.depth is not None:
                 self.loss_by_depth.add(np.full(len(losses), came.depth), losses)
 
@@ -220,6 +229,7 @@ class Window:
         )
         texts, texts_cut = ranks.sum([self.texts, self.texts_cut])
         cut = {"texts_cut": texts_cut / texts} if texts else {}
+        reported = {name: ranks.sum(self.reported[name]) for name in sorted(self.reported)}
         available = seconds * 1e12 * ranks.world_size  # of a peak's FLOPs
         by_resolution = self.loss_by_resolution.over(ranks)
         drop_by_resolution = self.drop_rate_by_resolution.over(ranks)
@@ -241,6 +251,7 @@ class Window:
             "mfu_measured": flops / (peaks.measured * available) if peaks.measured else None,
             "memory_gb": max(ranks.gather(peak_memory(ranks.device))) / 1e9,
             **cut,
+            **{name: total / count if count else None for name, (total, count) in reported.items()},
             **({"loss_by_depth": {str(depth): mean for depth, mean in by_depth}} if self.has_depths else {}),
         }
 
