@@ -280,6 +280,8 @@ class PackedViT(
 
     def _embed(self, batch: PackedBatch, layout: Layout) -> tuple[Tensor, Context]:
         """What enters the blocks: [T, D], and what blocks know of it."""
+        if batch.token_grids:
+            self.config.check_overlap("a batch of such patches")
         slots = batch.slots
         if layout.slot_of is not None:
             slots = {shape: layout.slot_of[s] for shape, s in slots.items()}

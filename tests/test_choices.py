@@ -28,7 +28,7 @@ from packvit.packing import (
 from packvit.packing.packers.config import Algorithm
 from packvit.train.config import Config
 from packvit.train.step.optim import OptimConfig, make_optimizers
-from packvit.train.step.step import lr_factor
+from packvit.train.step.schedule import lr_factor
 from packvit.train.tasks.classification import classification_loss
 from packvit.train.tasks.contrastive_loss import contrastive_loss
 from packvit.train.tasks.distillation import distance

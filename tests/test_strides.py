@@ -77,7 +77,7 @@ def test_every_token_stands_at_its_centre_and_counts_as_its_patch(pixels):
         rows, cols = (stride * torch.arange(n) + p / 2 for n in (3, 5))
         wanted = torch.cartesian_prod(rows / image.shape[0], cols / image.shape[1])
         torch.testing.assert_close(centre, wanted)
-        assert batch.token_grid(number) == (3, 5)
+        assert batch.token_grids.get(number, tuple(batch.grids[number].tolist())) == (3, 5)
     facts = batch.facts()
     assert facts.patch_size.tolist() == [p for p, _ in KINDS]
     assert facts.resolution == pytest.approx([(i.shape[0] * i.shape[1]) ** 0.5 for i in pixels])
@@ -106,6 +106,10 @@ def test_what_cannot_overlap_is_refused(pixels):
         Config(
             views=replace(Config().views, strides=(4,)), model=replace(Config().model, pos_coords="absolute")
         )
+    model = random_model(replace(BASE, pos_coords="absolute"))
+    assert model(pack(pixels[3:], KINDS[3:])).shape == (1, 5)
+    with pytest.raises(ValueError, match=r"a batch of such patches: .* needs model\.pos_coords"):
+        model(pack(pixels))
 
 
 def test_a_run_with_strides_is_evaluated_with_them(run_flags, digits_set, tmp_path):

@@ -20,7 +20,8 @@ from packvit.train.step.interface import StepBatches
 from packvit.train.step.kernels import choose_kernels
 from packvit.train.step.length import Counters, Length
 from packvit.train.step.resume import find_resume
-from packvit.train.step.step import Engine, lr_factor, train_step
+from packvit.train.step.schedule import lr_factor
+from packvit.train.step.step import Engine, train_step
 from packvit.train.tasks.start import make_module
 from packvit.train.tasks.task import Task
 from packvit.train.validate.validation import Validation

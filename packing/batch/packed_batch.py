@@ -126,10 +126,6 @@ class PackedBatch:
         """int64 [N], tokens of each image; on a GPU it waits for the device."""
         return torch.bincount(self.image_index[self.image_index >= 0].long(), minlength=self.num_images)
 
-    def token_grid(self, image: int) -> Shape:
-        """Tokens of an image along each axis, before dropping; on a GPU it waits for the device."""
-        return self.token_grids.get(image) or tuple(self.grids[image].tolist())
-
     def stats(self) -> BatchStats:
         """Counts of this batch; waits for no device."""
         return self.counts

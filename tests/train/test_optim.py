@@ -13,7 +13,7 @@ from packvit.models import PackedViT, ViTConfig
 from packvit.train.step.average import update_ema
 from packvit.train.step.muon import Muon, newton_schulz_flops, part_of, share_work
 from packvit.train.step.optim import OptimConfig, freeze, make_optimizers
-from packvit.train.step.step import set_lr
+from packvit.train.step.schedule import set_lr
 
 
 def small_model() -> PackedViT:

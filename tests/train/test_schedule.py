@@ -7,7 +7,7 @@ import pytest
 from packvit.train.config import TrainConfig
 from packvit.train.step.length import Length
 from packvit.train.step.optim import OptimConfig
-from packvit.train.step.step import lr_factor
+from packvit.train.step.schedule import lr_factor
 
 
 def by_step(step: int, steps: int, config: OptimConfig) -> float:

@@ -7,12 +7,12 @@ state into equal parts; a block is gathered just before it runs.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from random import Random
-from typing import Any, Literal, Protocol, assert_never
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,6 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 
 from packvit.common.device import choose_precision, make_autocast, wants_compiling
 from packvit.common.ranks import Ranks
@@ -36,6 +35,7 @@ from packvit.train.step.average import Average
 from packvit.train.step.interface import StepBatches, StepResult, TrainedModule
 from packvit.train.step.muon import local
 from packvit.train.step.optim import OptimConfig, freeze, make_optimizers
+from packvit.train.step.schedule import set_lr
 from packvit.train.step.shard import cut, replicate, settle
 
 
@@ -294,39 +294,3 @@ def train_step(
     grad_norm = engine.clip()
     engine.update(grad_norm, number, lr_factor)
     return StepResult(losses, grad_norm, {name: torch.cat(v) for name, v in engine.reported.items()})
-
-
-def lr_factor(before: float, after: float, length: float, config: OptimConfig) -> float:
-    """Factor in [0, 1] of one step.
-
-    Linear warm-up, a shape, and a linear cooldown at the end. Shapes: `cosine`, half of one down to zero
-    (FlexiViT); `linear` to zero; `rsqrt`, flat up to the timescale and then sqrt(timescale / after) (NaViT);
-    `constant`.
-
-    Args:
-        before, after: how far the run is before and after the step, in the unit of `length`.
-        length: of the whole run: steps, images or tokens.
-    """
-    factor = min(1.0, after / config.warmup) if config.warmup else 1.0
-    progress = min(1.0, max(0.0, (before - config.warmup) / max(1, length - config.warmup)))
-    match config.schedule:
-        case "cosine":
-            factor *= 0.5 * (1 + math.cos(math.pi * progress))
-        case "linear":
-            factor *= 1 - progress
-        case "rsqrt":
-            factor *= min(1.0, math.sqrt(max(config.timescale, config.warmup, 1) / after))
-        case "constant":
-            pass
-        case _ as unknown:
-            assert_never(unknown)
-    if config.cooldown:
-        factor *= min(1.0, max(0.0, length - before) / config.cooldown)
-    return factor
-
-
-def set_lr(optimizers: Sequence[Optimizer], factor: float) -> None:
-    """Every group's learning rate is its peak times `factor`."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor

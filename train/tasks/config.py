@@ -119,7 +119,7 @@ class ConsistencyConfig:
     """
 
     weight: float = 0.0
-    measure: Literal["cosine", "smooth_l1"] = "cosine"
+    measure: Measure = "cosine"
 
     def __post_init__(self) -> None:
         if self.weight < 0:

@@ -19,6 +19,7 @@ from packvit.train.config import Config
 from packvit.train.step.interface import StepBatches, TrainedModule
 from packvit.train.step.step import Engine
 from packvit.train.tasks.classification import Classification
+from packvit.train.tasks.config import Measure
 from packvit.train.tasks.distillation import distance
 
 
@@ -83,7 +84,7 @@ def token_counts(batch: PackedBatch) -> Tensor:
     return counts.scatter_add(0, image, torch.ones_like(image))[:-1]
 
 
-def pair_distances(features: Tensor, tokens: Tensor, measure: str) -> Tensor:
+def pair_distances(features: Tensor, tokens: Tensor, measure: Measure) -> Tensor:
     """How far the image of fewer tokens of each pair is from the other one, which has no gradient of it.
 
     Args:

@@ -93,7 +93,7 @@ def _draw_image(axes: "Axes", batch: PackedBatch, image: int, length: int, colou
         own = batch.labels[image]
         label = f", label {int(own)}" if own.ndim == 0 else f", {int(own.count_nonzero())} labels"
     p = int(batch.patch_sizes[image])
-    whole = math.prod(batch.token_grid(image))
+    whole = math.prod(batch.token_grids.get(image, (rows, cols)))
     axes.set_xlabel(f"p={p}{label}\n{length}/{whole} tokens", size=6.5, labelpad=3)
 
 
