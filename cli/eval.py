@@ -28,8 +28,8 @@ class Eval:
         shards: webdataset shards: files, patterns or folders.
         resolutions: sides in pixels of the square with a view's area.
         patch_sizes: sides of a patch in pixels.
-        strides: pixels from one patch to the next, none larger than a patch, with every resolution and patch
-            size; by default the patch size, or as the run was evaluated.
+        strides: pixels from one patch to the next, with every resolution and every patch size that is not
+            smaller; by default the patch size, or as the run was evaluated.
         tokens: for each, the largest grid of at most so many tokens is evaluated, at the patch size that the
             results at --resolutions favour; without --resolutions at all patch sizes.
         depths: numbers of blocks: of every model so many of its first ones are evaluated, with its head, as

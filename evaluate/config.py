@@ -15,8 +15,8 @@ class EvalConfig:
         resolutions: sides in pixels of the square with a view's area; the model is evaluated at each with
             each of `patch_sizes`. Empty: both ends and the middle of `views.resolution`.
         patch_sizes: sides of a patch in pixels. Empty: those of `views.patch_sizes`.
-        strides: pixels from one patch to the next, none larger than a patch, with every resolution and patch
-            size. Empty: those of `views.strides`.
+        strides: pixels from one patch to the next, with every resolution and every patch size that is not
+            smaller. Empty: those of `views.strides`.
         sequences: a batch has so many times `packing.seq_len` tokens.
         cost: whether each setting's throughput and latency are measured, which takes seconds.
         every: steps between validations during training, the last step included; 0: none. `best/` in the
@@ -65,7 +65,7 @@ class EvalConfig:
                 the middle of its range of resolutions.
 
         Raises:
-            ValueError: a stride is larger than a patch.
+            ValueError: a patch size is smaller than all strides.
         """
         low, high = views.resolution.low, views.resolution.high
         resolutions = self.resolutions or tuple(sorted({low, (low + high) // 2, high}))

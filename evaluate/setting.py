@@ -95,15 +95,23 @@ def grid_settings(
     strides: Sequence[int] = (),
     protocol: str = "native",
 ) -> list[Setting]:
-    """Every patch size at every resolution and every stride; without strides patches do not overlap.
+    """Every patch size at every resolution and every stride that is no larger; without strides patches do not
+    overlap.
 
     Raises:
-        ValueError: a stride is larger than a patch.
+        ValueError: a patch size is smaller than all strides.
     """
-    return [
-        Setting(p, resolution, protocol=protocol, stride=stride)
-        for p, stride, resolution in product(patch_sizes, strides or (None,), resolutions)
-    ]
+    settings = []
+    for p in patch_sizes:
+        fitting = [stride for stride in strides if stride <= p]
+        if strides and not fitting:
+            raise ValueError(
+                f"patch size {p} is smaller than every stride, {' '.join(map(str, strides))}: take a smaller "
+                "stride, or leave the patch size out"
+            )
+        pairs = product(fitting or (None,), resolutions)
+        settings += [Setting(p, resolution, protocol=protocol, stride=stride) for stride, resolution in pairs]
+    return settings
 
 
 def parse_setting(name: str) -> Setting:

@@ -134,7 +134,7 @@ def test_a_run_with_strides_is_evaluated_with_them(run_flags, digits_set, tmp_pa
     assert [row["setting"] for row in json.loads((out / "results.json").read_text())["rows"]] == [
         "t60-p12-s4"
     ]
-    with pytest.raises(ValueError, match=r"stride=13 must lie in 1\.\.12"):
+    with pytest.raises(ValueError, match="patch size 12 is smaller than every stride, 13"):
         evaluate([*again, "--strides", "13"])
     with pytest.raises(ValueError, match="strides do not go with both"):
         evaluate([*again, "--strides", "4", "--tokens", "60", "--resolutions", "48"])

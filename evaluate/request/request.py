@@ -117,7 +117,7 @@ class Request:
         """Settings of the grid, and the numbers of tokens for which its results choose a patch size.
 
         Raises:
-            ValueError: there is no such protocol, or a stride is larger than a patch.
+            ValueError: there is no such protocol, or a patch size is smaller than the strides.
         """
         sizes, protocol, tokens = distinct(self.patch_sizes), self.protocol, distinct(self.tokens)
         strides = distinct(self.strides)
