@@ -16,13 +16,14 @@ DRY_FLAGS ?=
 SCRIPTS := PYTHONPATH=benchmarks:typings
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: help demo test test-slow check bench gpu gpu-dry screenshot clean
+.PHONY: help demo test test-slow check docs bench gpu gpu-dry screenshot clean
 
 help:
 	@echo "make demo   train on the demo set, evaluate at every budget, draw (minutes, no GPU needed)"
 	@echo "make test   all tests but the slow ones, minutes"
 	@echo "make test-slow  the slow ones: kills, three ranks, every kind of graph and compiled model"
 	@echo "make check  lint, format and types"
+	@echo "make docs   the documentation as a site in build/site; a broken link is an error"
 	@echo "make bench  packers, data path and model against others; writes benchmarks/results and docs"
 	@echo "make gpu    everything that is measured on a GPU, ten minutes; writes benchmarks/results and docs/gpu.md"
 	@echo "make gpu-dry  what a GPU would do, counted without one, two minutes; likewise"
@@ -30,7 +31,7 @@ help:
 	@echo "make clean  remove .venv, .venv-dry and the demo's run"
 
 # The extras of a stamp are installed when it is older than what pip reads.
-$(VENV)/demo.stamp $(VENV)/dev.stamp: $(VENV)/%.stamp: pyproject.toml constraints.txt
+$(VENV)/demo.stamp $(VENV)/dev.stamp $(VENV)/docs.stamp $(VENV)/peers.stamp: $(VENV)/%.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	touch $@
@@ -55,7 +56,10 @@ check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-bench: $(VENV)/dev.stamp
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+bench: $(VENV)/dev.stamp $(VENV)/peers.stamp
 	$(BIN)/python benchmarks/packing.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/model.py
