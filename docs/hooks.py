@@ -45,8 +45,9 @@ def commands_page() -> str:
 
     parts = ["# Commands", "", "Every command and its options, as `--help` prints them.", ""]
     parts += ["| command | purpose |", "| --- | --- |"]
-    parts += [f"| [`packvit {name}`](#packvit-{name}) | {purpose} |" for name, (_, purpose) in COMMANDS.items()]
-    for name, (_, purpose) in COMMANDS.items():
+    purposes = {name: purpose for name, (_, purpose) in COMMANDS.items()}
+    parts += [f"| [`packvit {name}`](#packvit-{name}) | {purpose} |" for name, purpose in purposes.items()]
+    for name, purpose in purposes.items():
         module = import_module(f"packvit.cli.{MODULES.get(name, name)}")
         parts += ["", f"## packvit {name}", "", f"{purpose[0].upper()}{purpose[1:]}."]
         for call in CALLS.get(name, (["--help"],)):
