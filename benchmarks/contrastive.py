@@ -9,8 +9,8 @@ pair of colour and digit that training never showed, among their own captions an
 256.
 """
 
+import argparse
 import io
-import sys
 from itertools import product
 from pathlib import Path
 
@@ -65,7 +65,13 @@ def measure(model: TwoTowers, encode: TextEncoder, data: Path) -> list[list[tupl
 
 def main() -> None:
     """Print a table of the mean over runs, and its spread, for each depth."""
-    data, runs = Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="the folder that packvit shards demo wrote")
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
+    arguments = parser.parse_args()
+    data, runs = arguments.data, arguments.runs
     found = []
     for run in runs:
         model = load_two_towers(run)

@@ -5,6 +5,7 @@
 The picture is scikit-learn's china.jpg, by danielbuechele on Flickr, CC BY 2.0.
 """
 
+import argparse
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ TILE, LABEL = (132, 99), 124  # pixels: width and height of a picture, width of 
 
 def main() -> None:
     """Draw, time, print a table."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     # The middle of the photograph, at 4:3, so that the roof's details are large enough to see.
     image = load_sample_image("china.jpg")[60:360, 120:520]
     width, height = TILE

@@ -5,6 +5,7 @@ docs/images/data-memory.png and the tables of docs/data.md. All pipelines read t
 photograph-like JPEGs, in this process, and show every image at a side drawn from U(64, 256).
 """
 
+import argparse
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from peers import need_peers
 from PIL import Image
 from webdataset.compat import WebDataset
 
@@ -129,20 +131,13 @@ def rate(images: Iterator[int], seconds: float) -> float:
     return count / spent
 
 
-def compare(shards: list[str]) -> dict[str, float | str]:
+def compare(shards: list[str]) -> dict[str, float]:
     """Median over interleaved rounds of the images per second of CPU time, by pipeline."""
     rates: dict[str, list[float]] = {}
-    missing: dict[str, str] = {}
     for _ in range(ROUNDS):
         for name, pipeline in PIPELINES.items():
-            if name in missing:
-                continue
-            try:
-                rates.setdefault(name, []).append(rate(pipeline(shards), SECONDS / ROUNDS))
-            except ImportError as error:
-                missing[name] = f"not measured: {error}"
-    found: dict[str, float | str] = {name: round(statistics.median(r), 1) for name, r in rates.items() if r}
-    return found | missing
+            rates.setdefault(name, []).append(rate(pipeline(shards), SECONDS / ROUNDS))
+    return {name: round(statistics.median(found), 1) for name, found in rates.items()}
 
 
 def bookkeeping_share(shards: list[str]) -> float:
@@ -244,6 +239,8 @@ def machine() -> dict[str, str]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    need_peers("timm", "torchvision", "simplejpeg")
     results: dict = machine() | {"bits_per_pixel": {}, "images_per_cpu_second": {}, "bookkeeping_share": {}}
     with tempfile.TemporaryDirectory() as temporary:
         for width, height in SIZES:
@@ -281,11 +278,7 @@ def write_page(results: dict) -> None:
         "| --- |" + " ---: |" * len(speeds),
     ]
     for name in next(iter(speeds.values())):
-        cells = []
-        for row in speeds.values():
-            value = row[name]
-            known = isinstance(value, int | float)
-            cells.append(f"{value:,.0f} ({value / row[plain]:.1f}x)" if known else str(value))
+        cells = (f"{row[name]:,.0f} ({row[name] / row[plain]:.1f}x)" for row in speeds.values())
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines.append(
         "| packer and bookkeeping, share of a worker's time | "

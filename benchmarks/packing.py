@@ -4,6 +4,7 @@
 docs/images/packing.png and the tables of docs/packing.md. Views are drawn by the function that training uses.
 """
 
+import argparse
 import json
 import platform
 import statistics
@@ -240,6 +241,7 @@ def write_tables(path: Path, texts: dict[str, str]) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     mixes = {}
     for name, mix in MIXES.items():
         mixes[name] = run_mix(*mix)
