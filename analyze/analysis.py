@@ -16,6 +16,7 @@ from packvit.analyze.measure import Packed, measure
 from packvit.packing import ResolutionConfig, ViewsConfig, derive_seed, draw_view, make_packer, views_at
 from packvit.packing.packers.config import PACKERS
 
+WIDE = 20  # times the fewest tokens, from which on a histogram is logarithmic
 TOLERANCE = 0.001  # waste that counts as equal to the best, and share of views that may be longer than S
 CHUNK = 20_000  # views drawn by one job
 NATIVE = ResolutionConfig(low=2**24, high=2**24, distribution="uniform", upscale=False)
@@ -176,13 +177,20 @@ def draw_tokens(
 
 
 def histogram(tokens: np.ndarray, bins: int = 40) -> dict[str, Any]:
-    """Token counts over about `bins` bars of one whole width: {"edges": [...], "counts": [...]}."""
+    """Token counts over about `bins` bars: {"edges": [...], "counts": [...]}.
+
+    Bars have one whole width. Where the longest views have `WIDE` times the tokens of the shortest, as at
+    native sizes, each bar is wider than the one before by the same factor.
+    """
     low, high = int(tokens.min()), int(np.percentile(tokens, 99))
-    width = max(1, -(-(high + 1 - low) // bins))
-    edges = np.arange(low, high + 1 + width, width)
+    if high >= WIDE * low:
+        edges = np.unique(np.geomspace(low, high + 1, bins + 1).round().astype(int))
+    else:
+        width = max(1, -(-(high + 1 - low) // bins))
+        edges = np.arange(low, high + 1 + width, width)
     # The last bar takes the few views beyond the 99th percentile, so that they don't squeeze the rest.
-    counts = np.bincount(np.minimum((tokens - low) // width, len(edges) - 2), minlength=len(edges) - 1)
-    return {"edges": edges.tolist(), "counts": counts.tolist()}
+    places = np.minimum(np.searchsorted(edges, tokens, side="right") - 1, len(edges) - 2)
+    return {"edges": edges.tolist(), "counts": np.bincount(places, minlength=len(edges) - 1).tolist()}
 
 
 def recommend(packed: Iterable[Packed], longer: dict[int, float], cost: CostConfig) -> tuple[Packed, str]:

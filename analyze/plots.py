@@ -3,6 +3,8 @@
 matplotlib is optional: every function raises ImportError with a sentence where it is missing.
 """
 
+import math
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from packvit.common.plots import COLOURS, MARKERS, PADDING, new_axes
@@ -77,17 +79,26 @@ def draw_histogram(sampler: dict[str, Any]) -> "Figure":
     figure, axes = new_axes(*SIZE)
     edges, counts = (sampler["tokens"]["histogram"][key] for key in ("edges", "counts"))
     shares = [100 * count / sum(counts) for count in counts]
-    axes.bar(edges[:-1], shares, width=edges[1] - edges[0], align="edge", color=COLOURS[0])
+    widths = [right - left for left, right in pairwise(edges)]
+    axes.bar(edges[:-1], shares, width=widths, align="edge", color=COLOURS[0])
+    wide = widths[-1] > 2 * widths[0]  # see `histogram`
+    if wide:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    scale = math.log2 if wide else float
     mean = sampler["tokens"]["mean"]
     axes.axvline(mean, color=COLOURS[1])
-    axes.annotate(f" mean {mean:.0f}", (mean, max(shares)), color=COLOURS[1], va="top", size=9)
-    labelled = 0
+    top = max(shares)
+    axes.set_ylim(0, 1.3 * top)  # room for the labels
+    axes.annotate(f" mean {mean:.0f}", (mean, 1.08 * top), color=COLOURS[1], va="top", size=9)
+    labelled = -math.inf
     for seq_len in sorted({row["seq_len"] for row in sampler["rows"]}):
         if seq_len <= edges[-1]:
             axes.axvline(seq_len, color="black", linestyle="--", linewidth=1)
-            if seq_len - labelled > 0.05 * (edges[-1] - edges[0]):  # no label on top of another
-                axes.annotate(f" S = {seq_len}", (seq_len, 0.7 * max(shares)), size=8, rotation=90, va="top")
-                labelled = seq_len
+            # No label on top of another.
+            if scale(seq_len) - labelled > 0.05 * (scale(edges[-1]) - scale(edges[0])):
+                axes.annotate(f" S = {seq_len}", (seq_len, 1.28 * top), size=8, rotation=90, va="top")
+                labelled = scale(seq_len)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
     axes.set_xlabel("tokens of a view")
     axes.set_ylabel("views")

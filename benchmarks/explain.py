@@ -1,12 +1,14 @@
-"""The pictures of docs/pi-resize.md, docs/positions.md and docs/resume.md, computed by the library itself.
+"""The pictures of README.md and of docs/pi-resize.md, positions.md and resume.md, made by the library itself.
 
     python benchmarks/explain.py
 
-Writes docs/images/pi-resize.png, positions.png and resume.png in seconds.
+Writes docs/images/samples.png, pi-resize.png, positions.png and resume.png in seconds. samples.png shows one
+sequence of the demo's digits; scikit-learn has their scans.
 """
 
 import argparse
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -14,8 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from packvit.common.plots import COLOURS, MARKERS, new_figure, save_figure
+from packvit.data import ClassTarget, DataConfig, DataPlan, TrainLoader, read_class_names, write_digits
 from packvit.models.position.embedding import Places, centres
 from packvit.models.resample import pi_resize
+from packvit.packing import DropConfig, PackingConfig, ResolutionConfig, ViewsConfig
+from packvit.train.watch.samples import draw_samples
 
 IMAGES = Path(__file__).parent.parent / "docs/images"
 BUFFER = 32  # pixels of the stored patch embedding
@@ -23,6 +28,7 @@ SHOWN = (8, 12, 16, 24, 32)
 OPERATORS = ("bilinear", "bilinear_antialias", "bicubic_antialias", "natural", "plain_bilinear_antialias")
 TABLE = (16, 16)  # entries of the position tables
 STREAMS, BATCHES = 4, 12
+SLOTS, SEED = 640, 7
 
 
 def main() -> None:
@@ -31,7 +37,25 @@ def main() -> None:
     draw_pi_resize(IMAGES / "pi-resize.png")
     draw_positions(IMAGES / "positions.png")
     draw_resume(IMAGES / "resume.png")
-    print(f"wrote pi-resize.png, positions.png and resume.png to {IMAGES}")
+    draw_sequence(IMAGES / "samples.png")
+    print(f"wrote samples.png, pi-resize.png, positions.png and resume.png to {IMAGES}")
+
+
+def draw_sequence(path: Path) -> None:
+    """One packed sequence of digits on canvases of many shapes, with all that varies between its images."""
+    views = ViewsConfig(
+        (6, 8, 12, 16),
+        (1, 2, 4, 2),
+        resolution=ResolutionConfig(48, 96, "uniform"),
+        drop=DropConfig("beta", mean=0.2, maximum=0.75),
+    )
+    packing = PackingConfig(seq_len=SLOTS, sequences=1, lookahead=64, balance=1)
+    with TemporaryDirectory() as folder:
+        write_digits(Path(folder), 200, 10, seed=SEED)
+        data = DataConfig((f"{folder}/train",), streams=1, workers=0)
+        plan = DataPlan(data, views, packing, seed=SEED, targets={"label": ClassTarget()})
+        loaded = next(iter(TrainLoader(plan)))
+        draw_samples(loaded.batch, path, 1, read_class_names(Path(folder, "train")))
 
 
 def a_filter() -> torch.Tensor:

@@ -7,13 +7,19 @@ such as accuracy.png.
 import math
 import re
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from packvit.common.display import Display
-from packvit.common.plots import COLOURS, MARKERS, new_figure, save_figure
+from packvit.common.plots import COLOURS, MARKERS, new_axes, save_figure
+from packvit.evaluate.plan.compare import pareto
+from packvit.evaluate.setting import patch_name
 from packvit.evaluate.sweep.cost import COSTS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 LINES = ("-", "--", ":", "-.")  # one for each model
 # What a row of results.json says besides the evaluators' values and what a setting costs.
@@ -181,6 +187,9 @@ def describe_patches(patches: tuple[int, int]) -> str:
 def draw_results(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """The first of the evaluators' values against tokens per image, one line per patch size of each model.
 
+    The Pareto front of each model is drawn and labelled: the settings that no cheaper one equals. With a
+    single model a second axis shows GFLOPs.
+
     Args:
         rows: of results.json; those of the first set are drawn.
         path: PNG; its folder is made.
@@ -188,34 +197,77 @@ def draw_results(rows: Sequence[dict[str, Any]], path: Path) -> None:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    figure = new_figure(8, 5)
-    axes = figure.add_subplot()
+    figure, axes = new_axes(8, 5.4)
     name = measured(rows[0])[0]
     rows = [row for row in rows if row.get("set") == rows[0].get("set") and row[name] is not None]
     models = list(dict.fromkeys(row.get("model", "") for row in rows))
     sizes = sorted({patches_of(row) for row in rows})
-    for (own, model), (place, p) in product(enumerate(models), enumerate(sizes)):
-        line = [row for row in rows if (row.get("model", ""), patches_of(row)) == (model, p)]
-        line.sort(key=lambda row: row["tokens_per_image"])
-        axes.plot(
-            [row["tokens_per_image"] for row in line],
-            [100 * row[name] for row in line],
-            color=COLOURS[place % len(COLOURS)],
-            marker=MARKERS[place % len(MARKERS)],
-            linestyle=LINES[own % len(LINES)],
-            label=f"{model}, {describe_patches(p)}" if model else describe_patches(p),
-        )
-        for row in line:
-            where = (row["tokens_per_image"], 100 * row[name])
-            axes.annotate(
-                f"{row['resolution']}", where, (0, 6), textcoords="offset points", ha="center", size=7
+    for own, model in enumerate(models):
+        mine = sorted((row for row in rows if row.get("model", "") == model), key=_tokens)
+        for place, p in enumerate(sizes):
+            line = [row for row in mine if patches_of(row) == p]
+            axes.plot(
+                [_tokens(row) for row in line],
+                [100 * row[name] for row in line],
+                color=COLOURS[place % len(COLOURS)],
+                marker=MARKERS[place % len(MARKERS)],
+                linestyle=LINES[own % len(LINES)],
+                linewidth=1,
+                label=f"{model}, {describe_patches(p)}" if model else describe_patches(p),
             )
+        _draw_front(axes, mine, name, own == 0)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("tokens per image (mean)")
     axes.set_ylabel(f"{words(name)}, %")
-    axes.set_title(f"{title(name)} at every budget (numbers: resolution in pixels)")
-    axes.grid(alpha=0.3)
+    axes.margins(x=0.12, y=0.1)
+    if len(models) == 1:
+        _add_gflops(axes, rows)
+    figure.suptitle(f"{title(name)} at every budget (labels: resolution in pixels, patch size)", size=11)
     if rows:
-        axes.legend()
+        axes.legend(fontsize=9, loc="lower right")
     save_figure(figure, path)
+
+
+def _tokens(row: dict[str, Any]) -> float:
+    return row["tokens_per_image"]
+
+
+def _draw_front(axes: "Axes", rows: Sequence[dict[str, Any]], name: str, first: bool) -> None:
+    """The settings of a model that no cheaper one equals, as a broad line with labels."""
+    front = [rows[place] for place in pareto([_tokens(row) for row in rows], [row[name] for row in rows])]
+    axes.plot(
+        [_tokens(row) for row in front],
+        [100 * row[name] for row in front],
+        color="#C8C8C8",
+        linewidth=7,
+        solid_capstyle="round",
+        zorder=0.5,
+        label="Pareto front" if first else None,
+    )
+    for row in front:
+        axes.annotate(
+            f"R{row['resolution']} {patch_name(row['patch_size'], row.get('stride'))}",
+            (_tokens(row), 100 * row[name]),
+            (-6, 5),  # the front rises, so what is above and to the left is free
+            textcoords="offset points",
+            ha="right",
+            size=7.5,
+        )
+
+
+def _add_gflops(axes: "Axes", rows: Sequence[dict[str, Any]]) -> None:
+    """An axis above: what these numbers of tokens cost, between the settings that were measured."""
+    known = sorted((_tokens(row), row["gflops_per_image"]) for row in rows if row.get("gflops_per_image"))
+    if len(known) < 2 or known[0][0] == known[-1][0]:
+        return
+    tokens, gflops = (np.log2([pair[place] for pair in known]) for place in (0, 1))
+    ticks = 2.0 ** np.arange(math.ceil(tokens[0] - 0.1), tokens[-1] + 0.1)
+    above = axes.twiny()
+    above.set_xscale("log", base=2)
+    above.set_xlim(axes.get_xlim())
+    above.minorticks_off()
+    above.set_xticks(ticks, [f"{2 ** np.interp(tick, tokens, gflops):.2g}" for tick in np.log2(ticks)])
+    above.set_xlabel("GFLOPs per image (approximate)")
+    for side in ("top", "right"):
+        above.spines[side].set_visible(False)

@@ -99,6 +99,9 @@ def test_the_histogram_counts_every_view(tokens):
     assert sum(result["counts"]) == len(tokens)
     assert len(result["edges"]) == len(result["counts"]) + 1
     assert result["edges"][0] == tokens.min()
+    widths = np.diff(result["edges"])
+    assert min(widths) >= 1
+    assert (len(set(widths.tolist())) == 1) or np.percentile(tokens, 99) >= 20 * tokens.min()
 
 
 def test_the_recommendation_is_the_smallest_length_near_the_best():

@@ -9,7 +9,7 @@ from PIL import Image
 
 from packvit.common.display import Display
 from packvit.common.plots import COLOURS
-from packvit.evaluate import draw_results
+from packvit.evaluate import draw_results, report
 from packvit.evaluate.report import show_results
 
 
@@ -32,6 +32,22 @@ def test_accuracy_has_a_line_for_every_patch_size(tmp_path, rendering):
     with rendering():
         draw_results(rows, tmp_path / "sub/accuracy.png")
     assert {rgb(colour) for colour in COLOURS[:3]} <= colours_of(tmp_path / "sub/accuracy.png")
+
+
+def test_what_no_cheaper_setting_equals_is_labelled_and_costs_have_an_axis(tmp_path, monkeypatch):
+    """Of three settings the middle one is worse than a cheaper one."""
+    drawn = []
+    monkeypatch.setattr(report, "save_figure", lambda figure, path: drawn.append(figure))
+    rows = [
+        {"resolution": r, "patch_size": 8, "tokens_per_image": t, "gflops_per_image": t / 100, "accuracy": a}
+        for r, t, a in ((16, 4.0, 0.5), (32, 16.0, 0.4), (64, 64.0, 0.9))
+    ]
+    draw_results(rows, tmp_path / "accuracy.png")
+    below, above = drawn[0].axes
+    assert [text.get_text() for text in below.texts] == ["R16 p8", "R64 p8"]
+    assert [label.get_text() for label in above.get_xticklabels()][::2] == ["0.04", "0.16", "0.64"]
+    draw_results([row | {"model": name} for row in rows for name in "ab"], tmp_path / "accuracy.png")
+    assert len(drawn[1].axes) == 1
 
 
 def test_without_matplotlib_it_says_what_to_install(monkeypatch, tmp_path):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from packvit.train.watch import curves
 from packvit.train.watch.curves import SMOOTHED, draw_history, group_names, series, short_number, smooth
 
 
@@ -64,6 +65,20 @@ def test_pictures_are_drawn_of_short_and_long_runs(lines, tmp_path):
     for name in ("loss.png", "drop.png", "curves.png"):
         with Image.open(tmp_path / "run" / name) as image:
             assert image.width > 600
+
+
+def test_panels_are_those_in_which_something_happens(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, path: drawn.append(figure))
+    calm = {"padding_fraction": 0.004, "data_wait_fraction": 0.0}
+    lines = [make_line(step, **calm) for step in (1, 2, 3)]
+    curves.draw_curves(lines, tmp_path / "curves.png")
+    lines[1] |= {"validation": {"accuracy": 0.5, "r32-p8": {"accuracy": 0.4}}, "padding_fraction": 0.2}
+    curves.draw_curves(lines, tmp_path / "curves.png")
+    always = ["learning rate", "gradient norm", "images/s"]
+    names = [[axes.get_ylabel() for axes in figure.axes] for figure in drawn]
+    assert names == [always, [*always, "padding, %", "validation:\naccuracy, %"]]
+    assert drawn[1].axes[-1].lines[0].get_xydata().tolist() == [[2, 50]]
 
 
 def test_a_run_that_drops_nothing_has_no_picture_of_it(tmp_path):

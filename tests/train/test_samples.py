@@ -9,6 +9,7 @@ from PIL import Image
 
 from packvit.common.plots import PADDING
 from packvit.packing import PackedBatch
+from packvit.train.watch import samples
 from packvit.train.watch.samples import draw_samples
 
 
@@ -46,3 +47,12 @@ def test_a_picture_of_few_images_is_as_wide_as_its_title(cut_image, tmp_path):
     dark = np.flatnonzero((pixels[: pixels.shape[0] // 8] < 128).any(0))  # columns of the title
     assert dark[0] > 10
     assert dark[-1] < pixels.shape[1] - 10
+
+
+def test_a_label_has_its_class_name(cut_image, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(samples, "save_figure", lambda figure, path: drawn.append(figure))
+    images = [cut_image(np.zeros((16, 16, 3), np.uint8), 8, label=label) for label in (1, 2)]
+    draw_samples(PackedBatch.build([images], 8), tmp_path / "a.png", classes=["cat", "dog"])
+    said = [axes.get_xlabel() for axes in drawn[0].axes if axes.get_xlabel()]
+    assert said == ["dog\np=8, 4/4 tokens", "label 2\np=8, 4/4 tokens"]

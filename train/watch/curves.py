@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Lines = Sequence[dict[str, Any]]
 SMOOTHED = 20  # points that a smoothed curve shows apart
 TENTH = 10
+FLAT = 0.01  # shares that need no panel
 
 
 def draw_loss(lines: Lines, path: Path) -> None:
@@ -37,14 +38,15 @@ def draw_loss(lines: Lines, path: Path) -> None:
             axes.plot(x, smooth(y), color=colour, linewidth=1.4, label=unit + name)
             highest = max(highest, *smooth(y))
         x, y = series(lines, "loss")
-        axes.plot(x, y, color="black", linewidth=0.5, alpha=0.25)
+        axes.plot(x, y, color="black", linewidth=0.5, alpha=0.3)
         axes.plot(x, smooth(y), color="black", linewidth=2, linestyle=(0, (4, 1.5)), label="all")
         axes.set_title(title)
         _finish(axes)
     left.set_ylabel("loss, mean over images")
     if highest:
         left.set_ylim(top=1.05 * highest)  # a single wild step would hide all others
-    figure.suptitle("Smoothed; thin grey: as logged", size=9)
+    if smooth(y) is not y:
+        figure.suptitle("Smoothed; thin grey: as logged", size=9)
     save_figure(figure, path)
 
 
@@ -82,35 +84,53 @@ def draw_drop(lines: Lines, path: Path) -> None:
 
 
 def draw_curves(lines: Lines, path: Path) -> None:
-    """Learning rate, gradient, padding and speed over the steps, one below the other.
+    """Learning rate, gradient, speed and validation over the steps, one below the other.
+
+    Padding and waits for data have a panel where they exceed a percent: less is nothing to look into.
 
     Args:
         lines: of metrics.jsonl.
         path: PNG; its folder is made.
     """
-    panels = (
-        ("lr", "learning rate", 1),
-        ("grad_norm", "gradient norm", 1),
-        ("padding_fraction", "padding, %", 100),
-        ("images_per_s", "images/s", 1),
-        ("data_wait_fraction", "data wait, %", 100),
-    )
-    figure = new_figure(8, 9)
+    panels = [("lr", "learning rate", 1), ("grad_norm", "gradient norm", 1), ("images_per_s", "images/s", 1)]
+    for name, title in (("padding_fraction", "padding, %"), ("data_wait_fraction", "data wait, %")):
+        if any((line.get(name) or 0) > FLAT for line in lines):
+            panels.append((name, title, 100))
+    measure, validated = validation(lines)
+    count = len(panels) + bool(validated)
+    figure = new_figure(8, 1.2 + 1.7 * count)
+    drawn = []
     for number, (name, title, factor) in enumerate(panels):
-        axes = figure.add_subplot(len(panels), 1, number + 1)
+        axes = figure.add_subplot(count, 1, number + 1, sharex=drawn[0] if drawn else None)
         x, y = series(lines, name, over="step")
         axes.plot(x, factor * y, color=COLOURS[0], linewidth=1)
         axes.set_ylabel(title)
-        axes.set_xlabel("step" if number == len(panels) - 1 else "")
-        axes.grid(alpha=0.3)
-        if name == "grad_norm" and len(y):
+        if name == "grad_norm" and len(y) and y.min() > 0 and y.max() > 10 * y.min():
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+            axes.minorticks_off()
         else:
-            # Less than a percent of padding or waiting is nothing to look into.
-            axes.set_ylim(0, 1.1 * max(1.0 if factor == 100 else 1e-12, *(factor * y), 0))
+            axes.set_ylim(0, 1.1 * max(1e-12, *(factor * y), 0))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        drawn.append(axes)
+    if validated:
+        axes = figure.add_subplot(count, 1, count, sharex=drawn[0])
+        steps, values = zip(*validated, strict=True)
+        axes.plot(steps, [100 * value for value in values], color=COLOURS[1], marker="o", markersize=3)
+        axes.set_ylabel(f"validation:\n{measure.replace('_', ' ')}, %")
+        drawn.append(axes)
+    for axes in drawn:
+        axes.grid(alpha=0.3)
+        axes.tick_params(labelbottom=axes is drawn[-1])
+    drawn[-1].set_xlabel("step")
     save_figure(figure, path)
+
+
+def validation(lines: Lines) -> tuple[str, list[tuple[int, float]]]:
+    """What validations on the way measured, by name, and (step, value) of each; nothing without any."""
+    for name in (name for line in lines for name in line.get("validation") or {}):
+        found = [(line["step"], (line.get("validation") or {}).get(name)) for line in lines]
+        return name, [(step, value) for step, value in found if isinstance(value, int | float)]
+    return "", []
 
 
 def draw_history(lines: Lines, folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from packvit.common.display import Display
 from packvit.common.json_lines import JsonLines
 from packvit.common.ranks import Ranks
-from packvit.data import LoadedBatch, TrainLoader
+from packvit.data import LoadedBatch, TrainLoader, read_class_names, shard_folders
 from packvit.packing import PackedBatch
 from packvit.train.config import Config
 from packvit.train.step.interface import StepResult
@@ -122,7 +122,9 @@ class RunLog:
         """Draw the run's first sequences."""
         if self.ranks.is_main:
             path = self.config.run_dir / "samples/step-0.png"
-            self.display.draw(partial(draw_samples, batch.to("cpu"), path))
+            named = map(read_class_names, shard_folders(self.config.data.shards))
+            classes = next((names for names in named if names), None)
+            self.display.draw(partial(draw_samples, batch.to("cpu"), path, classes=classes))
             self.trackers.image(0, "samples", path)
 
     def lose(self, skipped: Sequence[dict]) -> None:

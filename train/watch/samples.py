@@ -1,6 +1,7 @@
 """A picture of packed sequences: every image with its patches in place, and how the slots are shared."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,14 @@ from packvit.packing import PackedBatch
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MIN_ACROSS, MAX_ACROSS = 5, 12  # images side by side
+MAX_ACROSS = 12  # images side by side
+LONGEST_NAME = 18  # characters of a class that are shown
 TITLE_WIDTH = 8  # inches that the longest line of a title takes
 
 
-def draw_samples(batch: PackedBatch, path: Path, max_sequences: int = 4) -> None:
+def draw_samples(
+    batch: PackedBatch, path: Path, max_sequences: int = 4, classes: Sequence[str] | None = None
+) -> None:
     """The first packed sequences: every image with its patches in place, and how the slots are shared.
 
     A sequence is a band of two parts. Above stand its images, each with its kept patches where they belong,
@@ -27,22 +31,27 @@ def draw_samples(batch: PackedBatch, path: Path, max_sequences: int = 4) -> None
         batch: uint8 patches, on the CPU.
         path: PNG; its folder is made.
         max_sequences: sequences shown.
+        classes: names of the labels; None shows their numbers.
     """
     rows = batch.image_index.reshape(-1, batch.seq_len)[:max_sequences]
     sequences = [[int(i) for i in row.unique() if i >= 0] for row in rows]
     lengths = batch.image_lengths().tolist()
-    across = min(MAX_ACROSS, max(MIN_ACROSS, *map(len, sequences)))
+    across = min(MAX_ACROSS, max(map(len, sequences), default=1))
     bands = [max(1, -(-len(images) // across)) for images in sequences]
     figure = new_figure(max(1.15 * across + 0.6, TITLE_WIDTH), 1.75 * sum(bands) + 0.5 * len(bands) + 0.9)
     heights = [height for band in bands for height in (*[1.75] * band, 0.5)]
-    grid = figure.add_gridspec(len(heights), across, height_ratios=heights)
+    grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
     line = 0
     for row, (images, band) in enumerate(zip(sequences, bands, strict=True)):
+        across = -(-len(images) // band) or 1
         for place, image in enumerate(images):
-            axes = figure.add_subplot(grid[line + place // across, place % across])
-            _draw_image(axes, batch, image, lengths[image], COLOURS[place % (len(COLOURS) - 1)])
+            first = place - place % across  # of this line, whose images share the whole width
+            cells = grid[line + place // across].subgridspec(1, min(across, len(images) - first), wspace=0.12)
+            axes = figure.add_subplot(cells[place - first])
+            colour = COLOURS[place % (len(COLOURS) - 1)]
+            _draw_image(axes, batch, image, _words(batch, image, lengths[image], classes), colour)
         line += band
-        _draw_slots(figure.add_subplot(grid[line, :]), rows[row].numpy(), images, row)
+        _draw_slots(figure.add_subplot(grid[line]), rows[row].numpy(), images, row)
         line += 1
     figure.suptitle(
         "Packed sequences: each image has its own size, patch size p and dropped patches (crossed out).\n"
@@ -52,7 +61,21 @@ def draw_samples(batch: PackedBatch, path: Path, max_sequences: int = 4) -> None
     save_figure(figure, path)
 
 
-def _draw_image(axes: "Axes", batch: PackedBatch, image: int, length: int, colour: str) -> None:
+def _words(batch: PackedBatch, image: int, length: int, classes: Sequence[str] | None) -> str:
+    """Class, patch size and tokens; of an image with several labels their number."""
+    whole = math.prod(batch.token_grids.get(image) or batch.grids[image].tolist())
+    tokens = f"p={int(batch.patch_sizes[image])}, {length}/{whole} tokens"
+    if batch.labels is None:
+        return tokens
+    own = batch.labels[image]
+    if own.ndim:
+        return f"{int(own.count_nonzero())} labels\n{tokens}"
+    if classes is None or int(own) >= len(classes):
+        return f"label {int(own)}\n{tokens}"
+    return f"{classes[int(own)][:LONGEST_NAME]}\n{tokens}"
+
+
+def _draw_image(axes: "Axes", batch: PackedBatch, image: int, text: str, colour: str) -> None:
     rows, cols = batch.grids[image].tolist()
     height, width = batch.cells[image].tolist()
     # Dropped patches stay light, and a cross tells them from a white patch.
@@ -87,14 +110,7 @@ def _draw_image(axes: "Axes", batch: PackedBatch, image: int, length: int, colou
     for spine in axes.spines.values():
         spine.set_color(colour)
         spine.set_linewidth(2)
-    label = ""
-    if batch.labels is not None:
-        # Of an image with several labels their number is shown.
-        own = batch.labels[image]
-        label = f", label {int(own)}" if own.ndim == 0 else f", {int(own.count_nonzero())} labels"
-    p = int(batch.patch_sizes[image])
-    whole = math.prod(batch.token_grids.get(image, (rows, cols)))
-    axes.set_xlabel(f"p={p}{label}\n{length}/{whole} tokens", size=6.5, labelpad=3)
+    axes.set_xlabel(text, size=7, labelpad=3)
 
 
 def _draw_slots(axes: "Axes", row: np.ndarray, images: list[int], number: int) -> None:
