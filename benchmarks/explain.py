@@ -115,7 +115,7 @@ def draw_positions(path: Path) -> None:
     save_figure(figure, path)
 
 
-def coordinates(kind: str, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
+def coordinates(kind: PosCoords, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
     """Along x of the first row of patches, and along y of the first column."""
     coords = torch.cartesian_prod(torch.arange(rows), torch.arange(cols))
     sizes = torch.tensor([[rows, cols]]).expand(rows * cols, 2)
