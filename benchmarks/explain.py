@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 
 from packvit.common.plots import COLOURS, MARKERS, new_figure, save_figure
 from packvit.data import ClassTarget, DataConfig, DataPlan, TrainLoader, read_class_names, write_digits
-from packvit.models.position.embedding import Places, centres
+from packvit.models.position.embedding import Places, PosCoords, centres
 from packvit.models.resample import pi_resize
 from packvit.packing import DropConfig, PackingConfig, ResolutionConfig, ViewsConfig
 from packvit.train.watch.samples import draw_samples
