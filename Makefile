@@ -28,7 +28,7 @@ help:
 	@echo "make gpu    everything that is measured on a GPU, ten minutes; writes benchmarks/results and docs/gpu.md"
 	@echo "make gpu-dry  what a GPU would do, counted without one, two minutes; likewise"
 	@echo "make screenshot  docs/images/report.png, of the demo's report; needs Chromium (BROWSER=its path)"
-	@echo "make clean  remove .venv, .venv-dry and the demo's run"
+	@echo "make clean  remove .venv, .venv-dry, the demo's run and the site"
 
 # The extras of a stamp are installed when it is older than what pip reads.
 $(VENV)/demo.stamp $(VENV)/dev.stamp $(VENV)/docs.stamp $(VENV)/peers.stamp: $(VENV)/%.stamp: pyproject.toml constraints.txt
@@ -84,4 +84,4 @@ screenshot:
 	$(BIN)/python benchmarks/screenshot.py $(RUN)/eval/report.html --browser "$(BROWSER)"
 
 clean:
-	rm -rf $(VENV) $(DRY) $(DATA) $(RUN)
+	rm -rf $(VENV) $(DRY) $(DATA) $(RUN) build/site
