@@ -10,7 +10,7 @@ from packvit.cli import dispatch
 from packvit.common.json_lines import read_json_lines
 
 PAGE = (Path(__file__).parent.parent / "docs/tutorial.md").read_text()
-SMALLER = {"COUNT = 500": "COUNT = 10", "--train.steps 600": "--train.steps 4 --data.workers 0"}
+SMALLER = {"COUNT = 500": "COUNT = 10", "--train.steps 300": "--train.steps 4 --data.workers 0"}
 
 
 @pytest.mark.slow
