@@ -154,6 +154,7 @@ COMPUTED: dict[str, Compute] = {
     "optim.schedule": schedule,
     "train.loss": lambda value: classification_loss(A, LABELS, value),
     "distill.measure": lambda value: distance(A, B, value),
+    "consistency.measure": lambda value: distance(A, B, value),
     "contrastive.loss": contrast,
     "train.trackers": lambda value: KINDS[value].__name__,
 }

@@ -85,7 +85,7 @@ def test_models_in_memory_come_back_as_they_were(model, run, digits_set, tmp_pat
     ("options", "message"),
     [
         ({"models": [3]}, r"int is no model: give a path, a run or a PackedViT"),
-        ({"resolution": 16}, r"resolution is not an option: there are protocol, "),
+        ({"resolution": 16}, r"resolution is not an option: there are "),
         ({"resolutions": 0}, r"resolutions: every value must be at least 1, not 0"),
         ({"patch_sizes": [1.5]}, r"patch_sizes=\[1\.5\] must be a whole number"),
         ({"device": "gpu"}, r"device='gpu' is none of auto, cpu, cuda"),
