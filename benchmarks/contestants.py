@@ -62,10 +62,8 @@ def loss_of(logits: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), torch.zeros(len(logits), dtype=torch.long), reduction="sum")
 
 
-def packvit_steps(images: list[np.ndarray], seq_len: int, rows: int, **config) -> Made:
-    """Packed sequences, `rows` of them at a time."""
-    config = {"width": WIDTH, "depth": DEPTH, "heads": HEADS, "num_classes": CLASSES, **LIKE_PEERS, **config}
-    model = PackedViT(ViTConfig(patch_buffer=P, **config))
+def pack(images: list[np.ndarray], seq_len: int, rows: int) -> tuple[list[int], list[PackedBatch]]:
+    """The order in which the images are packed, and batches of `rows` sequences."""
     sequences = pack_lengths([tokens_of(image) for image in images], seq_len)
     items = [
         PackedImage({(P, P): patches_of(i)}, positions_of(*grid_of(i)), grid_of(i), (P, P), i.shape[:2])
@@ -75,6 +73,29 @@ def packvit_steps(images: list[np.ndarray], seq_len: int, rows: int, **config) -
         PackedBatch.build([[items[i] for i in row] for row in sequences[start : start + rows]], seq_len)
         for start in range(0, len(sequences), rows)
     ]
+    return [i for row in sequences for i in row], batches
+
+
+def pad(images: list[np.ndarray]) -> dict[str, Tensor]:
+    """Images as timm's NaFlexViT takes them, padded to the longest."""
+    longest = max(map(tokens_of, images))
+    patches = torch.zeros(len(images), longest, P * P * 3)
+    coords = torch.zeros(len(images), longest, 2, dtype=torch.long)
+    valid = torch.zeros(len(images), longest, dtype=torch.bool)
+    for i, image in enumerate(images):
+        n = tokens_of(image)
+        patches[i, :n] = torch.from_numpy(patches_of(image)) / 127.5 - 1
+        coords[i, :n] = torch.from_numpy(positions_of(*grid_of(image)))
+        valid[i, :n] = True
+    # timm wants the mask also where nothing is padded.
+    return {"patches": patches, "patch_coord": coords, "patch_valid": valid}
+
+
+def packvit_steps(images: list[np.ndarray], seq_len: int, rows: int, **config) -> Made:
+    """Packed sequences, `rows` of them at a time."""
+    config = {"width": WIDTH, "depth": DEPTH, "heads": HEADS, "num_classes": CLASSES, **LIKE_PEERS, **config}
+    model = PackedViT(ViTConfig(patch_buffer=P, **config))
+    _, batches = pack(images, seq_len, rows)
     return model, [lambda batch=batch: loss_of(model(batch)) for batch in batches]
 
 
@@ -88,22 +109,8 @@ def timm_steps(images: list[np.ndarray], batch: int, key_mask: bool, by_length: 
     config = NaFlexVitCfg(**TIMM, pos_embed="factorized", use_key_only_attn_mask=key_mask)
     model = NaFlexVit(config, num_classes=CLASSES)
     ordered = sorted(images, key=tokens_of) if by_length else images
-    steps = []
-    for start in range(0, len(ordered), batch):
-        part = ordered[start : start + batch]
-        longest = max(map(tokens_of, part))
-        patches = torch.zeros(len(part), longest, P * P * 3)
-        coords = torch.zeros(len(part), longest, 2, dtype=torch.long)
-        valid = torch.zeros(len(part), longest, dtype=torch.bool)
-        for i, image in enumerate(part):
-            n = tokens_of(image)
-            patches[i, :n] = torch.from_numpy(patches_of(image)) / 127.5 - 1
-            coords[i, :n] = torch.from_numpy(positions_of(*grid_of(image)))
-            valid[i, :n] = True
-        # timm wants the mask also where nothing is padded.
-        inputs = {"patches": patches, "patch_coord": coords, "patch_valid": valid}
-        steps.append(lambda inputs=inputs: loss_of(model(inputs)))
-    return model, steps
+    inputs = [pad(ordered[start : start + batch]) for start in range(0, len(ordered), batch)]
+    return model, [lambda part=part: loss_of(model(part)) for part in inputs]
 
 
 def vit_pytorch_steps(images: list[np.ndarray], group: int, rows: int) -> Made:
