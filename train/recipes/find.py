@@ -14,6 +14,7 @@ from packvit.data import CLASSES, read_class_names, shard_folders
 from packvit.models import ViTConfig, has_text_tower, load_model, load_two_towers
 from packvit.train.config import Config, load_config
 from packvit.train.recipes.contrastive import (
+    emoji,
     flexi_clip,
     flexi_lit,
     lit,
@@ -62,6 +63,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
         flexivit_transfer,
         linear_probe,
         scenes,
+        emoji,
         navit_clip_l14,
         siglip_naflex_b16,
         lit,
