@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LINES = ("-", "--", ":", "-.")  # one for each model
+CLOSE = 0.4, 3.0  # labels: doublings of tokens, and points of accuracy
 # What a row of results.json says besides the evaluators' values and what a setting costs.
 FACTS = (
     "model",
@@ -245,7 +246,12 @@ def _draw_front(axes: "Axes", rows: Sequence[dict[str, Any]], name: str, first: 
         zorder=0.5,
         label="Pareto front" if first else None,
     )
-    for row in front:
+    labelled = math.inf, math.inf
+    for row in reversed(front):
+        place = math.log2(_tokens(row)), 100 * row[name]
+        if labelled[0] - place[0] < CLOSE[0] and labelled[1] - place[1] < CLOSE[1]:
+            continue  # the label would lie on its neighbour's
+        labelled = place
         axes.annotate(
             f"R{row['resolution']} {patch_name(row['patch_size'], row.get('stride'))}",
             (_tokens(row), 100 * row[name]),
