@@ -35,7 +35,7 @@ def test_accuracy_has_a_line_for_every_patch_size(tmp_path, rendering):
 
 
 def test_what_no_cheaper_setting_equals_is_labelled_and_costs_have_an_axis(tmp_path, monkeypatch):
-    """One setting is worse than a cheaper one, and one is so near to the best that their labels would meet."""
+    """One is worse than a cheaper one, and one so near to the best that their labels would meet."""
     drawn = []
     monkeypatch.setattr(report, "save_figure", lambda figure, path: drawn.append(figure))
     rows = [
