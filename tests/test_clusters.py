@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -52,7 +53,11 @@ def test_a_slurm_job_on_two_machines_saves_is_queued_again_and_finishes(tmp_path
     write_program(tmp_path / "train.sbatch", block("bash"))
     run = tmp_path / "run"
     slurm = {"SLURM_NNODES": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "packvit", "HOST": "localhost"}
-    places = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TASKS": str(tmp_path / "tasks"), "RUN": str(run)}
+    places = {
+        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "TASKS": str(tmp_path / "tasks"),
+        "RUN": str(run),
+    }
 
     def start(steps: int, log: Path) -> subprocess.Popen:
         environment = os.environ | slurm | places | {"RANKS": "1", "PORT": str(free_port())}
