@@ -8,7 +8,7 @@ Both train a ViT-Ti, patches of 16, on the same images, already decoded, with a 
 depth 6 on the same captions of 6 to 24 tokens, in bf16 autocast: forward, softmax loss over all pairs,
 backward, AdamW. open_clip's image tower is timm's NaFlexViT in its adapter, with its class CustomTextCLIP
 and its ClipLoss. A tower may see its images in parts, whose embeddings are joined before the loss; parts of
-open_clip's may be sorted by length, which its own trainer does not do. Each runs at the best of its
+open_clip's may be sorted by length, as its trainer groups them since version 4. Each runs at the best of its
 settings; noise only ever adds time, so a speed is the best of interleaved rounds.
 """
 
