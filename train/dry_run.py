@@ -41,7 +41,9 @@ def dry_run(config: Config) -> None:
         if int(os.environ.get("RANK", "0")) == 0:
             shutil.rmtree(folder, ignore_errors=True)
     if int(os.environ.get("RANK", "0")) == 0:
-        Display().table(f"Measured over {len(lines) - SETTLED} steps", ["", ""], foretell(config, lines))
+        Display().table(
+            f"Measured over {len(lines) - SETTLED} steps", ["what", "value"], foretell(config, lines)
+        )
 
 
 def foretell(config: Config, lines: list[dict[str, Any]]) -> list[list[str]]:

@@ -33,6 +33,7 @@ from packvit.train.validate.settings import (
     validation_settings,
 )
 from packvit.train.validate.validation import Validation, numbers_of
+from packvit.train.watch.checks import commonest_reason
 from packvit.train.watch.curves import draw_history
 from packvit.train.watch.introduce import introduce
 from packvit.train.watch.preempt import catch_signals
@@ -124,11 +125,12 @@ def finish(
     """Save the trained model, draw the run's history, evaluate the model."""
     config, ranks = training.config, training.ranks
     history, heads = [], training.engine.whole_heads()
+    bad = round(ranks.sum(training.loader.counts())[1])
     if ranks.is_main:
         training.engine.module.save(model, heads, config.run_dir)
         history = read_json_lines(config.run_dir / "metrics.jsonl")
         display.draw(partial(draw_history, history, config.run_dir))
-        say_losses(history[-1], config, display)
+        say_losses(history[-1], bad, config, display)
     if images is not None:
         evaluation = Evaluation(
             config.run_dir / "eval",
@@ -156,8 +158,13 @@ def finish(
                 trackers.image(step, path.stem, path)
 
 
-def say_losses(last: dict, config: Config, display: Display) -> None:
-    """Say what was lost until the `last` line of metrics.jsonl, so that nothing is lost in silence."""
+def say_losses(last: dict, bad: int, config: Config, display: Display) -> None:
+    """Say what was lost, so that nothing is lost in silence.
+
+    Args:
+        last: line of metrics.jsonl.
+        bad: samples that could not be used, resumed runs included.
+    """
     if last["loss"] is None:
         display.say(
             "The last steps had no finite gradient and changed nothing: lower optim.lr or look at the data"
@@ -166,6 +173,11 @@ def say_losses(last: dict, config: Config, display: Display) -> None:
         display.say(
             f"{last['shrunk']} views were longer than packing.seq_len={config.packing.seq_len} and were "
             "shown at a lower resolution"
+        )
+    if bad:
+        display.say(
+            f"{bad} samples could not be used{commonest_reason(config.run_dir)}; "
+            f"{config.run_dir / 'skipped.jsonl'} names them"
         )
 
 

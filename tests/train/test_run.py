@@ -311,6 +311,17 @@ def test_views_that_are_shrunk_are_counted_and_said(run_flags, tmp_path, capsys)
     assert f"{last['shrunk']} views were longer than packing.seq_len=16" in capsys.readouterr().out
 
 
+def test_samples_of_other_classes_are_foretold_counted_and_said(run_flags, tmp_path, capsys):
+    changes = {"data__workers": 0, "model__num_classes": 9, "data__max_bad_fraction": 1, "train__steps": 2}
+    assert dispatch(["train", *run_flags(tmp_path, **changes)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "classes.json names 10 classes: samples with a label above 8 cannot be used" in said
+    bad = len(read_json_lines(tmp_path / "skipped.jsonl"))
+    assert bad > 0
+    assert f"{bad} samples could not be used, {bad} of them because" in said
+    assert "label 9 is not in 0..8" in said
+
+
 @pytest.mark.slow
 def test_ranks_say_a_mistake_once(run_flags, tmp_path):
     flags = run_flags(tmp_path / "run", data__shards=tmp_path / "nowhere")

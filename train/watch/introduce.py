@@ -4,7 +4,8 @@ import torch
 
 from packvit.common.device import choose_precision
 from packvit.common.display import Display
-from packvit.data import count_samples
+from packvit.data import CLASSES, count_samples, read_class_names, shard_folders
+from packvit.train.config import Config
 from packvit.train.loop import Training
 from packvit.train.tokens import mean_tokens
 
@@ -30,6 +31,20 @@ def introduce(training: Training, display: Display) -> None:
         f"workers: {config.data.workers}"
     )
     display.say(describe_steps(training))
+    if "label" in training.task.targets:
+        warn_of_classes(config, display)
+
+
+def warn_of_classes(config: Config, display: Display) -> None:
+    """Say if the training set names more classes than the model has."""
+    number = config.model.num_classes
+    for folder in shard_folders(config.data.shards):
+        names = read_class_names(folder)
+        if names and len(names) > number:
+            display.say(
+                f"warning: model.num_classes={number}, but {folder / CLASSES} names {len(names)} classes: "
+                f"samples with a label above {number - 1} cannot be used"
+            )
 
 
 def describe_steps(training: Training) -> str:
