@@ -112,8 +112,13 @@ class Display:
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         """Print a table; the first column is left-aligned, the others right-aligned."""
         table = Table(title=title, title_justify="left")
+        # Names are cut only where they would take more than half of the width.
+        whole = max((len(row[0]) for row in rows), default=0) <= self.console.width // 2
         for index, column in enumerate(columns):
-            table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+            if index == 0:
+                table.add_column(column, overflow="fold", no_wrap=whole)
+            else:
+                table.add_column(column, justify="right", overflow="fold")
         for row in rows:
             table.add_row(*row)
         self.console.print(table)
