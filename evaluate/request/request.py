@@ -35,17 +35,48 @@ class NamedSet:
     label_sets: str | None = None
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is evaluated and how; `packvit eval --help` explains each field.
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `packvit eval` and `packvit.evaluate` are both asked for; the texts are those of the flags.
 
     Args:
-        models: paths that load_model or load_two_towers reads, or models in memory.
-        sets: further sets by name.
-        device: `auto` takes a GPU if there is one.
+        shards: webdataset shards: files, patterns or folders.
+        resolutions: sides in pixels of the square with a view's area.
+        patch_sizes: sides of a patch in pixels.
+        strides: pixels from one patch to the next, with every resolution and every patch size that is not
+            smaller; by default the patch size, or as the run was evaluated.
+        tokens: for each, the largest grid of at most so many tokens is evaluated, at the patch size that the
+            results at --resolutions favour; without --resolutions at all patch sizes.
+        depths: numbers of blocks: of every model so many of its first ones are evaluated, with its head, as
+            models can be used that were trained at random depths (train.depths).
+        protocol: native shows whole images at their aspect ratio, square squashes them to squares, crop:0.875
+            shows the central square whose side is that share of the shorter side.
+        multi_label: images of sets without a label map or label sets have any number of classes; average
+            precision is measured.
+        corruptions: all, kinds such as fog, or fog:3; each at each strength makes a set of the main one.
+        out: folder for results.json, predictions.npz and so on; by default MODEL/eval. Results that are there
+            already are kept under another name.
+        save_predictions: predictions.npz also holds all logits, and there is one for every corrupted set.
+        features: predictions.npz also holds what enters the head, or an image tower's embeddings.
+        loss: that the models were trained with, which says how logits become probabilities; by default what
+            a run's configuration says, else softmax.
+        cost: whether throughput, latency and memory are measured.
+        seq_len: times `sequences`, the tokens of a batch; a longer view has a batch of its own.
+        sequences: see `seq_len`.
+        precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU.
+        workers: processes of each rank that decode.
+        device: auto takes a GPU when there is one.
+        class_names: for two towers: file with a name of each class in a line, or a JSON list of names or of
+            lists of names that mean the same; by default classes.json beside the shards.
+        templates: for two towers: file with a template in a line, such as `a photo of a {}.`; by default the
+            name alone.
+        captions: for two towers: field of every sample's captions, txt or json:PLACE, for retrieval; by
+            default that of the run.
+        tokenizer: of the text tower, .model or .json; by default the one in the model's folder.
+        label_field: of every sample, such as cls or json:label; by default that of the run, else cls.
+        fetch: how remote and gzipped shards are fetched.
     """
 
-    models: tuple[Path | PackedViT, ...]
     shards: tuple[str, ...] = ()
     resolutions: tuple[int, ...] = ()
     patch_sizes: tuple[int, ...] = ()
@@ -53,7 +84,6 @@ class Request:
     tokens: tuple[int, ...] = ()
     depths: tuple[int, ...] = ()
     protocol: str = "native"
-    sets: Mapping[str, NamedSet] = field(default_factory=dict)
     multi_label: bool = False
     corruptions: tuple[str, ...] = ()
     out: Path | None = None
@@ -72,6 +102,19 @@ class Request:
     tokenizer: Path | None = None
     label_field: str | None = None
     fetch: FetchConfig = field(default_factory=FetchConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(Options):
+    """What is evaluated and how; see also `Options`.
+
+    Args:
+        models: paths that load_model or load_two_towers reads, or models in memory.
+        sets: further sets by name.
+    """
+
+    models: tuple[Path | PackedViT, ...]
+    sets: Mapping[str, NamedSet] = field(default_factory=dict)
 
     def check(self) -> None:
         """Refuse sizes below 1, and what does not go together.
