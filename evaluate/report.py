@@ -14,6 +14,9 @@ import numpy as np
 
 from packvit.common.display import Display
 from packvit.common.plots import COLOURS, MARKERS, new_axes, save_figure
+from packvit.evaluate.measures import classification, retrieval
+from packvit.evaluate.measures.classification import ACCURACY
+from packvit.evaluate.measures.retrieval import TO_IMAGE, TO_TEXT
 from packvit.evaluate.plan.compare import pareto
 from packvit.evaluate.setting import patch_name
 from packvit.evaluate.sweep.cost import COSTS
@@ -38,20 +41,9 @@ FACTS = (
     "tokens_per_image",
     "gflops_per_image",
 )
-# In the files, and too much for a table.
-DETAILS = (
-    "accuracy_low",
-    "accuracy_high",
-    "image_to_text_r1_low",
-    "image_to_text_r1_high",
-    "image_to_text_r5",
-    "text_to_image_r5",
-    "top5",
-    "brier",
-    "temperature",
-    "nll_calibrated",
-    "ece_calibrated",
-)
+# Of a classifier's and of retrieval's values, those in a table; all of them are too much.
+SHOWN = {ACCURACY, "nll", "ece", *(f"{way}{depth}" for way in (TO_TEXT, TO_IMAGE) for depth in (1, 10))}
+DETAILS = {*classification.VALUES, *retrieval.VALUES} - SHOWN
 
 
 def measured(row: dict[str, Any]) -> list[str]:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from packvit.common.json_fields import check_fields, check_list, read_object
+from packvit.evaluate.measures import classification, retrieval
 from packvit.evaluate.setting import Setting
+from packvit.evaluate.sweep.cost import COSTS
 
 Row = dict[str, Any]  # of results.json
 RESULTS = "results.json"
@@ -35,32 +37,14 @@ NUMBERS = (
     "images",
     "tokens_per_image",
     "gflops_per_image",
-    "accuracy",
-    "accuracy_low",
-    "accuracy_high",
-    "average_precision",
-    "image_to_text_r1",
-    "image_to_text_r1_low",
-    "image_to_text_r1_high",
-    "image_to_text_r5",
-    "image_to_text_r10",
-    "text_to_image_r1",
-    "text_to_image_r5",
-    "text_to_image_r10",
+    *(name for name, kind in classification.VALUES.items() if kind != "list"),
+    classification.AVERAGE_PRECISION,
+    *retrieval.VALUES,
     "texts",
-    "top5",
-    "nll",
-    "brier",
-    "ece",
-    "temperature",
-    "nll_calibrated",
-    "ece_calibrated",
-    "images_per_s",
-    "latency_ms_p50",
-    "latency_ms_p99",
-    "latency_tokens",
-    "memory_mb",
+    *COSTS,
 )
+# By the first of them that there is, settings are compared.
+MEASURES = (classification.ACCURACY, classification.AVERAGE_PRECISION, retrieval.FIRST)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a classifier's answers at one setting are worth: the values of a row of results.json."""
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,21 @@ from packvit.evaluate.measures.calibration import (
     negative_log_likelihood,
 )
 
+ACCURACY, AVERAGE_PRECISION = "accuracy", "average_precision"  # where an image has one class, or any number
+# A classifier's values in the order of a row, and what each is; a share is in [0, 1].
+VALUES: dict[str, Literal["share", "number", "list"]] = {
+    ACCURACY: "share",
+    "accuracy_low": "share",
+    "accuracy_high": "share",
+    "top5": "share",
+    "nll": "number",
+    "brier": "number",
+    "ece": "share",
+    "temperature": "number",
+    "nll_calibrated": "number",
+    "ece_calibrated": "share",
+    "class_accuracy": "list",
+}
 TOP = 5
 
 

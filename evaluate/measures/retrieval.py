@@ -6,6 +6,16 @@ import torch
 from torch import Tensor
 
 DEPTHS = (1, 5, 10)  # recall is measured among so many
+TO_TEXT, TO_IMAGE = "image_to_text_r", "text_to_image_r"  # values of a row, before the depth
+FIRST = f"{TO_TEXT}1"
+# The values in the order of a row; all are shares in [0, 1].
+VALUES = (
+    FIRST,
+    f"{FIRST}_low",
+    f"{FIRST}_high",
+    *(f"{TO_TEXT}{depth}" for depth in DEPTHS[1:]),
+    *(f"{TO_IMAGE}{depth}" for depth in DEPTHS),
+)
 BLOCK = 2**22  # similarities at a time
 PAIRS = 2**14  # pairs whose similarity is computed at a time
 

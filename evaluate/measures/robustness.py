@@ -6,8 +6,8 @@ from statistics import fmean
 from typing import Any
 
 from packvit.data import Corruption, every_corruption
+from packvit.evaluate.results import MAIN
 
-CLEAN = "main"  # the name of the set that was corrupted
 Row = Mapping[str, Any]
 
 
@@ -76,7 +76,7 @@ def _by_setting(
 ) -> dict[tuple[str | None, str], dict[Corruption | None, Row]]:
     """By model and setting the rows by corruption, None the clean set; only with corruptions."""
     known: dict[str, Corruption | None] = {one.name: one for one in every_corruption()}
-    known[CLEAN] = None
+    known[MAIN] = None
     found: dict[tuple[str | None, str], dict[Corruption | None, Row]] = {}
     for row in rows:
         value = row.get(measure)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from xml.etree.ElementTree import Element
 
 from packvit.common.markup import el
+from packvit.evaluate.measures import classification, retrieval
 from packvit.evaluate.page.blocks import (
     NOTHING,
     Cell,
@@ -34,21 +35,9 @@ from packvit.evaluate.report import title, words
 
 MOST_ROWS = 500  # of a table
 SHARES = {
-    "accuracy",
-    "accuracy_low",
-    "accuracy_high",
-    "top5",
-    "average_precision",
-    "image_to_text_r1",
-    "image_to_text_r1_low",
-    "image_to_text_r1_high",
-    "image_to_text_r5",
-    "image_to_text_r10",
-    "text_to_image_r1",
-    "text_to_image_r5",
-    "text_to_image_r10",
-    "ece",
-    "ece_calibrated",
+    *(name for name, kind in classification.VALUES.items() if kind == "share"),
+    classification.AVERAGE_PRECISION,
+    *retrieval.VALUES,
 }
 # Fields of a row as headings; what is not here is headed by its own name.
 HEADS = {

@@ -12,6 +12,7 @@ from packvit.common.json_lines import read_json_lines
 from packvit.evaluate.plan.compare import pareto
 from packvit.evaluate.results import (
     MAIN,
+    MEASURES,
     Row,
     check_array,
     predictions_name,
@@ -19,8 +20,6 @@ from packvit.evaluate.results import (
     read_results_file,
 )
 
-# By the first of them that there is, settings are compared.
-MEASURES = ("accuracy", "average_precision", "image_to_text_r1")
 LONGEST_NAME = 60  # signs of a class's name
 CLOSE = 0.01  # how much less accurate a cheaper setting may be to be worth naming
 

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from packvit.evaluate.measures.classification import ACCURACY
 from packvit.evaluate.plan.compare import ALPHA, mcnemar, pareto
-from packvit.evaluate.plan.evaluated import ACCURACY, Evaluated, Row, Unit
+from packvit.evaluate.plan.evaluated import Evaluated, Row, Unit
 from packvit.evaluate.report import words
 
 UNITS: dict[Unit, str] = {"tokens": "tokens", "gflops": "GFLOPs", "p50": "ms (p50)", "p99": "ms (p99)"}

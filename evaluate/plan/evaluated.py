@@ -6,13 +6,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from packvit.evaluate.measures.classification import ACCURACY
 from packvit.evaluate.plan.plan import PlannedModel
 from packvit.evaluate.setting import Setting
 from packvit.models import ViTConfig
 
 Unit = Literal["tokens", "gflops", "p50", "p99"]
-# By the first of these that an evaluation has, its images are right or not.
-ACCURACY, RECALL = "accuracy", "image_to_text_r1"
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Evaluated:
         confidence: float64 [K, N]; of the predicted class, after temperature.
         tokens: int64 [K, N].
         left_out: a sentence for each setting that cannot be planned with.
-        measure: by which an image is right: ACCURACY, or RECALL, without a confidence.
+        measure: by which an image is right: ACCURACY, or FIRST (recall@1), without a confidence.
         corruptions: what corruptions cost, by the setting's name; see `packvit.evaluate.results.ResultsFile`.
     """
 

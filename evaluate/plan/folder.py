@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 
 from packvit.common.json_fields import check_fields
-from packvit.evaluate.plan.evaluated import ACCURACY, RECALL, Evaluated, Row
+from packvit.evaluate.measures.classification import ACCURACY
+from packvit.evaluate.measures.retrieval import FIRST
+from packvit.evaluate.plan.evaluated import Evaluated, Row
 from packvit.evaluate.plan.plan import PlannedModel
 from packvit.evaluate.results import (
     MAIN,
@@ -51,7 +53,7 @@ def read_evaluation(folder: Path, model: str | None = None) -> Evaluated:
         results.device, {"name": (str,), "threads": (int, NONE)}, f"{place}: device", others=True
     )
     threads = "" if device["threads"] is None else f", threads: {device['threads']}"
-    measure = RECALL if any(RECALL in row and ACCURACY not in row for _, row in rows) else ACCURACY
+    measure = FIRST if any(FIRST in row and ACCURACY not in row for _, row in rows) else ACCURACY
     return _with_predictions(
         [_read_row(row, measure, f"{place}: rows[{number}]") for number, row in rows],
         folder / predictions_name(model),
@@ -113,7 +115,7 @@ def _with_predictions(read: list[tuple[str, Row | None]], path: Path, **known: A
     arrays = _Predictions(path)
     labels = arrays.get("labels", "i", None)
     fit_half = arrays.get("fit_half", "b", len(labels))
-    retrieval = known["measure"] == RECALL
+    retrieval = known["measure"] == FIRST
     usable = np.ones(len(labels), bool) if retrieval else labels >= 0
     rows, left_out, gathered = [], [], []
     for name, row in read:

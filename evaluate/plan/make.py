@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
+from packvit.evaluate.measures.classification import ACCURACY
 from packvit.evaluate.plan.cascade import ROUNDING, Cascade
 from packvit.evaluate.plan.choose import Alternative, Budget, choose_setting, find_alternatives, with_costs
 from packvit.evaluate.plan.compare import mcnemar
 from packvit.evaluate.plan.curve import Point, curve_values, make_curve
-from packvit.evaluate.plan.evaluated import ACCURACY, Evaluated, Row
+from packvit.evaluate.plan.evaluated import Evaluated, Row
 from packvit.evaluate.plan.outcome import Halves, Outcome
 from packvit.evaluate.plan.plan import Measured, Plan, Preprocessing, Stage
 

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from packvit.common.display import Display
+from packvit.evaluate.measures.classification import ACCURACY
 from packvit.evaluate.plan.choose import UNITS
 from packvit.evaluate.plan.curve import runs_above
-from packvit.evaluate.plan.evaluated import ACCURACY, Evaluated, Row
+from packvit.evaluate.plan.evaluated import Evaluated, Row
 from packvit.evaluate.plan.latency import (
     FEWEST,
     LatencyModel,

@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 
 from packvit.evaluate.plan.plan import Plan, Stage, read_plan
-from packvit.evaluate.predict.known import MEASURES, Results
+from packvit.evaluate.predict.known import WHY, Results
 from packvit.evaluate.setting import Setting
 from packvit.evaluate.sweep.favoured import favoured_patch_size
 from packvit.models import PackedViT, ViTConfig, hash_model
@@ -96,7 +96,7 @@ def choose(wish: Wish, config: ViTConfig, results: Results | None) -> Choice:
     rows = [row for row in results.rows if wish.protocol in (None, row.setting.protocol)] if results else []
     if rows and results and wish.is_open:
         best = max(rows, key=lambda row: row.accuracy)
-        why = f"Setting {best.setting.name}, {MEASURES[best.measure]} ({best.accuracy:.1%}) in {results.path}"
+        why = f"Setting {best.setting.name}, {WHY[best.measure]} ({best.accuracy:.1%}) in {results.path}"
         return Choice((Stage(best.setting, best.temperature),), why)
     p, tokens, source = wish.patch_size, wish.tokens, "as asked"
     tiled = [row.as_mapping() for row in rows if row.setting.stride is None]

@@ -8,15 +8,17 @@ from typing import Any
 from packvit.common.json_fields import check_fields
 from packvit.data import read_class_names, shard_folders
 from packvit.evaluate.loss import run_field
-from packvit.evaluate.results import MAIN, RESULTS, read_results_file, setting_of
+from packvit.evaluate.results import MAIN, MEASURES, RESULTS, read_results_file, setting_of
 from packvit.evaluate.setting import Setting
 
-# By the first of these that an evaluation has, settings are compared.
-MEASURES = {
-    "accuracy": "the most accurate",
-    "average_precision": "with the highest average precision",
-    "image_to_text_r1": "with the highest recall@1",
-}
+# Why the best setting is taken, by the measure that it is the best by.
+WHY: dict[str, str] = dict(
+    zip(
+        MEASURES,
+        ("the most accurate", "with the highest average precision", "with the highest recall@1"),
+        strict=True,
+    )
+)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,13 @@ from packvit.evaluate.measures.calibration import (
     expected_calibration_error,
     in_fit_half,
 )
-from packvit.evaluate.measures.classification import mean, measure_setting
+from packvit.evaluate.measures.classification import (
+    ACCURACY,
+    AVERAGE_PRECISION,
+    VALUES,
+    mean,
+    measure_setting,
+)
 from packvit.evaluate.measures.labels import LabelMap, judge
 from packvit.evaluate.sweep.store import Columns
 from packvit.models import Outputs
@@ -89,22 +95,7 @@ class Scores(Protocol):
         ...
 
 
-# A classifier's values in the order of a row, for what there is nothing to measure of.
-VALUES: dict[str, float | None] = dict.fromkeys(
-    (
-        "accuracy",
-        "accuracy_low",
-        "accuracy_high",
-        "top5",
-        "nll",
-        "brier",
-        "ece",
-        "temperature",
-        "nll_calibrated",
-        "ece_calibrated",
-        "class_accuracy",
-    )
-)
+UNKNOWN: dict[str, float | None] = dict.fromkeys(VALUES)  # in a row where there is nothing to measure
 
 
 @dataclass(frozen=True)
@@ -207,12 +198,12 @@ class SetAccuracy(Answers):
         confidence = confidences(logits, prediction, self.loss)
         low, high = wilson_interval(int(correct.sum()), len(correct))
         known = {
-            "accuracy": mean(correct),
+            ACCURACY: mean(correct),
             "accuracy_low": low,
             "accuracy_high": high,
             "ece": expected_calibration_error(confidence[kept], correct),
         }
-        yield from (VALUES | known).items()
+        yield from (UNKNOWN | known).items()
         yield "prediction", prediction
         yield "confidence", confidence.float()
         yield from self.kept(columns)
@@ -237,8 +228,8 @@ class AveragePrecision(Answers):
         logits = columns["logits"]
         # The logarithm ranks as the probability does, and does not underflow.
         scores = logits.log_softmax(1) if self.loss == "softmax" else logits
-        yield "average_precision", mean_average_precision(scores, columns["targets"])
-        yield from VALUES.items()
+        yield AVERAGE_PRECISION, mean_average_precision(scores, columns["targets"])
+        yield from UNKNOWN.items()
         prediction = logits.argmax(1)
         yield "prediction", prediction
         yield "confidence", confidences(logits, prediction, self.loss).float()

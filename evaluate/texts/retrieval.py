@@ -14,23 +14,13 @@ from torch import Tensor
 
 from packvit.data import BadSample, BadShard, CaptionTarget, EvalSet
 from packvit.evaluate.measures.accuracy import wilson_interval
-from packvit.evaluate.measures.retrieval import DEPTHS, rank_pairs, recall
+from packvit.evaluate.measures.retrieval import DEPTHS, FIRST, TO_IMAGE, TO_TEXT, VALUES, rank_pairs, recall
 from packvit.evaluate.sweep.store import Columns
 from packvit.evaluate.texts.embed import TextEmbedder, fingerprint
 from packvit.models import Outputs, unit
 from packvit.packing import Collated, PackedBatch
 
-TO_TEXT, TO_IMAGE = "image_to_text_r", "text_to_image_r"  # values of a row, before the depth
-FIRST = f"{TO_TEXT}1"
 LONGEST = 200  # signs of a caption that predictions.npz keeps
-# A row's values in their order.
-VALUES = (
-    FIRST,
-    f"{FIRST}_low",
-    f"{FIRST}_high",
-    *(f"{TO_TEXT}{depth}" for depth in DEPTHS[1:]),
-    *(f"{TO_IMAGE}{depth}" for depth in DEPTHS),
-)
 
 
 class SideCaptions(CaptionTarget):

@@ -17,7 +17,7 @@ from packvit.evaluate.measures.calibration import (
     in_fit_half,
     negative_log_likelihood,
 )
-from packvit.evaluate.measures.classification import measure_setting
+from packvit.evaluate.measures.classification import VALUES, measure_setting
 
 KINDS = ["softmax", "sigmoid"]
 
@@ -167,6 +167,7 @@ def test_a_setting_is_measured_on_the_images_with_labels(loss):
     labels = sample(logits)
     half = in_fit_half([str(i) for i in range(400)])
     values, prediction, confidence = measure_setting(logits, labels, half, loss)
+    assert list(values) == list(VALUES)
     assert values["accuracy"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
     top = logits.topk(5).indices
     assert values["top5"] == pytest.approx((top == labels[:, None]).any(1).double().mean().item())
