@@ -17,16 +17,17 @@ from packvit.models.text.files import (
     load_two_towers,
     save_two_towers,
 )
-from packvit.models.text.packed import PackedText
+from packvit.models.text.packed import PackedText, cut_packs
 from packvit.models.text.prompts import (
     AS_IT_IS,
+    average_by_class,
     average_prompts,
     embed_prompts,
     embed_tokens,
     encode_prompts,
     read_templates,
 )
-from packvit.models.text.tokenizer import TextEncoder, Tokenizer, load_tokenizer, train_tokenizer
+from packvit.models.text.tokenizer import TextEncoder, Tokenizer, Tokens, load_tokenizer, train_tokenizer
 from packvit.models.text.tower import TextTower
 from packvit.models.text.two_towers import LogitScale, TwoTowers, start_projection, unit
 from packvit.models.vit import Outputs, PackedViT
@@ -46,13 +47,16 @@ __all__ = [
     "TextEncoder",
     "TextTower",
     "Tokenizer",
+    "Tokens",
     "TwoTowers",
     "TwoTowersConfig",
     "ViTConfig",
     "activate_flash",
     "attention",
+    "average_by_class",
     "average_prompts",
     "choose_backend",
+    "cut_packs",
     "describe_file",
     "describe_model",
     "describe_text_tower",

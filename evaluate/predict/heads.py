@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from packvit.common.device import make_autocast
+from packvit.evaluate.texts.prompts import ZeroShot
 from packvit.models import (
     Outputs,
     PackedViT,
@@ -90,7 +91,7 @@ class TextHead:
         self.num_classes, self.num_features = len(labels), towers.config.embed_dim
         self.names: tuple[str, ...] | None = tuple(labels) or None
         self.remark = ""
-        self._vectors: Tensor | None = None
+        self._scores: ZeroShot | None = None
         if not labels:
             return
         if tokenizer is None:
@@ -98,9 +99,10 @@ class TextHead:
         text = towers.config.text
         prompts = encode_prompts(TextEncoder(tokenizer, text), labels, templates)
         with torch.inference_mode(), make_autocast(precision, next(towers.parameters()).device):
-            self._vectors = average_prompts(towers, prompts)  # [C, E]
-            self._scale, self._bias = towers.logits()
+            classes = average_prompts(towers, prompts)
+            scale, bias = (value.item() for value in towers.logits())
         cut = sum(prompt.cut for own in prompts for prompt in own)
+        self._scores = ZeroShot(classes.float(), scale, bias, cut)
         if cut:
             number, most = len(labels) * len(templates), text.max_tokens
             self.remark = f"{cut} of {number} prompts have more than {most} tokens and lose their end"
@@ -108,6 +110,4 @@ class TextHead:
     def __call__(self, outputs: Outputs) -> Read:
         """See Head."""
         embedded = unit(outputs.logits)  # [N, E]
-        if self._vectors is None:
-            return Read(None, embedded)
-        return Read(self._scale * embedded @ self._vectors.T + self._bias, embedded)
+        return Read(None if self._scores is None else self._scores.logits(embedded), embedded)

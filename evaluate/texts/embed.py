@@ -1,7 +1,7 @@
 """Texts to unit vectors: packed into batches that ranks share."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from packvit.common.device import make_autocast
 from packvit.common.ranks import Ranks
-from packvit.models import PackedText, TextEncoder, TextTower, unit
+from packvit.models import PackedText, TextEncoder, TextTower, Tokens, cut_packs, unit
 from packvit.packing import map_leaves
 
 
@@ -49,44 +49,32 @@ class TextEmbedder:
         Raises:
             ValueError: nothing stands in a text.
         """
-        found = [self.encode(text) for text in texts]
+        return self.embed([self.encode(text) for text in texts])
+
+    def embed(self, texts: Sequence[Tokens]) -> Embedded:
+        """Embed texts whose tokens are known; see `__call__`."""
         # Equal texts would differ in their last digits in batches of different sizes.
         numbers: dict[tuple[int, ...], int] = {}
-        place = [numbers.setdefault(tuple(tokens.ids), len(numbers)) for tokens in found]
-        packs = list(cut_packs(list(numbers), self.tokens))
+        place = [numbers.setdefault(tuple(tokens.ids), len(numbers)) for tokens in texts]
+        packs = cut_packs(list(numbers), self.tokens)
         rank, world_size = self.ranks.rank, self.ranks.world_size
-        parts = self.ranks.gather([self._embed(pack) for pack in packs[rank::world_size]])
+        parts = self.ranks.gather([self._embed_pack(pack) for pack in packs[rank::world_size]])
         vectors = [parts[number % world_size][number // world_size] for number in range(len(packs))]
-        return Embedded(torch.cat(vectors)[place], sum(tokens.cut for tokens in found))
+        return Embedded(torch.cat(vectors)[place], sum(tokens.cut for tokens in texts))
 
-    def takes(self, text: str) -> bool:
-        """Whether the tokeniser makes anything of a text."""
+    def tokens_of(self, text: str) -> Tokens | None:
+        """The tokens of a text; None where the tokeniser leaves nothing of it."""
         try:
-            self.encode(text)
+            return self.encode(text)
         except ValueError:
-            return False
-        return True
+            return None
 
-    def _embed(self, pack: Sequence[Sequence[int]]) -> Tensor:
+    def _embed_pack(self, pack: Sequence[Sequence[int]]) -> Tensor:
         device = self.ranks.device
         text = map_leaves(PackedText.build(pack), Tensor, lambda tensor: tensor.to(device))
         with torch.inference_mode(), make_autocast(self.precision, device):
             vectors = unit(self.tower(text))
         return vectors.float().cpu().clone()
-
-
-def cut_packs(texts: Sequence[Sequence[int]], tokens: int) -> Iterable[list[Sequence[int]]]:
-    """Consecutive texts of at most `tokens` tokens together, at least one."""
-    pack: list[Sequence[int]] = []
-    used = 0
-    for text in texts:
-        if pack and used + len(text) > tokens:
-            yield pack
-            pack, used = [], 0
-        pack.append(text)
-        used += len(text)
-    if pack:
-        yield pack
 
 
 def fingerprint(*tensors: Tensor) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from packvit.evaluate.texts.embed import TextEmbedder, fingerprint
-from packvit.models import LogitScale, Outputs, unit
+from packvit.models import LogitScale, Outputs, average_by_class, unit
 
 Names = Sequence[Sequence[str]]  # of each class, all that it is called
 
@@ -49,10 +49,13 @@ class ZeroShot:
         Args:
             outputs: of the image tower.
         """
-        images = unit(outputs.logits).float()  # [N, E]
+        return self.logits(unit(outputs.logits))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits of images whose unit vectors [N, E] are known, float32 [N, C]."""
         classes = self.classes.to(images.device)
         with torch.autocast(images.device.type, enabled=False):
-            return self.scale * images @ classes.T + self.bias
+            return self.scale * images.float() @ classes.T + self.bias
 
 
 def embed_classes(
@@ -68,12 +71,10 @@ def embed_classes(
         ValueError: nothing stands in a prompt.
     """
     prompts = [template.replace("{}", name) for own in names for name in own for template in templates]
-    counts = torch.tensor([len(own) * len(templates) for own in names])
     found = embed(prompts)
-    owner = torch.arange(len(names)).repeat_interleave(counts)
-    sums = torch.zeros(len(names), found.vectors.shape[1]).index_add_(0, owner, found.vectors)
+    classes = average_by_class(found.vectors, [len(own) * len(templates) for own in names])
     scale, bias = (value.item() for value in logits())
-    return ZeroShot(unit(sums / counts[:, None]), scale, bias, found.cut)
+    return ZeroShot(classes, scale, bias, found.cut)
 
 
 def read_names(path: Path) -> Names:

@@ -125,10 +125,11 @@ def make_retrieval(embed: TextEmbedder, captions: SetCaptions, embeddings: bool 
     Raises:
         ValueError: no caption is left.
     """
-    kept = [number for number, text in enumerate(captions.texts) if embed.takes(text)]
+    found = [embed.tokens_of(text) for text in captions.texts]
+    kept = [number for number, tokens in enumerate(found) if tokens is not None]
     if not kept:
         raise ValueError(f"the tokeniser makes nothing of any of the {len(captions.texts)} captions")
     texts = [captions.texts[number] for number in kept]
     owner = torch.tensor([captions.owner[number] for number in kept])
-    vectors, cut = embed(texts)
+    vectors, cut = embed.embed([tokens for tokens in found if tokens is not None])
     return Retrieval(texts, vectors, owner, embeddings, cut)

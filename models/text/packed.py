@@ -56,3 +56,17 @@ class PackedText(NamedTuple):
             squares=sum(len(text) ** 2 for text in texts),
             cut=cut,
         )
+
+
+def cut_packs(texts: Sequence[Sequence[int]], tokens: int) -> list[list[Sequence[int]]]:
+    """Consecutive texts of at most `tokens` tokens together, or one that has more; without texts an empty
+    pack."""
+    packs: list[list[Sequence[int]]] = [[]]
+    used = 0
+    for text in texts:
+        if packs[-1] and used + len(text) > tokens:
+            packs.append([])
+            used = 0
+        packs[-1].append(text)
+        used += len(text)
+    return packs

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from packvit.models.text.packed import PackedText
+from packvit.models.text.packed import PackedText, cut_packs
 from packvit.models.text.tokenizer import TextEncoder, Tokens
 from packvit.models.text.two_towers import TwoTowers, unit
 from packvit.packing import map_leaves, send
@@ -42,7 +42,17 @@ def embed_prompts(
 def average_prompts(towers: TwoTowers, prompts: Sequence[Sequence[Tokens]]) -> Tensor:
     """`embed_prompts` of prompts whose tokens are known: K of each of C classes."""
     embedded = embed_tokens(towers, [prompt for own in prompts for prompt in own])  # [C * K, E]
-    return unit(embedded.unflatten(0, (len(prompts), -1)).mean(1))
+    return average_by_class(embedded, [len(own) for own in prompts])
+
+
+def average_by_class(prompts: Tensor, counts: Sequence[int]) -> Tensor:
+    """The normalised mean of each class's prompts, [C, E].
+
+    Args:
+        prompts: float [M, E], unit vectors, one class after the other.
+        counts: of the prompts of each of C classes, at least one; their sum is M.
+    """
+    return unit(torch.stack([own.mean(0) for own in prompts.split(list(counts))]))
 
 
 def encode_prompts(
@@ -70,18 +80,9 @@ def embed_tokens(towers: TwoTowers, texts: Sequence[Tokens], batch_tokens: int =
         batch_tokens: the most tokens of a batch, unless one text has more.
     """
     device = next(towers.parameters()).device
-    batches: list[list[list[int]]] = [[]]
-    size = 0
-    for text in texts:
-        if batches[-1] and size + len(text.ids) > batch_tokens:
-            batches.append([])
-            size = 0
-        batches[-1].append(text.ids)
-        size += len(text.ids)
-    packed = [
-        map_leaves(PackedText.build(batch), Tensor, lambda tensor: send(tensor, device)) for batch in batches
-    ]
-    return torch.cat([towers.embed_texts(text) for text in packed])
+    packed = [PackedText.build(pack) for pack in cut_packs([text.ids for text in texts], batch_tokens)]
+    sent = [map_leaves(pack, Tensor, lambda tensor: send(tensor, device)) for pack in packed]
+    return torch.cat([towers.embed_texts(text) for text in sent])
 
 
 def read_templates(path: str | Path) -> tuple[str, ...]:

@@ -12,10 +12,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 from packvit.cli import dispatch
+from packvit.common.device import make_autocast
+from packvit.common.ranks import ALONE
 from packvit.data import pack_images
-from packvit.evaluate import Predictor, Setting
+from packvit.evaluate import Predictor, Setting, TextEmbedder, embed_classes
 from packvit.evaluate.plan.plan import Stage
 from packvit.evaluate.predict.choose import Choice, for_labels
+from packvit.evaluate.predict.heads import TextHead
 from packvit.models import (
     PackedText,
     PackedViT,
@@ -89,6 +92,21 @@ def test_probabilities_are_softmax_or_with_a_bias_sigmoid(model, tokenizer, pict
         assert answer.labels == tuple(row.argsort(descending=True).tolist())
         assert answer.scores == pytest.approx(row.sort(descending=True).values.tolist(), abs=1e-5)
         assert answer.names == tuple(LABELS[label] for label in answer.labels)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_logits_are_those_of_an_evaluation(model, tokenizer, pictures, precision):
+    towers = load_two_towers(model)
+    head = TextHead(towers, tokenizer, LABELS, TEMPLATES, precision)
+    embed = TextEmbedder(towers.text, TextEncoder(tokenizer, TEXT), ALONE, precision, 1000)
+    scores = embed_classes(embed, towers.logits, [(label,) for label in LABELS], TEMPLATES)
+    with make_autocast(precision, torch.device("cpu")):
+        outputs = towers.image.outputs(pack_images(pictures, patch_size=8))
+        predicted, evaluated = head(outputs).logits, scores(outputs)
+    assert predicted is not None
+    assert predicted.dtype == evaluated.dtype == torch.float32
+    assert torch.equal(predicted, evaluated)
 
 
 @torch.inference_mode()
