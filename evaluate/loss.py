@@ -1,5 +1,6 @@
 """What a model was trained with, as far as its files say."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ def find_run_config(path: str | Path) -> Path | None:
     return folder / CONFIG if (folder / CONFIG).is_file() else None
 
 
-def run_field(path: str | Path, section: str, name: str) -> Any:
-    """A field of the config.yaml of the run that a model belongs to; None where no file has it.
+def run_section(path: str | Path, name: str) -> Mapping[str, Any]:
+    """A section of the config.yaml of the run that a model belongs to; empty where no file has it.
 
     Raises:
         ValueError: config.yaml is not YAML; names it.
@@ -32,13 +33,22 @@ def run_field(path: str | Path, section: str, name: str) -> Any:
     """
     config = find_run_config(path)
     if config is None:
-        return None
+        return {}
     try:
-        return yaml.safe_load(config.read_text(encoding="utf-8"))[section][name]
+        values = yaml.safe_load(config.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{config}: {' '.join(str(error).split())}") from error
-    except (KeyError, TypeError):
-        return None
+    section = values.get(name) if isinstance(values, Mapping) else None
+    return section if isinstance(section, Mapping) else {}
+
+
+def run_field(path: str | Path, section: str, name: str) -> Any:
+    """A field of the config.yaml of the run that a model belongs to; None where no file has it.
+
+    Raises:
+        ValueError, OSError: see `run_section`.
+    """
+    return run_section(path, section).get(name)
 
 
 def loss_kind(path: str | Path) -> LossKind | None:

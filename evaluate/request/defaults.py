@@ -10,7 +10,7 @@ import yaml
 
 from packvit.data import DataConfig, FetchConfig, find_commands, redact
 from packvit.evaluate.config import EvalConfig
-from packvit.evaluate.loss import find_run_config, run_field
+from packvit.evaluate.loss import find_run_config, run_section
 from packvit.evaluate.request.request import Request, distinct
 from packvit.packing import ViewsConfig
 
@@ -71,9 +71,9 @@ def complete(request: Request) -> Request:
     model, shown = request.models[0], bool(request.resolutions or request.tokens)
     path = find_run_config(model) if isinstance(model, Path) else None
     if isinstance(model, Path) and request.label_field is None:
-        label_field, several = (run_field(model, "data", name) for name in ("label_field", "multi_label"))
-        several = request.multi_label or bool(several)
-        request = replace(request, label_field=label_field, multi_label=several)
+        data = run_section(model, "data")
+        several = request.multi_label or bool(data.get("multi_label"))
+        request = replace(request, label_field=data.get("label_field"), multi_label=several)
     if path is not None and not (request.shards and request.patch_sizes and shown):
         run = read_sections(path)
         settings = run.eval.grid(run.views)
