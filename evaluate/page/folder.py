@@ -1,6 +1,6 @@
 """What an evaluation left in its folder, and which of its settings stand out."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -91,7 +91,7 @@ class Results:
         Raises:
             ValueError: the file is damaged, or lacks what it must hold; names it.
         """
-        path = self.folder / predictions_name(model_name(row) if len(self.names) > 1 else None)
+        path = self._predictions_file(row)
         return read_predictions(path, row["setting"]) if path.is_file() else None
 
     def retrieved(self, row: Row) -> "Retrieved | None":
@@ -100,8 +100,11 @@ class Results:
         Raises:
             ValueError: the file is damaged, or lacks what it must hold; names it.
         """
-        path = self.folder / predictions_name(model_name(row) if len(self.names) > 1 else None)
+        path = self._predictions_file(row)
         return read_retrieved(path, row["setting"]) if path.is_file() else None
+
+    def _predictions_file(self, row: Row) -> Path:
+        return self.folder / predictions_name(model_name(row) if len(self.names) > 1 else None)
 
 
 @dataclass(frozen=True)
@@ -166,16 +169,12 @@ def read_results(folder: Path) -> Results:
 
 def read_predictions(path: Path, setting: str) -> Predictions | None:
     """See `Results.predictions`; None where the file does not hold the setting."""
-    kinds = {"keys": "U", "shards": "U", "labels": "i", "fit_half": "b"}
-    kinds |= {f"prediction/{setting}": "i", f"confidence/{setting}": "f"}
+    kinds = {f"prediction/{setting}": "i", f"confidence/{setting}": "f"}
+    kinds |= {"keys": "U", "shards": "U", "labels": "i", "fit_half": "b"}
     arrays = read_arrays(path, {*kinds, f"logits/{setting}"}.__contains__)
     if f"prediction/{setting}" not in arrays:
         return None
-    for name, kind in kinds.items():
-        if name not in arrays:
-            raise ValueError(f"{path} lacks {name!r}: evaluate the model again")
-        check_array(arrays[name], kind, len(arrays[f"prediction/{setting}"]), f"{path}: {name!r}")
-    keys, shards, labels, fit_half, prediction, confidence = (arrays[name] for name in kinds)
+    prediction, confidence, keys, shards, labels, fit_half = take_arrays(arrays, kinds, path)
     logits = arrays.get(f"logits/{setting}")
     classes = None if logits is None or logits.ndim != 2 else logits.shape[1]
     if logits is not None and (classes is None or len(logits) != len(labels)):
@@ -193,18 +192,30 @@ def read_retrieved(path: Path, setting: str) -> Retrieved | None:
     arrays = read_arrays(path, {*of_images, *of_texts}.__contains__)
     if rank not in arrays:
         return None
-    for kinds in (of_images, of_texts):
-        for name, kind in kinds.items():
-            if name not in arrays:
-                raise ValueError(f"{path} lacks {name!r}: evaluate the model again")
-            length = len(arrays[next(iter(kinds))])
-            check_array(arrays[name], kind, length, f"{path}: {name!r}")
-    found = Retrieved(*(arrays[name] for name in (*of_images, *of_texts)))
+    found = Retrieved(*take_arrays(arrays, of_images, path), *take_arrays(arrays, of_texts, path))
     limits = (found.first, found.captions, first), (found.owner, found.keys, "caption_image")
     for numbers, among, name in limits:
         if not ((numbers >= 0) & (numbers < len(among))).all():
             raise ValueError(f"{path}: {name!r} has numbers that are not below {len(among)}")
     return found
+
+
+def take_arrays(arrays: Mapping[str, np.ndarray], kinds: Mapping[str, str], path: Path) -> list[np.ndarray]:
+    """Arrays [N] in the order of `kinds`.
+
+    Args:
+        arrays: of a predictions.npz.
+        kinds: by name, what the dtypes must be, see `check_array`; the first one's length is N.
+        path: of the file, for messages.
+
+    Raises:
+        ValueError: one is missing, or is not as it must be; names the file and the array.
+    """
+    for name, kind in kinds.items():
+        if name not in arrays:
+            raise ValueError(f"{path} lacks {name!r}: evaluate the model again")
+        check_array(arrays[name], kind, len(arrays[next(iter(kinds))]), f"{path}: {name!r}")
+    return [arrays[name] for name in kinds]
 
 
 def shorten(text: str, signs: int) -> str:
