@@ -4,11 +4,9 @@ The module itself can be called: `packvit.evaluate("runs/digits", ...)` is `eval
 `packvit.evaluate.request.api`.
 """
 
-import sys
 from inspect import signature
-from types import ModuleType
-from typing import Any
 
+from packvit.common.callable import make_callable
 from packvit.evaluate.checks import LARGEST_PATCH, check_classes, check_memory, check_pieces, check_settings
 from packvit.evaluate.config import EvalConfig
 from packvit.evaluate.loss import BEST, find_run_config, loss_kind
@@ -89,13 +87,6 @@ __all__ = [
 ]
 
 
-class _Callable(ModuleType):
-    """A module that is a function, too: a package's name and its function's name are the same here."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> EvaluationResults:
-        return evaluate_request(*args, **kwargs)
-
-
 __signature__ = signature(evaluate_request)  # for editors and notebooks
 
-sys.modules[__name__].__class__ = _Callable
+make_callable(__name__, "packvit.evaluate.request.api.evaluate")
