@@ -187,9 +187,7 @@ def cut_chunks(images: int, settings: Sequence[Setting]) -> list[range]:
 def answer(model: PackedViT, evaluators: Sequence[Evaluator], batch: PackedBatch) -> dict[str, Tensor]:
     """The columns of a batch: `tokens`, `label` where each image has one, and evaluator k's as `k/name`."""
     outputs = model.outputs(batch)
-    columns = {"tokens": batch.grids.prod(1, dtype=torch.int32)}
-    if batch.token_grids:  # patches overlap; nothing is dropped
-        columns["tokens"] = batch.image_lengths().int()
+    columns = {"tokens": batch.image_lengths().int()}
     if batch.labels is not None and batch.labels.ndim == 1:
         columns["label"] = batch.labels
     for number, evaluator in enumerate(evaluators):

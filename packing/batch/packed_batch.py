@@ -109,11 +109,9 @@ class PackedBatch:
     @property
     def patch_sizes(self) -> Tensor:
         """int32 [N], side of each image's patches in pixels, or of the finest of them."""
-        image = self.image_index.long()
-        image = image.where(image >= 0, self.num_images)
         # Cells that the finest patch covers: several where patches overlap.
         most = self.extents.new_full((self.num_images + 1,), torch.iinfo(torch.int32).max)
-        finest = most.scatter_reduce(0, image, self.extents[:, -1], "amin")
+        finest = most.scatter_reduce(0, self._owners(), self.extents[:, -1], "amin")
         return self.cells[:, -1] * finest[:-1]
 
     @property
@@ -123,8 +121,15 @@ class PackedBatch:
         return label.own if isinstance(label, Mixed) else label if isinstance(label, Tensor) else None
 
     def image_lengths(self) -> Tensor:
-        """int64 [N], tokens of each image; on a GPU it waits for the device."""
-        return torch.bincount(self.image_index[self.image_index >= 0].long(), minlength=self.num_images)
+        """int64 [N], tokens of each image; waits for no device."""
+        owners = self._owners()
+        counts = owners.new_zeros(self.num_images + 1)
+        return counts.scatter_add(0, owners, torch.ones_like(owners))[:-1]
+
+    def _owners(self) -> Tensor:
+        """int64 [T], the image of each slot; N in padding."""
+        image = self.image_index.long()
+        return image.where(image >= 0, self.num_images)
 
     def stats(self) -> BatchStats:
         """Counts of this batch; waits for no device."""

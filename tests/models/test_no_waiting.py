@@ -120,6 +120,13 @@ def test_the_check_finds_what_waits(wait: Callable[[Tensor], Any]):
         wait(x)
 
 
+def test_lengths_and_patch_sizes_wait_for_nothing(cut_image):
+    batch = PackedBatch.build([[cut_image(np.zeros((8, 16, 3), np.uint8), p)] for p in (4, 8)], 8)
+    far = map_leaves(batch, Tensor, partial(Tensor.to, device="meta"))
+    with NoWaiting(), NoNumbers():
+        assert far.image_lengths().shape == far.patch_sizes.shape == (2,)
+
+
 def test_plans_of_varlen_and_flex_wait_for_nothing():
     offsets = torch.empty(5, dtype=torch.int32, device="meta")
     with NoWaiting(), NoNumbers():

@@ -119,6 +119,7 @@ def test_types():
         assert tensor.dtype == torch.int32
     assert batch.labels is not None
     assert batch.labels.dtype == torch.int64
+    assert batch.image_lengths().dtype == torch.int64
     assert batch.to("cpu").keys == ["image-0", "image-0"]
 
 

@@ -7,7 +7,6 @@ has a gradient of the image with fewer tokens alone: the features of the other o
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from packvit.data import LoadedBatch, Target
@@ -60,7 +59,7 @@ class Consistency:
         def loss(outputs: tuple[Tensor, Tensor], loaded: LoadedBatch) -> Tensor:
             logits, features = outputs
             each = self.labels.loss(logits, loaded.batch)  # [N]
-            apart = pair_distances(features, token_counts(loaded.batch), self.consistency.measure)
+            apart = pair_distances(features, loaded.batch.image_lengths(), self.consistency.measure)
             engine.report("consistency", apart)
             return each + self.consistency.weight * apart.repeat_interleave(2)
 
@@ -74,14 +73,6 @@ class WithFeatures(TrainedModule):
         """Logits [N, classes], features [N, feature_dim]."""
         outputs = self.model.outputs(batch)
         return outputs.logits, outputs.features
-
-
-def token_counts(batch: PackedBatch) -> Tensor:
-    """int64 [N], tokens of each image; waits for no device."""
-    image = batch.image_index.long()
-    image = image.where(image >= 0, batch.num_images)
-    counts = torch.zeros(batch.num_images + 1, dtype=torch.int64, device=image.device)
-    return counts.scatter_add(0, image, torch.ones_like(image))[:-1]
 
 
 def pair_distances(features: Tensor, tokens: Tensor, measure: Measure) -> Tensor:
