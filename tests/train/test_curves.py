@@ -79,6 +79,9 @@ def test_panels_are_those_in_which_something_happens(tmp_path, monkeypatch):
     names = [[axes.get_ylabel() for axes in figure.axes] for figure in drawn]
     assert names == [always, [*always, "padding, %", "validation:\naccuracy, %"]]
     assert drawn[1].axes[-1].lines[0].get_xydata().tolist() == [[2, 50]]
+    lines[1]["validation"] = {"image_to_text_r1": 0.5}
+    curves.draw_curves(lines, tmp_path / "curves.png")
+    assert drawn[2].axes[-1].get_ylabel() == "validation:\nrecall@1, image to text, %"
 
 
 def test_a_run_that_drops_nothing_has_no_picture_of_it(tmp_path):

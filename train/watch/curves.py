@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from packvit.common.plots import COLOURS, new_figure, save_figure
+from packvit.evaluate import words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,7 +117,7 @@ def draw_curves(lines: Lines, path: Path) -> None:
         axes = figure.add_subplot(count, 1, count, sharex=drawn[0])
         steps, values = zip(*validated, strict=True)
         axes.plot(steps, [100 * value for value in values], color=COLOURS[1], marker="o", markersize=3)
-        axes.set_ylabel(f"validation:\n{measure.replace('_', ' ')}, %")
+        axes.set_ylabel(f"validation:\n{words(measure)}, %")
         drawn.append(axes)
     for axes in drawn:
         axes.grid(alpha=0.3)
