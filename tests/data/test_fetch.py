@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,12 +28,6 @@ QUICK = FetchConfig(timeout=0.2)
 GAVE_UP = "no byte came in 0.2 s"
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("PACKVIT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "shards"
-
-
 @pytest.fixture(scope="module")
 def served(digits_set):
     """The address of a web server that has the training shards of the demo set."""
@@ -43,12 +36,8 @@ def served(digits_set):
         yield f"http://{server.address}"
 
 
-def contents(shard: Shard) -> list[tuple[str, bytes, int | None]]:
-    return [(shard.key(i), shard.image(i), shard.label(i)) for i in range(len(shard))]
-
-
 @pytest.mark.parametrize("kind", ["http", "pipe", "pipe of gzip", ".tar.gz", ".tgz"])
-def test_every_kind_of_source_holds_the_same_samples(kind, digits_set, served, tmp_path, cache):
+def test_every_kind_of_source_holds_the_same_samples(kind, digits_set, served, tmp_path, cache, contents):
     local = digits_set / "train/shard-000000.tar"
     zipped = tmp_path / f"x{kind if kind.startswith('.') else '.tar.gz'}"
     zipped.write_bytes(gzip.compress(local.read_bytes()))

@@ -15,10 +15,11 @@ import pytest
 
 from faults.server import FaultyServer
 from packvit.data import BadShard, DataConfig, DataPlan, FetchConfig, Shard, Stream, TrainLoader
-from packvit.data.shards import download
 from packvit.data.shards import shard as shard_module
 from packvit.data.shards.redact import redact
 from packvit.packing import PackingConfig, ResolutionConfig, ViewsConfig
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 QUICK = FetchConfig(timeout=2, retries=2)
 
@@ -29,18 +30,6 @@ def web(digits_set):
         yield server
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("PACKVIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(download, "BACKOFF", 0.01)
-    shard_module.forget()
-    return tmp_path / "cache" / "shards"
-
-
-def contents(shard: Shard) -> list[tuple[str, bytes, int | None]]:
-    return [(shard.key(i), shard.image(i), shard.label(i)) for i in range(len(shard))]
-
-
 def left_over(cache: Path) -> list[Path]:
     return [file for file in cache.iterdir() if file.suffix not in (".tar", ".json", ".lock")]
 
@@ -49,7 +38,7 @@ def left_over(cache: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("fault", ["cut", "unsized cut", "page", "drop", 503, 429])
-def test_what_breaks_once_is_fetched_again(fault, web, digits_set, cache):
+def test_what_breaks_once_is_fetched_again(fault, web, digits_set, cache, contents):
     web.answers = [fault, fault]
     shard = Shard.open(f"http://{web.address}/shard-000000.tar", QUICK)
     assert contents(shard) == contents(Shard.open(digits_set / "train/shard-000000.tar"))
@@ -91,7 +80,7 @@ def test_a_drip_is_a_stall(web, cache):
     assert not left_over(cache)
 
 
-def test_changed_contents_are_fetched_again_by_the_next_process(web, digits_set):
+def test_changed_contents_are_fetched_again_by_the_next_process(web, digits_set, contents):
     path = f"http://{web.address}/shard-000000.tar"
     first = contents(Shard.open(path))
     other = (digits_set / "train/shard-000001.tar").read_bytes()
@@ -103,7 +92,7 @@ def test_changed_contents_are_fetched_again_by_the_next_process(web, digits_set)
     assert [method for method, *_ in web.seen] == ["GET", "HEAD", "HEAD", "GET"]  # again under the lock
 
 
-def test_a_server_that_cannot_be_asked_leaves_the_copy(web):
+def test_a_server_that_cannot_be_asked_leaves_the_copy(web, contents):
     path = f"http://{web.address}/shard-000000.tar"
     first = contents(Shard.open(path))
     web.body, web.tag = b"", "two"
@@ -159,7 +148,7 @@ def test_an_index_goes_with_the_copy_that_it_is_of(web, digits_set, cache):
     assert len(list(cache.with_name("index").glob("*.npz"))) == 1
 
 
-def test_an_open_shard_outlives_its_copy(web, cache):
+def test_an_open_shard_outlives_its_copy(web, cache, contents):
     shard = Shard.open(f"http://{web.address}/shard-000000.tar")
     before = contents(shard)
     shutil.rmtree(cache)

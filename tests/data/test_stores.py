@@ -18,7 +18,6 @@ from packvit.analyze.sizes import shard_sizes
 from packvit.cli import dispatch
 from packvit.common.json_lines import read_json_lines
 from packvit.data import BadShard, DataConfig, DataPlan, FetchConfig, Shard, TrainLoader, expand_shards
-from packvit.data.shards import download
 from packvit.data.shards import shard as shard_module
 from packvit.data.shards.beside import SUFFIX, decode
 from packvit.data.stores import objects
@@ -26,7 +25,10 @@ from packvit.data.stores.source import Changed
 from packvit.packing import PackingConfig, ResolutionConfig, ViewsConfig
 from packvit.train.config import Config
 
-pytestmark = pytest.mark.skipif(find_spec("obstore") is None, reason="needs obstore (packvit[storage])")
+pytestmark = [
+    pytest.mark.skipif(find_spec("obstore") is None, reason="needs obstore (packvit[storage])"),
+    pytest.mark.usefixtures("cache"),
+]
 
 QUICK = FetchConfig(timeout=2, retries=2)
 IN_PLACE = FetchConfig(timeout=2, retries=2, cache_gb=0)
@@ -49,14 +51,6 @@ def stored(moto, digits_set):
         for file in digits_set.rglob("*.tar"):
             objects.write_object(file, f"s3://sets/{file.relative_to(digits_set)}")
     return moto
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("PACKVIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(download, "BACKOFF", 0.01)
-    shard_module.forget()
-    return tmp_path / "cache" / "shards"
 
 
 def use(address: str, monkeypatch, **variables: str) -> None:
@@ -84,16 +78,14 @@ def web(digits_set, monkeypatch):
         yield server
 
 
-def contents(shard: Shard) -> list[tuple[str, bytes, int | None]]:
-    return [(shard.key(i), shard.image(i), shard.label(i)) for i in range(len(shard))]
-
-
 # ---- reading ----
 
 
 @pytest.mark.parametrize("config", [QUICK, IN_PLACE], ids=["copied", "in place"])
 @pytest.mark.parametrize("fault", [None, "drop", "cut", "stall", 503, 429])
-def test_objects_hold_the_same_samples_as_files_whatever_breaks_once(fault, config, front, digits_set, cache):
+def test_objects_hold_the_same_samples_as_files_whatever_breaks_once(
+    fault, config, front, digits_set, cache, contents
+):
     front.answers = [fault]
     shard = Shard.open("s3://sets/train/shard-000001.tar", config)
     assert contents(shard) == contents(Shard.open(digits_set / "train/shard-000001.tar"))
@@ -113,7 +105,7 @@ def test_what_came_before_a_connection_broke_is_not_asked_for_again(front, web, 
     assert web.ranges == [None, f"bytes={size // 2 + 100}-"]
 
 
-def test_other_contents_are_not_put_behind_what_came_before(web, digits_set):
+def test_other_contents_are_not_put_behind_what_came_before(web, digits_set, contents):
     """The server has another object under the name by the time of the second attempt."""
     others = (digits_set / "train/shard-000001.tar").read_bytes()
 
@@ -266,7 +258,7 @@ def test_training_from_a_store_equals_training_from_the_disk(extra, front, digit
 # ---- the index beside a shard ----
 
 
-def test_a_set_with_indices_is_analysed_without_its_shards(front, moto, digits_set, capsys):
+def test_a_set_with_indices_is_analysed_without_its_shards(front, moto, digits_set, capsys, contents):
     send(f"{moto}/indexed", "PUT")
     local = digits_set / "train/shard-000000.tar"
     path = f"s3://indexed/{local.name}"
