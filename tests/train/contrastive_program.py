@@ -1,22 +1,23 @@
 """Run by test_contrastive_loss: the loss of its cases and the gradients on 1, 2 and 4 ranks, which one start
 forks.
-
-Torch has started no thread yet, so that a fork is safe.
 """
 
-import os
 import sys
-import traceback
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from fork_ranks import fork_ranks
 from packvit.common.ranks import stop_ranks
 from packvit.train import contrastive_loss
 
 Case = dict[str, Any]
+
+LIMIT = 250  # seconds
 
 
 def compute(case: Case, rank: int) -> list[torch.Tensor]:
@@ -39,20 +40,8 @@ def be_rank(rank: int, world_size: int, folder: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    children = []
-    for world_size in (1, 2, 4):
-        for rank in range(world_size):
-            child = os.fork()
-            if child == 0:
-                try:
-                    be_rank(rank, world_size, folder)
-                except BaseException:
-                    traceback.print_exc()
-                    os._exit(1)
-                os._exit(0)
-            children.append(child)
-    failed = [child for child in children if os.waitpid(child, 0)[1]]
-    sys.exit(bool(failed))
+    ranks = [partial(be_rank, rank, size, folder) for size in (1, 2, 4) for rank in range(size)]
+    fork_ranks(ranks, time.monotonic() + LIMIT)
 
 
 if __name__ == "__main__":

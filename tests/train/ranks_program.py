@@ -1,7 +1,5 @@
 """Run by test_ranks: the gradient of a step, or a checkpoint read and written, on ranks that it forks.
 
-Torch has started no thread yet, so that a fork is safe.
-
 In the task `distill` the gradient is that of labels, a wider teacher and the moving average together, in
 `compiled` that of compiled blocks, one of which is recomputed, in `whole` that of a loss that compares all
 images of the step, where the last block does not run, in `contrastive` that of images and texts, in `bf16`
@@ -12,9 +10,8 @@ ranks divides.
 
 import json
 import os
-import signal
 import sys
-import traceback
+import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial, partialmethod
@@ -28,6 +25,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fork_ranks import fork_ranks
 from packvit.common.ranks import Ranks, start_ranks, stop_ranks
 from packvit.data import ClassTarget, LoadedBatch
 from packvit.data.samples.targets import collate_targets
@@ -47,6 +45,7 @@ from packvit.train.tasks.task import Task
 
 Case = tuple[int, str, str, str]  # number of ranks, task, parallel, optimizer
 
+LIMIT = 500  # seconds for all cases
 BATCHES = 4  # of one step, over all ranks
 COUNTS = (1, 3, 0, 5)  # images in each: as unequal as can be
 WORDS = 30  # tokens of texts
@@ -344,26 +343,12 @@ def be_rank(rank: int, case: Case, folder: Path) -> None:
 
 def main(cases: list[Case], folder: Path) -> None:
     """All cases, one after the other; those of one task and optimizer in one folder."""
+    until = time.monotonic() + LIMIT
     for case in cases:
-        own, children = folder / f"{case[1]}-{case[3]}", set()
+        own = folder / f"{case[1]}-{case[3]}"
         own.mkdir(exist_ok=True)
-        for rank in range(case[0]):
-            child = os.fork()
-            if child == 0:
-                try:
-                    be_rank(rank, case, own)
-                except BaseException:
-                    traceback.print_exc()
-                    os._exit(1)
-                os._exit(0)
-            children.add(child)
-        while children:
-            child, status = os.wait()
-            children.remove(child)
-            if status:
-                for other in children:  # they would wait for it
-                    os.kill(other, signal.SIGKILL)
-                sys.exit(f"{case} failed")
+        print(*case, flush=True)
+        fork_ranks([partial(be_rank, rank, case, own) for rank in range(case[0])], until)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,6 @@
 """The contrastive loss is the dense one, whatever the chunk and however ranks share the pairs."""
 
-import os
-import subprocess
-import sys
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +9,6 @@ import torch.nn.functional as F
 from packvit.train import contrastive_loss
 from packvit.train.tasks.contrastive_loss import contrastive_losses
 
-PROGRAM = Path(__file__).with_name("contrastive_program.py")
 KINDS = ("softmax", "sigmoid")
 SPLITS = ((4,), (2, 5), (7, 0), (3, 0, 1, 4), (1, 1, 1, 1), (4, 1, 0, 3), (0, 9, 1, 1))  # pairs of each rank
 
@@ -121,21 +116,14 @@ def test_wrong_input_is_refused():
         contrastive_loss(image, text, scale, kind="tanh")  # pyright: ignore[reportArgumentType]
 
 
-def test_it_does_not_depend_on_how_ranks_share_the_pairs(tmp_path):
+def test_it_does_not_depend_on_how_ranks_share_the_pairs(tmp_path, run_ranks):
     """Also of ranks with one pair or none, in any order of the ring."""
     cases = [
         {"split": split, "kind": kind, "chunk": chunk, "pairs": make_pairs(sum(split))}
         for split, kind, chunk in product(SPLITS, KINDS, (None, 1, 2))
     ]
     torch.save(cases, tmp_path / "cases.pt")
-    result = subprocess.run(
-        [sys.executable, str(PROGRAM), str(tmp_path)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    run_ranks("contrastive_program.py", str(tmp_path))
     found = {
         (size, rank): torch.load(tmp_path / f"{size}-{rank}.pt") for size in (1, 2, 4) for rank in range(size)
     }

@@ -1,10 +1,6 @@
 """One process, accumulation, and several ranks with either way of sharing compute the same step."""
 
 import json
-import os
-import subprocess
-import sys
-from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -14,7 +10,7 @@ import torch
 from packvit.models import PackedViT, ViTConfig
 from packvit.packing import PackedBatch
 
-PROGRAM = Path(__file__).with_name("ranks_program.py")
+PROGRAM = "ranks_program.py"
 TASKS = ("gradient", "distill", "whole", "contrastive")
 WAYS = ("ddp", "fsdp")
 # From one to the next a checkpoint goes on.
@@ -39,18 +35,6 @@ SLOW: list[Case] = [
 ]
 
 
-def compute(cases: list[Case], folder: Path) -> None:
-    """One case after the other, in one process."""
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), json.dumps(cases), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 class Results:
     """What cases gave."""
 
@@ -62,13 +46,13 @@ class Results:
 
 
 @pytest.fixture(scope="session")
-def result(made_once) -> Results:
-    return Results(made_once("ranks", partial(compute, CASES)))
+def result(made_once, run_ranks) -> Results:
+    return Results(made_once("ranks", lambda folder: run_ranks(PROGRAM, json.dumps(CASES), str(folder))))
 
 
 @pytest.fixture(scope="session")
-def slow_result(made_once) -> Results:
-    return Results(made_once("slow-ranks", partial(compute, SLOW)))
+def slow_result(made_once, run_ranks) -> Results:
+    return Results(made_once("slow-ranks", lambda folder: run_ranks(PROGRAM, json.dumps(SLOW), str(folder))))
 
 
 @pytest.mark.parametrize("pool", ["mean", "map", "cls"])
