@@ -12,7 +12,6 @@ from pathlib import Path
 from random import Random
 from typing import Literal
 
-import tyro
 from rich.console import Console
 
 from packvit.analyze.analysis import NATIVE, AnalysisConfig, analyze
@@ -20,6 +19,7 @@ from packvit.analyze.cost import CostConfig
 from packvit.analyze.page import describe, write_page
 from packvit.analyze.report import make_report, print_sizes, print_table, write_files
 from packvit.analyze.sizes import Sizes, read_sizes_file, shard_sizes
+from packvit.cli.options import read_options
 from packvit.common.files import check_writable
 from packvit.common.jobs import Jobs
 from packvit.data import FetchConfig, expand_shards, is_remote
@@ -76,7 +76,7 @@ class Analyze:
 
 def main(arguments: Sequence[str]) -> None:
     """Analyse, print, write."""
-    options = tyro.cli(Analyze, prog="packvit analyze", args=arguments)
+    options = read_options(Analyze, "packvit analyze", arguments)
     check_values(options)
     config = AnalysisConfig(
         options.seq_lens,

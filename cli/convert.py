@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from packvit.cli.options import read_options
 from packvit.common.files import check_writable
 from packvit.models import export_model, load_model, save_model
 from packvit.models.files.timm_call import timm_call
@@ -67,7 +68,7 @@ class Convert:
 
 def main(arguments: Sequence[str]) -> None:
     """Convert."""
-    options = tyro.cli(Convert, prog="packvit convert", args=arguments)
+    options = read_options(Convert, "packvit convert", arguments)
     target = options.target
     is_file = target.suffix in (".npz", ".safetensors")
     if target.suffix in FOREIGN:

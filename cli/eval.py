@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from packvit.cli.eval_sets import name_sets
+from packvit.cli.options import read_options
 from packvit.evaluate.request.carry_out import carry_out
 from packvit.evaluate.request.request import Options, Request
 
@@ -36,7 +37,7 @@ class Eval(Options):
 
 def main(arguments: Sequence[str]) -> None:
     """Evaluate."""
-    carry_out(to_request(tyro.cli(Eval, prog="packvit eval", args=arguments)))
+    carry_out(to_request(read_options(Eval, "packvit eval", arguments)))
 
 
 def to_request(options: Eval) -> Request:

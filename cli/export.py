@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
+from packvit.cli.options import read_options
 from packvit.evaluate import check_settings, loss_kind
 from packvit.evaluate.export.card import hub_difference, read_results, write_hub
 from packvit.evaluate.export.siglip2 import siglip2_difference, write_siglip2
@@ -58,7 +59,7 @@ class Export:
 
 def main(arguments: Sequence[str]) -> None:
     """Export."""
-    options = tyro.cli(Export, prog="packvit export", args=arguments)
+    options = read_options(Export, "packvit export", arguments)
     check_values(options)
     with whole_folder(options.out) as folder:
         model = load_model(options.model)

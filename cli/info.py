@@ -16,6 +16,7 @@ import torch
 import tyro
 from torch.cuda import nccl
 
+from packvit.cli.options import read_options
 from packvit.common.device import device_name
 from packvit.models import BACKENDS, Segments, attention, choose_backend, describe_file
 
@@ -39,7 +40,7 @@ class Info:
 
 def main(arguments: Sequence[str]) -> None:
     """Print all of it."""
-    options = tyro.cli(Info, prog="packvit info", args=arguments)
+    options = read_options(Info, "packvit info", arguments)
     if options.model:
         show("Model", list(describe_file(options.model)))
         return

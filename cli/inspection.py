@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from packvit.cli.options import read_options
 from packvit.common.device import make_autocast
 from packvit.common.display import Display
 from packvit.common.files import check_writable
@@ -61,7 +62,7 @@ class Inspect:
 
 def main(arguments: Sequence[str]) -> None:
     """Inspect."""
-    options = tyro.cli(Inspect, prog="packvit inspect", args=arguments)
+    options = read_options(Inspect, "packvit inspect", arguments)
     folder = options.out or (options.model if options.model.is_dir() else options.model.parent) / "inspect"
     check_writable(folder)
     ranks = find_ranks(options.device)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from packvit.cli.options import read_options
 from packvit.common.display import Display
 from packvit.common.files import check_writable
 from packvit.evaluate.plan.choose import Budget, make_budget
@@ -57,7 +58,7 @@ class PlanOptions:
 
 def main(arguments: Sequence[str]) -> None:
     """Choose, print, write."""
-    options = tyro.cli(PlanOptions, prog="packvit plan", args=arguments)
+    options = read_options(PlanOptions, "packvit plan", arguments)
     budget = find_budget(options)
     settings = [parse_setting(name) for name in options.setting]
     out = options.out or options.evaluation / "plan.json"

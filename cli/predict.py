@@ -18,6 +18,7 @@ from typing import Annotated, Literal, NamedTuple
 import tyro
 from rich.console import Console
 
+from packvit.cli.options import read_options
 from packvit.common.display import Bar
 from packvit.data import FetchConfig
 from packvit.data.stores.stage import write_file
@@ -99,7 +100,7 @@ class Predict:
 
 def main(arguments: Sequence[str]) -> int:
     """Predict; returns the exit status."""
-    options = tyro.cli(Predict, prog="packvit predict", args=arguments)
+    options = read_options(Predict, "packvit predict", arguments)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
             "packvit predict is one process: without torchrun, start one for each GPU, with images of its own"

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from packvit.cli.options import read_options
 from packvit.common.display import Bar, Display
 from packvit.common.files import check_writable, write_whole
 from packvit.evaluate.measures.features import StoredFeatures, read_features, stored_model
@@ -48,7 +49,7 @@ class Probe:
 
 def main(arguments: Sequence[str]) -> None:
     """Probe, print, write."""
-    options = tyro.cli(Probe, prog="packvit probe", args=arguments)
+    options = read_options(Probe, "packvit probe", arguments)
     check_values(options)
     train, test = read_features(options.train), read_features(options.test)
     pairs = pair_settings(train, test, options.across)

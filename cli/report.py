@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from packvit.cli.options import read_options
 from packvit.common.files import check_writable
 from packvit.data import FetchConfig, ShardSet
 from packvit.evaluate import ShardPictures, write_report
@@ -29,7 +30,7 @@ class Report:
 
 def main(arguments: Sequence[str]) -> None:
     """Write the page and say where it is."""
-    options = tyro.cli(Report, prog="packvit report", args=arguments)
+    options = read_options(Report, "packvit report", arguments)
     check_writable(options.folder, "EVAL")
     pictures = ShardPictures(ShardSet.find(options.shards, options.fetch)) if options.shards else None
     print(write_report(options.folder, pictures))

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 
+from packvit.cli.options import refused_plainly
 from packvit.common.display import Bar
 from packvit.data import (
     BadShard,
@@ -181,7 +183,6 @@ class Index:
 
 def main(arguments: Sequence[str]) -> None:
     """Run one of the subcommands."""
-    command = tyro.extras.subcommand_cli_from_dict(
-        {"write": Write, "demo": Demo, "check": Check, "index": Index}, prog="packvit shards", args=arguments
-    )
-    command.run()
+    kinds = {"write": Write, "demo": Demo, "check": Check, "index": Index}
+    read = partial(tyro.extras.subcommand_cli_from_dict, kinds, prog="packvit shards", args=arguments)
+    refused_plainly(read).run()

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import tyro
 
+from packvit.cli.options import read_options
 from packvit.common.device import make_autocast
 from packvit.common.files import check_writable, write_whole
 from packvit.common.ranks import start_ranks
@@ -70,7 +71,7 @@ class Teach:
 
 def main(arguments: Sequence[str]) -> None:
     """Teach."""
-    options = tyro.cli(Teach, prog="packvit teach", args=arguments)
+    options = read_options(Teach, "packvit teach", arguments)
     if options.patch_size < 1 or options.resolution < 1:
         raise ValueError(
             f"--patch-size {options.patch_size} and --resolution {options.resolution} must be at least 1"

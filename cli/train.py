@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import tyro
 
 from packvit.cli.commands import OTHERS_WAIT, is_other_rank
+from packvit.cli.options import read_options
 from packvit.common.display import Display
 from packvit.data import find_commands, redact
 from packvit.train.config import Config
@@ -51,9 +52,7 @@ def main(arguments: Sequence[str]) -> None:
         default = start_with(default, start.model)
     with said_once():
         about = f"{describe_recipe(recipe)}\n\n  {FLAGS}"
-        config = tyro.cli(
-            Config, default=default, prog=f"packvit train {recipe}", description=about, args=rest
-        )
+        config = read_options(Config, f"packvit train {recipe}", rest, default=default, description=about)
     if not any(argument.split("=")[0] in CLASSES for argument in rest) and recipe in RECIPES:
         config, said = with_classes(config)
         if said and not is_other_rank():
