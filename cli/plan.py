@@ -30,8 +30,9 @@ class PlanOptions:
 
     Args:
         evaluation: folder that `packvit eval` wrote.
-        max_tokens: the most tokens that an image may have on average.
-        max_gflops: the most GFLOPs that an image may cost on average.
+        max_tokens: the most tokens that an image may have on average; of a cascade, over the half of the
+            images that it is chosen by.
+        max_gflops: the most GFLOPs that an image may cost on average; see --max-tokens.
         max_ms: the highest latency at batch 1, in milliseconds, on the machine that ran the evaluation.
         percentile: of the latency that --max-ms limits.
         min_accuracy: instead of a budget: choose what costs the fewest GFLOPs at this accuracy, a share in

@@ -6,6 +6,7 @@ import numpy as np
 
 from packvit.common.display import Display
 from packvit.evaluate.measures.classification import ACCURACY
+from packvit.evaluate.plan.cascade import ROUNDING
 from packvit.evaluate.plan.choose import UNITS
 from packvit.evaluate.plan.curve import runs_above
 from packvit.evaluate.plan.evaluated import Evaluated, Row
@@ -121,9 +122,16 @@ def show_comparison(planned: Planned, display: Display) -> None:
 
 def _verdict(found: Comparison, planned: Planned) -> str:
     name = _single(planned)
+    budget = planned.halves.budget
+    most = float("inf") if budget.most is None else budget.most
+    if found.taken and found.cascade.cost > most * (1 + ROUNDING):
+        return (
+            f"The plan is the cascade. Its cost is at most {most:g} {UNITS[budget.unit]} on the images "
+            f"that it was chosen by; on the others it is {found.cascade.cost:.4g}."
+        )
     if found.taken:
         return "The plan is the cascade."
-    if planned.halves.budget.accuracy is None:
+    if budget.accuracy is None:
         return f"The plan is {name}: on these images the cascade is not more accurate."
     return f"The plan is {name}: on these images the cascade is not as accurate, or not cheaper."
 

@@ -69,7 +69,9 @@ class EvaluationResults:
 
         Args:
             max_tokens, max_gflops, max_ms: the mean cost of an image at most; milliseconds are the median at
-                batch 1. Without a limit it is the most accurate.
+                batch 1. A cascade meets it on the half of the images that it is chosen by, so on the other
+                half, which `measured` is of, it may cost a little more. Without a limit it is the most
+                accurate.
             min_accuracy: instead of a limit: the cheapest in GFLOPs that has this accuracy.
             stages: the most that a cascade may have; 1 allows no cascade.
             model: name of one model of an evaluation of several.

@@ -189,6 +189,19 @@ def test_a_budget_of_p99_counts_all_stages_of_a_cascade(folder, plan):
             assert cost <= point["budget"] * 1.000001
 
 
+def test_a_cascade_that_costs_more_on_the_other_half_says_so(folder, plan):
+    sentence = "Its cost is at most 12 tokens on the images that it was chosen by; on the others it is"
+    assert sentence not in plan("--max-tokens", "12")
+    assert read_plan(folder / "plan.json").measured.tokens_per_image <= 12
+    with np.load(folder / "predictions.npz") as file:
+        halves = file["fit_half"]
+    change_arrays(folder, fit_half=~halves)
+    out = plan("--max-tokens", "12")
+    tokens = read_plan(folder / "plan.json").measured.tokens_per_image
+    assert tokens > 12
+    assert f"{sentence} {tokens:.4g}." in " ".join(out.split())
+
+
 def test_one_of_several_models_is_planned_by_name(folder, plan, capsys):
     models = [
         {"name": name, "path": name, "hash": name * 8, "config": CONFIG.to_dict()} for name in ("aa", "bb")
