@@ -63,9 +63,9 @@ def knn_text(found: dict) -> str:
     within = mean(accuracy[i][i] for i in range(count))
     across = mean(accuracy[i][j] for i in range(count) for j in range(count) if i != j)
     return (
-        f"{found['knn']['neighbours']} neighbours are right for {within:.1%} of the images where image and "
-        f"neighbours are shown at one patch size, and for {across:.1%} where at two: a mode switch of "
-        f"{100 * found['knn']['mode_switch']:.1f} points."
+        f"{found['knn']['neighbours']} neighbours classify {within:.1%} of the images correctly if image and "
+        f"neighbours are shown at the same patch size, and {across:.1%} if they are shown at two different ones: "
+        f"a mode switch of {100 * found['knn']['mode_switch']:.1f} points."
     )
 
 
@@ -90,16 +90,16 @@ def ensemble_table(found: dict) -> str:
         rows = [row for row in ensembles["rows"] if len(row["settings"]) == size]
         better, worse = sum(row["gain_low"] > 0 for row in rows), sum(row["gain_high"] < 0 for row in rows)
         lines.append(
-            f"Of {len(rows)} {name} {better} are better than their rival beyond the interval, {worse} worse."
+            f"{better} of the {len(rows)} {name} are significantly better than their rival, {worse} significantly worse."
         )
     best = max(ensembles["singles"], key=lambda row: row["chosen_accuracy"])
     lines.append(
-        f"The setting that is the best at any cost, {best['setting']}, has {best['accuracy']:.1%} "
+        f"The best single setting regardless of cost, {best['setting']}, reaches {best['accuracy']:.1%} "
         f"({best['accuracy_low']:.1%} to {best['accuracy_high']:.1%})."
     )
     luckiest = max(ensembles["singles"], key=lambda row: row["accuracy"])
     lines.append(
-        f"The measured half itself would have chosen {luckiest['setting']}, with {luckiest['accuracy']:.1%}."
+        f"Chosen on the measured half itself, it would be {luckiest['setting']}, with {luckiest['accuracy']:.1%}."
     )
     return "\n".join(lines)
 
