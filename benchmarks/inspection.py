@@ -64,8 +64,8 @@ def knn_text(found: dict) -> str:
     across = mean(accuracy[i][j] for i in range(count) for j in range(count) if i != j)
     return (
         f"{found['knn']['neighbours']} neighbours classify {within:.1%} of the images correctly if image and "
-        f"neighbours are shown at the same patch size, and {across:.1%} if they are shown at two different ones: "
-        f"a mode switch of {100 * found['knn']['mode_switch']:.1f} points."
+        f"neighbours are shown at the same patch size, and {across:.1%} if they are shown at two different "
+        f"ones: a mode switch of {100 * found['knn']['mode_switch']:.1f} points."
     )
 
 
@@ -90,7 +90,8 @@ def ensemble_table(found: dict) -> str:
         rows = [row for row in ensembles["rows"] if len(row["settings"]) == size]
         better, worse = sum(row["gain_low"] > 0 for row in rows), sum(row["gain_high"] < 0 for row in rows)
         lines.append(
-            f"{better} of the {len(rows)} {name} are significantly better than their rival, {worse} significantly worse."
+            f"{better} of the {len(rows)} {name} are significantly better than their rival, "
+            f"{worse} significantly worse."
         )
     best = max(ensembles["singles"], key=lambda row: row["chosen_accuracy"])
     lines.append(
@@ -99,7 +100,8 @@ def ensemble_table(found: dict) -> str:
     )
     luckiest = max(ensembles["singles"], key=lambda row: row["accuracy"])
     lines.append(
-        f"Chosen on the measured half itself, it would be {luckiest['setting']}, with {luckiest['accuracy']:.1%}."
+        f"Chosen on the measured half itself, it would be {luckiest['setting']}, "
+        f"with {luckiest['accuracy']:.1%}."
     )
     return "\n".join(lines)
 
