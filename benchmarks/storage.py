@@ -175,7 +175,7 @@ def compare(server: FaultyServer) -> list[list[str]]:
 
 
 DIGITS = {"mb_per_s": 0, "cpu_s_per_gb": 2, "peak_mb": 0}
-HEADER = "| read by | MB/s | CPU s per GB | memory, MB | installed, MB | goes on after a cut | after a fork |"
+HEADER = "| read by | MB/s | CPU s per GB | memory, MB | installed, MB | continues after a cut | works after a fork |"
 
 
 def photograph(rng: np.random.Generator) -> bytes:
@@ -241,7 +241,7 @@ def main() -> None:
     lines = [HEADER, "| --- |" + " ---: |" * 6, *("| " + " | ".join(row) + " |" for row in rows)]
     lines += [
         "",
-        f"{versions}; an object of {options.megabytes} MB. With an empty cache the loader gives {share:.2f}x",
+        f"{versions}; an object of {options.megabytes} MB. With an empty cache the loader reads {share:.2f}x",
         "as many photographs of 640x480 per CPU second from the store as from the disk.",
     ]
     print("\n".join(lines))
