@@ -175,7 +175,10 @@ def compare(server: FaultyServer) -> list[list[str]]:
 
 
 DIGITS = {"mb_per_s": 0, "cpu_s_per_gb": 2, "peak_mb": 0}
-HEADER = "| read by | MB/s | CPU s per GB | memory, MB | installed, MB | continues after a cut | works after a fork |"
+HEADER = (
+    "| read by | MB/s | CPU s per GB | memory, MB | installed, MB "
+    "| continues after a cut | works after a fork |"
+)
 
 
 def photograph(rng: np.random.Generator) -> bytes:
