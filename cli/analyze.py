@@ -1,6 +1,6 @@
-"""`packvit analyze`: how well a data set's views pack, and which sequence length to take.
+"""`packvit analyze`: how well a data set's views pack, and which sequence length to use.
 
-Sizes come from shards' headers or from a file; views are drawn and packed as training does it.
+Sizes come from shards' headers or from a file; views are drawn and packed as in training.
 """
 
 import os
@@ -38,20 +38,20 @@ class Analyze:
 
     Args:
         shards: webdataset shards: files, patterns or folders; only headers are read.
-        sizes_file: .csv, .parquet or .npy of native heights and widths, instead of shards.
+        sizes_file: .csv, .parquet or .npy file of native heights and widths, instead of shards.
         seq_lens: sequence lengths S to try.
         algorithms: packers to try.
         lookaheads: numbers of waiting views that a packer may choose among.
         views: how views are drawn.
         recipes: recipes or config.yaml files whose views are tried instead of --views.*.
-        resolution: drawn, as the views say, or native, as large as the images are stored; or both.
+        resolution: drawn, as --views.* specify, or native, as large as the images are stored; or both.
         model: the model whose FLOPs are estimated.
-        batch_images: images in a batch that is padded, where packing is compared with padding.
-        epochs: views drawn of every image; 0: as many as make 50,000 views, so that the last, half-empty
-            sequences weigh little.
-        limit: images at most; shards are then taken in an order shuffled by the seed.
-        workers: processes; 0: one for each CPU.
-        seed: of the views and of the images' order.
+        batch_images: images in a padded batch, with which packing is compared.
+        epochs: number of views drawn of every image; 0: enough for 50,000 views, so that the last, half-empty
+            sequences matter little.
+        limit: maximum number of images; shards are then read in an order shuffled by the seed.
+        workers: number of processes; 0: one for each CPU.
+        seed: seed of the views and of the images' order.
         out: folder for analysis.json, analysis.csv and analysis.html.
         fetch: how remote and gzipped shards are fetched.
     """

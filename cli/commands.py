@@ -8,56 +8,59 @@ from importlib import import_module
 
 from packvit import __version__
 
-# By name: how it is called, and what it is for.
+# By name: how a command is called, and what it is for.
 COMMANDS = {
     "train": (
         "train RECIPE|CONFIG.yaml [--model MODEL] [--section.field VALUE ...]",
-        "train, evaluate and draw; the same --run-dir resumes; with --model, from its weights",
+        "train and evaluate a model; the same --run-dir resumes; --model names weights to start from",
     ),
     "eval": (
         "eval MODEL... [--shards ...] [--resolutions ...] [--patch-sizes ...] [--tokens ...]",
-        "accuracy, calibration and cost of models at any resolution and patch size",
+        "measure accuracy, calibration and cost of models at any resolution and patch size",
     ),
     "report": (
         "report EVAL [--shards ...]",
-        "report.html of a finished evaluation, written again",
+        "write report.html of a finished evaluation again",
     ),
     "plan": (
         "plan EVAL [--max-tokens N | --max-gflops G | --max-ms M | --min-accuracy A]",
-        "the setting, or the cascade of settings, that a budget should buy",
+        "choose the best setting, or cascade of settings, for a budget",
     ),
     "predict": (
         "predict MODEL IMAGES... [--plan plan.json | --resolution R --patch-size P | --tokens N]",
-        "classes and scores of images: files, folders, globs, shards, names on standard input",
+        "classify images: files, folders, globs, shards, names on standard input",
     ),
     "probe": (
         "probe TRAIN TEST [--shots ...] [--knn K] [--across]",
-        "few-shot and nearest-neighbour accuracy of features that `eval --features` has stored",
+        "measure few-shot and nearest-neighbour accuracy of features stored by `eval --features`",
     ),
     "analyze": (
         "analyze --shards ... | --sizes-file ... [--seq-lens ...] [--algorithms ...]",
-        "how well the views of a data set pack, and the sequence length to take",
+        "measure how well the views of a data set pack, and recommend a sequence length",
     ),
-    "shards": ("shards write|demo|check", "make or verify webdataset shards"),
+    "shards": ("shards write|demo|check", "make, verify or index webdataset shards"),
     "teach": (
         "teach SHARDS --teacher MODEL --patch-size P --resolution R --out OUT",
-        "shards with a teacher's logits beside each image, to distil from",
+        "write shards with a teacher's logits beside each image, to distil from",
     ),
     "inspect": (
         "inspect MODEL --shards ... --resolutions ... --patch-sizes ...",
-        "how alike a model's features are across patch sizes: CKA, pictures, k-NN, ensembles",
+        "compare a model's features across patch sizes: CKA, k-NN, ensembles, pictures",
     ),
     "convert": (
         "convert SOURCE TARGET [--heads H ...]",
-        "weights to packvit's folder, big_vision's .npz or timm's .safetensors",
+        "convert weights to packvit's folder, big_vision's .npz or timm's .safetensors",
     ),
     "export": (
         "export MODEL OUT [--format onnx|torch|hub|siglip2]",
-        "a model for those who have no packvit: a graph for every budget, or a folder for the hub",
+        "export a model to use it without packvit: a graph for every budget, or a folder for the hub",
     ),
-    "info": ("info [MODEL]", "versions, devices and attention backends, for bug reports; or what a model is"),
+    "info": (
+        "info [MODEL]",
+        "show versions, devices and attention backends for bug reports, or describe a model",
+    ),
 }
-# The modules of the others are named like them.
+# Modules whose names differ from their commands'.
 MODULES = {"inspect": "inspection"}  # the standard library has a module `inspect`
 INTERRUPTED = 130  # what shells expect of a program that Ctrl-C ended: 128 + SIGINT
 READER_GONE = 141  # and of one whose output nobody reads any more, as with `| head`: 128 + SIGPIPE

@@ -1,5 +1,5 @@
-"""`packvit convert SOURCE TARGET`: any weights that load_model reads to our folder, to big_vision's or to
-timm's file."""
+"""`packvit convert SOURCE TARGET`: from any weights that load_model reads to packvit's folder, or to a file
+of big_vision or timm."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -15,7 +15,7 @@ from packvit.models.files.timm_call import timm_call
 from packvit.models.position.embedding import PosResize
 from packvit.models.resample import Operator
 
-# Ends of files that people ask for, and what to do instead. Other targets are folders.
+# Suffixes that people ask for, and what to do instead. Other targets are folders.
 NO_PICKLE = "packvit writes no pickles: take .safetensors, which timm reads, or .npz, which big_vision reads"
 FOREIGN = {
     ".onnx": "packvit export MODEL OUT --format onnx writes graphs",
@@ -26,18 +26,18 @@ FOREIGN = {
 
 @dataclass(frozen=True)
 class ModelFields:
-    """Fields of the model that SOURCE does not tell or that shall be others.
+    """Fields of the model that SOURCE does not determine or that should be changed.
 
     Args:
-        heads: attention heads; by default width / 64 where nothing tells.
+        heads: number of attention heads; by default width / 64 if nothing determines it.
         mlp: activation.
         norm_eps: epsilon of every norm.
         pool: how tokens become features.
         pos_coords: coordinates of the position embedding.
         pos_resize: resampling of a table of positions.
-        patch_operator: how the patch embedding becomes a smaller or larger one. At the stored size all agree.
-        image_mean: per channel, of pixels in [0, 1].
-        image_std: likewise.
+        patch_operator: how the patch embedding is resized to other patch sizes. At the stored size all agree.
+        image_mean: mean of each channel, for pixels in [0, 1].
+        image_std: standard deviation of each channel, for pixels in [0, 1].
     """
 
     heads: int | None = None
@@ -57,7 +57,7 @@ class Convert:
 
     Args:
         source: a run's folder, or any file that load_model reads.
-        target: a folder, for packvit; a file that ends in .npz, for big_vision, or in .safetensors, for timm.
+        target: a folder for packvit, a file that ends in .npz for big_vision, or in .safetensors for timm.
         model: fields of the model.
     """
 

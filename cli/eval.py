@@ -15,18 +15,18 @@ from packvit.evaluate.request.request import Options, Request
 
 @dataclass(frozen=True)
 class Eval(Options):
-    """Evaluate models at every resolution and patch size asked for, in one pass over the images.
+    """Evaluate models at every requested resolution and patch size, in one pass over the images.
 
-    A command that was killed goes on where it was. Of a run's folder, what is not given of --shards,
-    --label-field, --multi-label, --resolutions and --patch-sizes is that of its configuration. Two towers
-    classify by names of classes where --class-names, --templates or classes.json beside the shards names
-    them, and retrieve captions otherwise; with --captions they retrieve, too.
+    If the command is killed, repeat it to continue. For a run's folder, --shards, --label-field,
+    --multi-label, --resolutions and --patch-sizes default to those of the run's configuration. Two towers
+    classify by names of classes if --class-names, --templates or classes.json beside the shards gives them,
+    and retrieve captions otherwise; with --captions they do both.
 
     Args:
         models: runs' folders, checkpoints, or any files that load_model or load_two_towers reads.
-        sets: further sets as NAME=SHARDS; a name that is given again adds shards.
-        label_map: NAME=FILE, a JSON file with the model's classes that each label of one of --sets means.
-        label_sets: NAME=FILE, a JSON file with all right answers to each image of one of --sets.
+        sets: further sets as NAME=SHARDS; repeat a name to add shards.
+        label_map: NAME=FILE, a JSON file with the model's classes for each label of one of --sets.
+        label_sets: NAME=FILE, a JSON file with all right answers for each image of one of --sets.
     """
 
     models: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL...")]

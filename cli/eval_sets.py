@@ -11,10 +11,10 @@ def name_sets(
     """The sets besides the main one, by name.
 
     Args:
-        sets, label_map, label_sets: of the flags with these names.
+        sets, label_map, label_sets: the values of the flags with these names.
 
     Raises:
-        ValueError: one is not of its form, a file is given for a set that there is not, or two for one.
+        ValueError: a value has the wrong form, a file is given for an unknown set, or two files for one set.
     """
     shards: dict[str, list[str]] = {}
     for text in sets:
@@ -35,7 +35,7 @@ def name_files(flag: str, texts: Sequence[str], names: Iterable[str]) -> dict[st
     """The files of NAME=FILE by the set's name.
 
     Raises:
-        ValueError: one is not of this form or of none of --sets, or a name is given twice.
+        ValueError: a value does not have this form or names none of --sets, or a name is given twice.
     """
     known = list(names)
     files: dict[str, str] = {}

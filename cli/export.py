@@ -1,4 +1,4 @@
-"""`packvit export MODEL OUT [--format onnx|torch|hub|siglip2]`: a model for those who have no packvit."""
+"""`packvit export MODEL OUT [--format onnx|torch|hub|siglip2]`: a model to use without packvit."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -24,23 +24,24 @@ FORMATS = ("onnx", "torch", "hub", "siglip2")
 
 @dataclass(frozen=True)
 class Export:
-    """Write a model so that it runs without packvit, and check that it answers the same.
+    """Write a model in a form that runs without packvit, and check that its answers are the same.
 
     Args:
         model: a run's folder, a checkpoint, or any file that load_model reads.
         out: a new or empty folder.
         format: onnx (ONNX), torch (torch.export), hub (Hugging Face hub) or siglip2 (transformers'
             Siglip2VisionModel).
-        resolution: with patch_size: a graph of square images of this side alone, in batches of any size.
-        patch_size: of that graph.
-        square: what reader.py does for that graph: squash whole images, not only their central square.
-        pixels: what that graph takes.
-        verify: run what was written on random images and refuse a difference above 1e-4.
-        loss: that the scores of reader.py are made for; by default that of --results, of the run,
-            or softmax.
+        resolution: with patch_size: a graph only for square images of this side, in batches of any size.
+        patch_size: patch size of that graph.
+        square: for that graph, reader.py squashes whole images to squares instead of showing their central
+            square.
+        pixels: type of the pixels that that graph takes.
+        verify: run the export on random images and refuse a difference above 1e-4.
+        loss: the loss for which reader.py computes scores; by default that of --results, of the run, or
+            softmax.
         classes: JSON file with a list of the classes' names; by default those of --results.
         results: folder of an evaluation of this model, for the model card.
-        license: of the weights, as the hub names it, such as apache-2.0.
+        license: licence of the weights, as the hub names it, such as apache-2.0.
     """
 
     model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -109,7 +110,8 @@ def check_values(options: Export) -> None:
 def write(
     options: Export, model: PackedViT, results: ResultsFile | None, folder: Path
 ) -> Callable[[], float]:
-    """Write the format's files to `folder`; returns what measures their difference from the model."""
+    """Write the format's files to `folder`; returns a function that measures their difference from the
+    model."""
     kind = options.format
     if kind == "hub":
         name = options.out.absolute().name

@@ -1,5 +1,5 @@
-"""`packvit info`: what a bug report should say of the machine and of what is installed. `packvit info MODEL`:
-what a model is."""
+"""`packvit info`: what a bug report should say about the machine and the installation. `packvit info MODEL`:
+a description of a model."""
 
 import os
 import platform
@@ -29,10 +29,10 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Info:
-    """Versions, devices, attention backends and settings, for bug reports; or what a model is.
+    """Show versions, devices, attention backends and settings for bug reports, or describe a model.
 
     Args:
-        model: a run's folder, a checkpoint, or any file that load_model reads; nothing else is told then.
+        model: a run's folder, a checkpoint, or any file that load_model reads; then only it is described.
     """
 
     model: Annotated[str, tyro.conf.Positional] = ""
@@ -63,7 +63,7 @@ def show(title: str, lines: Iterable[tuple[str, str]]) -> None:
 
 
 def packages() -> Iterator[tuple[str, str]]:
-    """packvit and everything that it or one of its extras asks for."""
+    """packvit and every package that it or one of its extras requires."""
     yield "python", f"{platform.python_version()} ({platform.python_implementation()}), {sys.executable}"
     try:
         yield "packvit", f"{version('packvit')}, {Path(__file__).resolve().parent.parent}"

@@ -24,23 +24,23 @@ from packvit.models import hash_model, load_model
 
 @dataclass(frozen=True)
 class Inspect:
-    """Compare what one model makes of the same images at different patch sizes and resolutions.
+    """Compare how one model processes the same images at different patch sizes and resolutions.
 
     Args:
         model: a run's folder, a checkpoint, or any file that load_model reads.
         shards: webdataset shards with labels: files, patterns or folders.
         resolutions: sides in pixels of the square with a view's area.
         patch_sizes: sides of a patch in pixels; every pair with a resolution is a setting.
-        images: at most so many, drawn from the whole set.
-        minibatch: least number of images of which CKA compares all pairs.
-        neighbours: of k-NN.
-        pictures: images whose attention and token similarity are drawn.
-        loss: that the model was trained with, which says how logits become probabilities; by default what a
-            run's configuration says, else softmax.
-        out: folder for inspect.json and the pictures; by default MODEL/inspect. Files of before are replaced.
-        precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU.
-        device: auto takes a GPU when there is one.
-        label_field: of every sample, such as cls or json:label.
+        images: maximum number of images, drawn from the whole set.
+        minibatch: minimum number of images of which CKA compares all pairs.
+        neighbours: number of neighbours of k-NN.
+        pictures: number of images whose attention and token similarity are drawn.
+        loss: the loss that the model was trained with, which determines how logits become probabilities; by
+            default that of the run's configuration, or softmax.
+        out: folder for inspect.json and the pictures; by default MODEL/inspect. Earlier files are replaced.
+        precision: precision of matrix products; auto is bf16 on CUDA and fp32 on a CPU.
+        device: auto uses a GPU if there is one.
+        label_field: field of every sample's label, such as cls or json:label.
         fetch: how remote and gzipped shards are fetched.
     """
 
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def check_values(options: Inspect, ranks: Ranks) -> None:
-    """Refuse what no inspection can be made of, before anything is read.
+    """Refuse options that allow no inspection, before anything is read.
 
     Raises:
         ValueError: names the flag.

@@ -1,4 +1,4 @@
-"""`packvit plan EVAL`: which setting, or which cascade of settings, a budget should buy."""
+"""`packvit plan EVAL`: the best setting, or cascade of settings, for a budget."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,22 +26,24 @@ WIDTH = 120  # characters of a table where no terminal says its own
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """Choose what a budget should buy, from an evaluation; without a budget, the most accurate.
+    """Choose the best setting, or cascade of settings, for a budget from the results of an evaluation;
+    without a budget, choose the most accurate.
 
     Args:
         evaluation: folder that `packvit eval` wrote.
-        max_tokens: the most tokens that an image may have on average; of a cascade, over the half of the
-            images that it is chosen by.
-        max_gflops: the most GFLOPs that an image may cost on average; see --max-tokens.
-        max_ms: the highest latency at batch 1, in milliseconds, on the machine that ran the evaluation.
-        percentile: of the latency that --max-ms limits.
-        min_accuracy: instead of a budget: choose what costs the fewest GFLOPs at this accuracy, a share in
-            [0, 1].
-        stages: the most that a cascade may have; 1 looks for no cascade.
-        model: name of one model of an evaluation of several.
-        interpolate: with --max-ms, also consider settings whose latency was not measured, at a predicted one.
+        max_tokens: maximum number of tokens per image, on average; for a cascade, over the half of the images
+            that it is chosen on.
+        max_gflops: maximum number of GFLOPs per image, on average; see --max-tokens.
+        max_ms: maximum latency at batch 1, in milliseconds, on the machine that ran the evaluation.
+        percentile: percentile of the latency that --max-ms limits.
+        min_accuracy: instead of a budget: choose the plan with the fewest GFLOPs that reaches this accuracy,
+            a share in [0, 1].
+        stages: maximum number of stages of a cascade; with 1, no cascade is considered.
+        model: name of the model to plan for, if several were evaluated together.
+        interpolate: with --max-ms, also consider settings whose latency was not measured, with a predicted
+            one.
         setting: names of settings, such as r96-p8 or t100-p16, whose latency is predicted and printed.
-        out: the plan; by default EVALUATION/plan.json. The figure cascade.png stands beside it.
+        out: file for the plan; by default EVALUATION/plan.json. The figure cascade.png is written beside it.
     """
 
     evaluation: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="EVAL")]
@@ -89,7 +91,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def find_budget(options: PlanOptions) -> Budget:
-    """What the flags ask for.
+    """The budget that the flags set.
 
     Raises:
         ValueError: several limits, or a flag without the one that it belongs to.

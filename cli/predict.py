@@ -1,7 +1,7 @@
-"""`packvit predict MODEL IMAGES...`: what a model says of images, streamed.
+"""`packvit predict MODEL IMAGES...`: a model's predictions for images, as a stream.
 
 Status 0: all images have an answer. 1: some are broken, and named. 130: interrupted; 141: the reader of
-standard output went away, as `head` does.
+standard output has closed it, as `head` does.
 """
 
 import io
@@ -44,35 +44,35 @@ SHOW_EVERY = 64  # images
 
 @dataclass(frozen=True)
 class Predict:
-    """Say what a model sees in images, of any sizes and any number.
+    """Classify any number of images of any sizes.
 
-    Without --plan, --resolution and --tokens the most accurate setting in MODEL/eval/results.json is taken.
+    Without --plan, --resolution and --tokens, the most accurate setting in MODEL/eval/results.json is used.
 
     Args:
         model: a run's folder, a checkpoint, or any file that load_model reads.
-        images: files, folders with all below them, globs, shards and their URLs, or - for names on standard
-            input, one a line.
-        plan: plan.json of this model; decides on resolution, patch size, tokens and protocol.
+        images: files, folders with everything below them, globs, shards and their URLs, or - for names on
+            standard input, one a line.
+        plan: plan.json of this model; sets resolution, patch size, tokens and protocol.
         resolution: side in pixels of the square with a view's area.
         patch_size: side in pixels; by default that of the model's stored patch embedding.
-        tokens: most tokens of an image, instead of a resolution.
-        protocol: native shows whole images at their aspect ratio, square squashed to a square, crop:0.875 the
-            central square with that share of the shorter side.
-        labels: classes that a model of images and texts is to choose from, as texts, such as "a cat" "a dog".
-        templates: file of lines such as `a photo of a {}.`: a class is the mean of all that they make of its
-            label.
-        tokenizer: of a model of images and texts; by default the one beside its weights.
-        top: classes in an answer.
-        features: also write what enters the model's head; of a model of images and texts, the embedding.
-        loss: that the model was trained with, which makes scores of logits; by default what its run's
-            configuration says, or the bias of a model of images and texts, or else softmax.
-        out: .jsonl, .csv or .parquet, replaced when all is done, here or in an object store; by default lines
-            of JSON, or a table in a terminal, on standard output.
+        tokens: maximum number of tokens of an image, instead of a resolution.
+        protocol: native shows whole images at their aspect ratio, square squashes them to squares, crop:0.875
+            shows the central square with that share of the shorter side.
+        labels: texts that a model of images and texts chooses from, such as "a cat" "a dog".
+        templates: file with one template a line, such as `a photo of a {}.`; a class is the mean over all
+            templates.
+        tokenizer: tokeniser of a model of images and texts; by default the one beside its weights.
+        top: number of classes in an answer.
+        features: also write the input of the model's head; for a model of images and texts, the embedding.
+        loss: the loss that the model was trained with, which turns logits into scores; by default that of its
+            run's configuration, or according to the bias of a model of images and texts, or softmax.
+        out: .jsonl, .csv or .parquet file, replaced when all is done, local or in an object store; by default
+            lines of JSON, or a table in a terminal, on standard output.
         null: names on standard input end with NUL, as find -print0 writes them.
-        precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU.
-        batch_tokens: most tokens in a batch.
+        precision: precision of matrix products; auto is bf16 on CUDA and fp32 on a CPU.
+        batch_tokens: maximum number of tokens in a batch.
         workers: threads that decode; by default one for each core.
-        device: auto takes a GPU when there is one.
+        device: auto uses a GPU if there is one.
         fetch: how remote and gzipped shards are fetched.
     """
 
@@ -191,7 +191,7 @@ def predict(predictor: Predictor, found: Found, writer: Writer, show: bool) -> D
 
 
 def is_table(options: Predict) -> bool:
-    """Whether a person reads the answers as they come."""
+    """Whether the answers go to a person at a terminal."""
     return options.out is None and sys.stdout.isatty()
 
 

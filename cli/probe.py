@@ -1,4 +1,4 @@
-"""`packvit probe TRAIN TEST`: what frozen features are worth, by few-shot linear probes and nearest
+"""`packvit probe TRAIN TEST`: the quality of frozen features, by few-shot linear probes and nearest
 neighbours.
 """
 
@@ -28,11 +28,11 @@ class Probe:
 
     Args:
         train: predictions.npz, or the folder with it, of the images to learn from.
-        test: the same of the images to classify.
-        shots: images of each class that a linear probe learns from; nothing leaves the probes out.
-        draws: of these images; their mean accuracy counts.
+        test: likewise, of the images to classify.
+        shots: numbers of images per class that a linear probe learns from; if empty, there are no probes.
+        draws: number of random draws of these images, over which the accuracy is averaged.
         ridge: penalty on the squared weights of a probe.
-        knn: nearest neighbours that vote; 0 leaves them out.
+        knn: number of nearest neighbours that vote; 0: no k-NN.
         across: also learn from the features of each setting and classify those of every other one.
         out: a JSON file for the results.
     """
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def check_values(options: Probe) -> None:
-    """Refuse what cannot be probed, before anything is read.
+    """Refuse invalid options, before anything is read.
 
     Raises:
         ValueError: names the flag.
@@ -99,7 +99,7 @@ def check_values(options: Probe) -> None:
 
 
 def pair_settings(train: StoredFeatures, test: StoredFeatures, across: bool) -> list[tuple[str, str]]:
-    """(setting learnt from, setting classified): the same ones, or with `across` all pairs.
+    """(setting learnt from, setting classified): the same setting for both, or with `across` all pairs.
 
     Raises:
         ValueError: there is none.

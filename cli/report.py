@@ -1,4 +1,4 @@
-"""`packvit report EVAL`: the page of a finished evaluation, written again."""
+"""`packvit report EVAL`: write the page of a finished evaluation again."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,8 +18,8 @@ class Report:
     """Write report.html into an evaluation's folder again.
 
     Args:
-        folder: with results.json, and predictions.npz and skipped.jsonl where they were kept.
-        shards: that were evaluated, for pictures of the worst images; without them the page has none.
+        folder: folder with results.json and, if they were kept, predictions.npz and skipped.jsonl.
+        shards: the evaluated shards, for pictures of the worst images; without them the page has none.
         fetch: how remote and gzipped shards are fetched.
     """
 
@@ -35,4 +35,4 @@ def main(arguments: Sequence[str]) -> None:
     pictures = ShardPictures(ShardSet.find(options.shards, options.fetch)) if options.shards else None
     print(write_report(options.folder, pictures))
     if pictures is None:
-        print("It has no pictures: --shards names the shards that they are read from")
+        print("It has no pictures: name the evaluated shards with --shards to add them")

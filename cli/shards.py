@@ -32,13 +32,13 @@ Out = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 
 @dataclass(frozen=True)
 class Write:
-    """Pack images into shards; the same command after a kill goes on where it was.
+    """Pack images into shards. If the command is killed, repeat it to continue.
 
     Args:
         source: a folder with one folder of images for each class; a .csv file with the columns path and
-            label; or a .parquet file, or a folder of them, as Hugging Face keeps images.
-        out: gets the shards; with a val fraction, out/train and out/val. A folder, or one in an object store
-            (s3://bucket/folder): then all are written here, in the cache folder, before they are sent.
+            label; or a .parquet file, or a folder of them, in the layout of Hugging Face's image datasets.
+        out: folder for the shards; with a val fraction, for train and val. It may be in an object store
+            (s3://bucket/folder): all shards are then written to the cache folder before they are uploaded.
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
@@ -69,14 +69,14 @@ class Demo:
     """Write a demo set: handwritten digits, scenes with captions, or emoji.
 
     Args:
-        out: gets out/train and out/val, and of scenes out/held_out.
-        kind: digits on canvases of every size, over clutter, to be classified; scenes, a coloured digit with
-            captions of its colour, size and side; or emoji with their names, of which one designer's are
+        out: folder in which out/train and out/val are made, and for scenes out/held_out.
+        kind: digits on canvases of many sizes, over clutter, to be classified; scenes, a coloured digit with
+            captions of its colour, size and side; or emoji with their names, with one designer's pictures
             held out.
-        train_images: canvases for training; of digits and scenes.
-        test_images: canvases for validation, from scans that training never shows; of digits.
-        seed: of every canvas.
-        clutter: 0 = none, 1 = as strong as the digit; of digits.
+        train_images: number of canvases for training, for digits and scenes.
+        test_images: number of canvases for validation, from scans that training lacks, for digits.
+        seed: seed of every canvas.
+        clutter: strength of the clutter, for digits; 0 = none, 1 = as strong as the digit.
         packages: a folder with the npm packages emoji-datasource-google, -twitter, -facebook and -apple; by
             default npm fetches them.
     """
@@ -120,7 +120,7 @@ class Check:
 
     Args:
         shards: files, patterns or folders.
-        label_field: as data.label_field of a run: cls, json:label, targets.npy.
+        label_field: field of the label, like data.label_field of a run: cls, json:label, targets.npy.
         multi_label: images have any number of classes.
         fetch: how remote and gzipped shards are fetched.
     """
@@ -148,8 +148,8 @@ class Check:
 class Index:
     """Write an index beside each shard, NAME.tar.idx, and list local shards in their folder's manifest.json.
 
-    Whoever reads the shards from a server then needs no headers of tars and images: `packvit analyze` reads
-    some 70 bytes a sample. Shards that have an index stay as they are.
+    With an index, the headers of tars and images are not needed to read shards from a server: `packvit
+    analyze` reads some 70 bytes a sample. Shards that already have an index are left alone.
 
     Args:
         shards: files, patterns or folders, here or in an object store.

@@ -1,8 +1,8 @@
 """`packvit teach SHARDS ...`: a teacher's logits, computed once and written into the shards beside the
 images.
 
-The teacher sees whole images at one budget, so training with these logits fits best without crops and flips:
-what a crop shows may not be what the teacher has seen.
+The teacher sees whole images at one budget, so these logits fit best to training without crops and flips: a
+crop may not show what the teacher has seen.
 """
 
 import dataclasses
@@ -37,21 +37,22 @@ from packvit.train.tasks.config import check_field
 class Teach:
     """Write shards again, with a teacher's logits beside each image, for training with distill.logits_field.
 
-    The same command after a kill goes on with the first shard that is missing.
+    If the command is killed, repeat it to continue with the first missing shard.
 
     Args:
         shards: webdataset shards: files, patterns or folders.
         teacher: a run's folder, a checkpoint, or any file that load_model reads.
         patch_size: side in pixels of the patches that the teacher sees.
         resolution: side in pixels of the square with a view's area.
-        out: gets shard-000000.tar and on, one for each of the shards, in their order. A folder, or one in an
-            object store: then all are written here, in the cache folder, before they are sent.
-        field: of each sample; holds float16 [classes].
-        seq_len: times `sequences`, the tokens of a batch; a longer view has a batch of its own.
+        out: folder for shard-000000.tar and so on, one for each of the shards, in their order. It may be in
+            an object store: all shards are then written to the cache folder before they are uploaded.
+        field: field of each sample for the logits, float16 [classes].
+        seq_len: seq_len times `sequences` is the number of tokens in a batch; a longer view has a batch of
+            its own.
         sequences: see `seq_len`.
-        precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU.
+        precision: precision of matrix products; auto is bf16 on CUDA and fp32 on a CPU.
         workers: processes that decode.
-        device: auto takes a GPU when there is one.
+        device: auto uses a GPU if there is one.
         fetch: how remote and gzipped shards are fetched.
     """
 

@@ -27,9 +27,9 @@ class Start:
     """What a run starts from besides its recipe.
 
     Args:
-        model: whatever load_model reads; gives the run its architecture and first weights.
+        model: a model that load_model reads; gives the run its architecture and initial weights.
         allow_pipe: run commands that a configuration file names as shards, `pipe:COMMAND`.
-        dry_run: run a few steps in a folder that is removed, and say what the run would take.
+        dry_run: run a few steps in a folder that is removed, and print what the run would cost.
     """
 
     model: str | None = None
@@ -66,10 +66,10 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def refuse_foreign_commands(config: Config, arguments: Sequence[str]) -> None:
-    """Refuse to run commands that whoever wrote the configuration chose, not whoever starts the run.
+    """Refuse to run commands that the author of the configuration chose, rather than the user.
 
     Args:
-        arguments: of the command line; what they name was chosen by whoever starts the run.
+        arguments: the command line's arguments; the user chose what they name.
 
     Raises:
         ValueError: shards are commands, and the command line does not name them.
@@ -100,7 +100,7 @@ def read_start(arguments: Sequence[str]) -> tuple[Start, list[str]]:
 
 @contextmanager
 def said_once() -> Iterator[None]:
-    """All ranks read the same arguments: what is wrong with them is said by the first rank of a machine.
+    """All ranks read the same arguments; only the first rank of a machine reports what is wrong with them.
 
     The others leave it the time to say it, before torchrun ends all of them.
     """
@@ -123,10 +123,10 @@ def overview() -> str:
         [
             usage,
             *recipes,
-            "\n--model MODEL, whatever load_model reads, gives a run its architecture and first weights.",
-            "--dry-run runs a few steps in a folder that is removed, and says what the run would take.",
+            "\n--model MODEL, any that load_model reads, gives a run its architecture and initial weights.",
+            "--dry-run runs a few steps in a folder that is removed, and prints what the run would cost.",
             "--allow-pipe runs the commands that a CONFIG.yaml names as shards; otherwise they are refused.",
-            "`packvit train --recipes` compares them: source, model, tokens and images a step, steps.",
+            "`packvit train --recipes` compares the recipes: source, model, tokens and images a step, steps.",
             "`packvit train RECIPE --help` says how to run a recipe, and lists every field with its value.",
         ]
     )

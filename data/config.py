@@ -16,22 +16,24 @@ class DataConfig:
 
     Args:
         shards: to train on: tar files, plain or gzipped, brace patterns, globs, folders, those of object
-            stores (`s3://...`, `gs://...`, `az://...`), or URLs (`https://...`, `hf://...`,
-            `pipe:COMMAND`, what else webdataset's gopen knows).
-        val_shards: to validate and evaluate on, given likewise; empty does neither.
-        weights: share of the samples for each entry of `shards`, in any unit; empty takes all shards as one
+            stores (`s3://...`, `gs://...`, `az://...`), or URLs (`https://...`, `hf://...`, `pipe:COMMAND`,
+            what else webdataset's gopen knows).
+        val_shards: to validate and evaluate on, in the same forms; if empty, the run does neither.
+        weights: share of the samples for each entry of `shards`, in any unit; empty treats all shards as one
             source. Every source has epochs of its own.
-        workers: processes of each rank that read and decode; 0 does it in the trainer.
-        streams: logical streams; a multiple of the number of ranks.
-        shuffle_shards: units (see reader) whose samples are shuffled together.
-        audit: the run writes the keys of every step's images to audit.jsonl.
+        workers: processes of each rank that read and decode; with 0 the trainer does it.
+        streams: number of logical streams; a multiple of the number of ranks.
+        shuffle_shards: number of shards, or parts of shards, whose samples are shuffled together.
+        audit: write the keys of every step's images to audit.jsonl.
         fetch: how remote and gzipped shards are fetched, for training and validation.
-        max_bad_fraction: the run stops when more than this share of the samples had to be skipped.
+        max_bad_fraction: the run stops if more than this share of the samples had to be skipped.
         mix: mixup and cutmix between the images of a batch.
-        augment: changes of colour, before mixing.
-        label_field: of every sample: `cls`, `json:PLACE` or, with `multi_label`, `NAME.npy`.
-        multi_label: an image has any number of classes, and its loss is `sigmoid`.
-        caption_field: of every sample, such as `txt`, whose text comes with the batch; empty has none.
+        augment: augmentation of each image, before mixing.
+        label_field: field of every sample with its label: `cls`, `json:PLACE` or, with `multi_label`,
+            `NAME.npy`.
+        multi_label: images have any number of classes, and the loss is `sigmoid`.
+        caption_field: field of every sample, such as `txt`, whose text is added to the batch; empty adds
+            none.
     """
 
     shards: tuple[str, ...] = ()
@@ -67,7 +69,8 @@ class DataConfig:
         """How labels are read.
 
         Args:
-            classes: labels outside 0..classes-1 make a sample bad; None accepts any, and none.
+            classes: labels outside 0..classes-1 make a sample bad; None accepts any label, and samples
+                without.
         """
         return ClassTarget(self.label_field, self.multi_label, classes)
 

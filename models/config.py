@@ -1,7 +1,7 @@
-"""ViTConfig: what a model is, as a frozen dataclass that a JSON file can hold.
+"""ViTConfig: the definition of a model, as a frozen dataclass that can be stored in a JSON file.
 
-Everything that changes the numbers of a forward pass stands here; where it runs (device, dtype, attention
-backend) does not. `flops` is the one place where the cost of an image is computed.
+It has every field that changes the numbers of a forward pass, but not where the pass runs (device, dtype,
+attention backend). `flops` is the only place where the cost of an image is computed.
 """
 
 import dataclasses
@@ -25,18 +25,19 @@ class ViTConfig(BlockConfig, PositionConfig):
     Args:
         depth: number of blocks.
         num_classes: outputs of the head; 0 = no head, the model returns its features.
-        pre_norm: a norm after the embeddings, as CLIP's towers have.
-        drop_path: chance, growing linearly with depth to this value, that an image skips a residual branch.
+        pre_norm: a norm after the embeddings, as in CLIP's towers.
+        drop_path: probability that an image skips a residual branch, growing linearly with depth to this
+            value.
         checkpoint_every: recompute every n-th block in the backward pass; 0 = none, 1 = all.
         cls: a learned token before each image's tokens.
         registers: number of further learned tokens (arXiv 2309.16588).
         pool: mean, map (attention pooling with a learned query), cls, or cls_mean (both, 2 * width).
-        last_norm: of tokens, before pooling; of pooled features (timm's fc_norm); or none.
+        last_norm: the last norm: of tokens, before pooling; of pooled features (timm's fc_norm); or none.
         rep_size: width of a tanh layer between pooling and head; 0 = none.
         patch_buffer: P, side of the stored patch embedding (FlexiViT 3.4).
-        patch_operator: how the stored embedding becomes a smaller or larger one; see patch_embed.
-        image_mean: per channel, of pixels in [0, 1].
-        image_std: likewise.
+        patch_operator: how the stored embedding is resized to other patch sizes; see patch_embed.
+        image_mean: mean of each channel, for pixels in [0, 1].
+        image_std: standard deviation of each channel, for pixels in [0, 1].
     """
 
     depth: int = 12
@@ -75,7 +76,7 @@ class ViTConfig(BlockConfig, PositionConfig):
 
     @property
     def pooled_width(self) -> int:
-        """Width of what pooling gives."""
+        """Width of the pooled features."""
         return self.width * (2 if self.pool == "cls_mean" else 1)
 
     @property
@@ -92,10 +93,11 @@ class ViTConfig(BlockConfig, PositionConfig):
         return self._flops({(patch_size, patch_size): tokens}, 1, tokens, tokens**2)
 
     def batch_flops(self, batch: PackedBatch, depth: int | None = None) -> int:
-        """The sum of `flops` over the images of a batch, of whatever patch shapes; waits for no device.
+        """The sum of `flops` over the images of a batch with any patch shapes, without waiting for the
+        device.
 
         Args:
-            depth: blocks that run; None: all.
+            depth: number of blocks that run; None: all.
         """
         if depth is not None:
             return dataclasses.replace(self, depth=depth).batch_flops(batch)

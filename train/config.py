@@ -1,15 +1,15 @@
 """The configuration of a run: composes what each room owns, reads and writes it as YAML.
 
-What may change when a run resumes is metadata of the fields, where they are defined, of a whole section, or
-of a section for some of its fields by name:
+The metadata of a field, or of a whole section, says whether it may change when a run resumes. A section can
+also say it for some of its fields by name:
 
 - `free`: changes nothing of what a run computes;
-- from here on, where there is no metadata: the change counts from the checkpoint, and is reported;
-- `fixed`: refused. What stands in the checkpoint would mean something else, such as its tensors, or where
-  its streams of data are;
-- refused in part: a `switch` must stay 0 or other than 0 and a `count` must keep its number of values,
-  because the checkpoint has tensors or places of reading for them; a `scaled` precision may not become fp16,
-  whose loss scale the checkpoint lacks.
+- no metadata: the change applies from the checkpoint on, and is reported;
+- `fixed`: refused, because the content of the checkpoint would mean something else, such as its tensors or
+  the places of its data streams;
+- refused in part: a `switch` must stay zero or stay nonzero and a `count` must keep its number of values,
+  because the checkpoint has tensors or reading places for them; a `scaled` precision may not become fp16,
+  because the checkpoint lacks a loss scale.
 """
 
 import math
@@ -45,19 +45,20 @@ MOST_THREADS = 1024  # many more end in a fault of memory
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(LengthConfig, CheckpointConfig, EngineConfig, LossConfig):
-    """The loop; its other fields stand with what they configure.
+    """The training loop; its other fields are defined next to the code that they configure.
 
     Args:
         accumulate: batches of each rank in one step.
         log_every: steps between lines of metrics.jsonl.
-        max_nonfinite: steps in a row whose gradient is not finite; each is skipped, one more stops the run.
-        peak_tflops: the device's peak for MFU; None takes it from a table of GPUs where known.
+        max_nonfinite: number of consecutive steps that are skipped because their gradient is not finite; one
+            more stops the run.
+        peak_tflops: the device's peak for MFU; None takes it from a table of known GPUs.
         trackers: where to show the run besides metrics.jsonl: `tensorboard`, `wandb`.
-        profile: steps to record into the run's folder, after some to warm up; 0 records none.
-        init: a model, as load_model reads it, whose weights a new run starts with; a head of other classes
-            starts anew.
-        timeout: minutes that a rank waits for the others before it gives up: a rank that died is noticed
-            after that long, while a slow checkpoint or shard must not be taken for a dead one.
+        profile: number of steps to profile, after some warm-up steps; 0 profiles none.
+        init: a model that load_model reads, whose weights a new run starts with; a head for other classes is
+            initialised anew.
+        timeout: minutes that a rank waits for the others before it gives up. A dead rank is noticed after
+            this time; it must be long enough for a slow checkpoint or shard.
     """
 
     accumulate: int = 1
@@ -87,11 +88,11 @@ class Config:
     """A whole run.
 
     Args:
-        run_dir: the run's folder; starting again with the same one resumes.
-        seed: of initialisation, data order, views and dropping.
-        device: auto takes a GPU when there is one.
-        threads: CPU threads of a rank's matrix products, 0 = torch's choice. Sums depend on it, so a run is
-            only repeated bit for bit with the same number.
+        run_dir: the run's folder; starting again with the same folder resumes the run.
+        seed: seed of initialisation, data order, views and dropping.
+        device: auto uses a GPU if there is one.
+        threads: CPU threads of a rank's matrix products, 0 = torch's choice. Sums depend on it, so a run
+            repeats bit for bit only with the same number.
     """
 
     run_dir: Path = field(default=Path("runs/train"), metadata=FREE)
@@ -99,7 +100,7 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=FREE)
     threads: int = 0
     data: DataConfig = field(default_factory=DataConfig)
-    # Samples that wait to be packed get new views, and are packed anew, where either is done otherwise.
+    # If views or packing change, samples that wait to be packed get new views and are packed again.
     views: ViewsConfig = field(default_factory=ViewsConfig)
     packing: PackingConfig = field(default_factory=PackingConfig)
     model: ViTConfig = field(default_factory=ViTConfig, metadata=FIXED)
@@ -152,10 +153,10 @@ def plain_config(config: Config) -> dict:
 
 
 def changed_fields(saved: dict, config: Config) -> dict[str, tuple]:
-    """{"section.field": (saved value, value now)} of fields that differ and matter to what a run computes.
+    """{"section.field": (saved value, value now)} of fields that differ and affect what a run computes.
 
     Args:
-        saved: from `plain_config`; fields that it lacks are new since and count as unchanged.
+        saved: from `plain_config`; fields that it lacks were added later and count as unchanged.
     """
     old, new, rules = _flat(saved), _flat(plain_config(config)), resume_rules(config)
     changed = {name: (old[name], new[name]) for name in new if name in old and old[name] != new[name]}
@@ -163,7 +164,7 @@ def changed_fields(saved: dict, config: Config) -> dict[str, tuple]:
 
 
 def resume_rules(config: Any, prefix: str = "", rule: str | Mapping[str, str] = "") -> dict[str, str]:
-    """{"section.field": rule} of all fields; see the head of this file."""
+    """{"section.field": rule} of all fields; see the top of this file."""
     rules = {}
     for f in fields(config):
         above = rule if isinstance(rule, str) else rule.get(f.name, "")
@@ -174,7 +175,7 @@ def resume_rules(config: Any, prefix: str = "", rule: str | Mapping[str, str] = 
 
 
 def must_stay(rule: str, old: Any, new: Any) -> bool:
-    """Whether a resumed run may not change a field of this rule from `old` to `new`."""
+    """Whether the rule forbids a resumed run to change a field from `old` to `new`."""
     if rule == "switch":
         return (old == 0) != (new == 0)
     if rule == "scaled":
@@ -209,7 +210,7 @@ def parse_config(values: Mapping[str, Any], source: str) -> Config:
     """The inverse of `plain_config`.
 
     Args:
-        source: where the values are from, for messages.
+        source: where the values come from, for messages.
 
     Raises:
         ValueError: an unknown field or a value of the wrong type; names the source and the field.

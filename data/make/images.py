@@ -2,8 +2,8 @@
 
 Every shard is written under a hidden name, with a note of what it was made of (see packvit.data.make.hidden);
 all get their names when the last one is finished. The plan says which image, with which key, label, size and
-time, goes into which shard: after a kill the same command takes over the shards of the same plan, and writes
-all of them anew if an image was moved, changed, added or removed in between.
+time, goes into which shard. After a kill, the same command keeps the shards of the same plan. If an image was
+moved, changed, added or removed in between, it writes all shards anew.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class WriteReport:
         classes: names in the order of their indices.
         images: {folder of shards: images written}.
         broken: images that cannot be decoded, with the reason; left out.
-        left_out: what is no image or has no label.
+        left_out: files that are not images or have no label.
         empty: classes without a single image; they keep their index.
     """
 
@@ -57,9 +57,9 @@ class WriteConfig:
     Args:
         val_fraction: share of every class's images kept for validation, in [0, 1).
         shard_size: images in a shard, the broken ones included.
-        seed: of the shuffled order and of the split.
-        image_column: of Parquet files.
-        label_column: of .csv and Parquet files.
+        seed: seed of the shuffled order and of the split.
+        image_column: column of the images in Parquet files.
+        label_column: column of the labels in .csv and Parquet files.
     """
 
     val_fraction: float = 0.0
@@ -83,9 +83,9 @@ def write_images(
 ) -> WriteReport:
     """Write the images that `find_images` finds at `path` to shards.
 
-    Files are stored as they are, in an order shuffled by the seed, and every image is decoded once, to leave
-    out the broken ones. Class names go to `classes.json` beside the shards, and what each shard holds to
-    `manifest.json`. The same call after a kill goes on with the first shard that is missing.
+    Files are stored unchanged, in an order shuffled by the seed, and every image is decoded once, to leave
+    out the broken ones. Class names go to `classes.json` beside the shards, and the content of each shard to
+    `manifest.json`. After a kill, the same call continues with the first shard that is missing.
 
     Args:
         path: a folder of class folders, a .csv file, or a .parquet file or a folder of them.
@@ -121,7 +121,7 @@ def write_images(
 
 
 def plan_parts(splits: dict[Path, list[FoundImage]], shard_size: int) -> list[tuple[Path, Part]]:
-    """Which images, by their keys, go into which shard."""
+    """Decide which images, by their keys, go into which shard."""
     keys = KeyMaker()
     parts = []
     for target, images in splits.items():
@@ -133,7 +133,7 @@ def plan_parts(splits: dict[Path, list[FoundImage]], shard_size: int) -> list[tu
 
 
 def hash_plan(classes: Sequence[str], parts: Sequence[tuple[Path, Part]]) -> str:
-    """A hash of all that the shards are made of: equal hashes make equal shards."""
+    """A hash of everything that the shards are made of: equal hashes give equal shards."""
     digest = hashlib.sha256(repr(list(classes)).encode())
     for shard, part in parts:
         lines = [(key, str(image.name), image.label, image.stamp) for key, image in part]
@@ -144,7 +144,7 @@ def hash_plan(classes: Sequence[str], parts: Sequence[tuple[Path, Part]]) -> str
 def write_parts(
     parts: Sequence[tuple[Path, Part]], plan: str, report: WriteReport, progress: Progress | None
 ) -> None:
-    """Write all shards, under hidden names, that are not there yet, and count what is in all of them."""
+    """Write all missing shards under hidden names, and count what is in all of them."""
     report.images = {shard.parent: 0 for shard, _ in parts}
     done, total = 0, sum(len(part) for _, part in parts)
 
@@ -165,7 +165,7 @@ def write_parts(
 
 
 def write_part(images: Part, shard: Path, plan: str, step: Callable[[int], None]) -> Note:
-    """Write one shard under a hidden name beside `shard`, and what became of it to a note.
+    """Write one shard under a hidden name beside `shard`, and a note about its content.
 
     Args:
         step: called with the number of images that are done after each one.
@@ -192,7 +192,7 @@ def extension_of(data: bytes) -> str:
     """The extension of an encoded image by its content, after decoding it once as training will.
 
     Raises:
-        ValueError: it is no image of the formats that shards hold, broken, or too large.
+        ValueError: it is not an image in one of the formats that shards hold, is broken, or too large.
     """
     size = native_size_of(data)
     decode(data, full_view(size, 1), size)
@@ -203,13 +203,13 @@ def extension_of(data: bytes) -> str:
 
 
 class KeyMaker:
-    """Sample keys from relative paths: no dots, short enough for a tar header, never one twice."""
+    """Sample keys from relative paths: without dots, short enough for a tar header, and unique."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
 
     def make(self, path: PurePath) -> str:
-        """`cats/tom.cat.jpg` -> `cats/tom_cat`, with `-2` and on after it if that is taken."""
+        """`cats/tom.cat.jpg` -> `cats/tom_cat`, followed by `-2` and so on if that is taken."""
         name = re.sub(r"[^\w/-]", "_", path.with_suffix("").as_posix())
         if len(name.encode()) > LONGEST_KEY:
             name = f"long/{derive_seed(path.as_posix()):032x}"

@@ -1,6 +1,6 @@
 """The Transformer block over flat tokens [T, D], with the variations that the literature has settled on.
 
-A block knows its BlockConfig and the segments of the tokens, and neither images nor texts.
+A block knows its BlockConfig and the segments of the tokens; it knows nothing of images or texts.
 """
 
 from collections.abc import Callable
@@ -21,18 +21,19 @@ MlpKind = Literal["gelu_tanh", "gelu", "quick_gelu", "swiglu"]
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """One block, and the layers after the blocks that are made like it.
+    """One block, and the layers after the blocks that are built in the same way.
 
     Args:
         width: D, channels of a token; a multiple of `heads`.
-        heads: of attention.
+        heads: number of attention heads.
         mlp: gelu_tanh (big_vision, SigLIP 2), gelu (exact; timm), quick_gelu (CLIP) or swiglu.
         mlp_ratio: hidden units of the MLP / width.
         qk_norm: normalisation of queries and keys per head: none, rms or layer (ViT-22B 2.1).
         biases: False leaves out the biases of the blocks' linear layers and of all norms.
-        qkv_biases: False leaves out those of the projections to queries, keys and values; with rms norms,
-            which have none and do not centre, these are ViT-22B's layers (arXiv 2302.05442, 2.1).
-        norm: layer or rms, of the blocks and after them.
+        qkv_biases: False leaves out the biases of the projections to queries, keys and values. Together with
+            rms norms, which have no biases and do not centre, this gives ViT-22B's layers (arXiv 2302.05442,
+            2.1).
+        norm: kind of the norms in the blocks and after them: layer or rms.
         norm_eps: epsilon of every norm.
         layer_scale: initial value of the per-channel residual scale (CaiT 2.1); 0 = none.
         parallel: attention and MLP side by side in one residual step (ViT-22B 2.1).
@@ -89,11 +90,11 @@ class BlockConfig:
 
 @dataclass(frozen=True)
 class Context:
-    """What the blocks know of the tokens besides their values.
+    """What the blocks know about the tokens besides their values.
 
     Args:
-        layout: where each token stands.
-        segments: who sees whom.
+        layout: the position of each token in its image.
+        segments: which tokens attend to each other.
         rope: cosines and sines [T, head_dim / 2], or None.
     """
 
@@ -113,7 +114,7 @@ def linear(width_in: int, width_out: int, bias: bool, parts: int = 1) -> nn.Line
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMSNorm in float32 or better, answering in the input's dtype: half precision must not lose digits."""
+    """RMSNorm, in float32 or better because half precision loses digits; returns the input's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] -> [..., dim]."""
@@ -231,8 +232,8 @@ def before(
     """What a block does to each token before attention.
 
     Returns:
-        Queries, keys and values [T, heads, head_dim]; and where attention and MLP stand side by side the
-        MLP's branch [T, D], so that the norm that both read goes no further than here.
+        Queries, keys and values [T, heads, head_dim]; and, if attention and MLP are parallel, the MLP's
+        branch [T, D], so that the norm that both read is needed only here.
     """
     y = block.norm1(x)
     side = None if block.norm2 is not None else _times(block.mlp(y), block.scale2)
@@ -245,9 +246,9 @@ def after(
     """What a block does to each token after attention; [T, D] in the dtype of x.
 
     Args:
-        mixed: [T, heads, head_dim], what attention gave.
-        side: the branch that `before` has computed already.
-        keep1, keep2: of `Block.draw_keep`, for the two branches.
+        mixed: [T, heads, head_dim], the output of attention.
+        side: the branch that `before` has already computed.
+        keep1, keep2: results of `Block.draw_keep` for the two branches.
     """
     branch = _times(block.attn.proj(mixed.flatten(1)), block.scale1)
     if block.norm2 is None:
@@ -261,12 +262,12 @@ def after(
 class Block(nn.Module):
     """Pre-norm attention and MLP, one after the other or side by side.
 
-    Attention, whose kernels have plans of their own, and the drawing of random numbers stand between two
-    functions of each token alone, which `PackedViT.compile_blocks` replaces by compiled ones.
+    Attention, whose kernels have plans of their own, and the drawing of random numbers lie between two
+    functions that treat each token alone. `PackedViT.compile_blocks` replaces these by compiled ones.
 
     Args:
-        config: of the block.
-        drop_path: chance that an image skips a residual branch of this block in training.
+        config: the block's configuration.
+        drop_path: probability that an image skips a residual branch of this block in training.
     """
 
     before: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor | None]] = staticmethod(before)
@@ -294,8 +295,8 @@ class Block(nn.Module):
         return self.after(self, x, mixed, side, keep1, keep2)
 
     def draw_keep(self, x: Tensor, layout: Layout) -> Tensor | None:
-        """Factors [T, 1] that zero a branch for some images, all tokens of an image at once, and leave its
-        mean (arXiv 1603.09382); None where none is zeroed."""
+        """Factors [T, 1] that zero a branch for all tokens of some images and preserve its mean (arXiv
+        1603.09382); None if nothing is zeroed."""
         if not self.training or not self.drop_path:
             return None
         kept = torch.rand(layout.num_owners + 1, device=x.device) >= self.drop_path

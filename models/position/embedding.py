@@ -1,4 +1,4 @@
-"""Position embeddings for tokens of any place and extent, for a whole batch at once, along any number of
+"""Position embeddings for tokens with any place and extent, for a whole batch at once, along any number of
 axes.
 
 Every learned table is read through a matrix of resampling weights [T, cells] (see resample), one matrix
@@ -38,13 +38,13 @@ class PositionConfig:
 
     Args:
         pos_embed: factorized (NaViT 3.4), grid_2d (one table resized per image), rope_2d or none.
-        pos_table: of factorized: learned, sinusoidal or fourier.
+        pos_table: kind of table, for factorized: learned, sinusoidal or fourier.
         pos_coords: absolute index, fractional (of the same axis' size) or fractional_aspect (of the longest).
-        pos_combine: of factorized: sum, product or stack of the axes; fourier is joint and ignores it.
+        pos_combine: how factorized joins the axes: sum, product or stack; fourier is joint and ignores it.
         pos_grid: cells of the tables along each axis, (rows, cols); also the length that a fractional
             coordinate is scaled to.
-        pos_resize: of grid_2d: the resampling of the table.
-        rope_theta: of rope_2d: base of the frequencies.
+        pos_resize: how grid_2d resamples its table.
+        rope_theta: base of the frequencies of rope_2d.
     """
 
     pos_embed: Literal["factorized", "grid_2d", "rope_2d", "none"] = "factorized"
@@ -62,7 +62,8 @@ class PositionConfig:
 
     @property
     def adds_positions(self) -> bool:
-        """Whether a PosEmbed is added to tokens; otherwise queries and keys turn, or nothing says places."""
+        """Whether a PosEmbed is added to tokens; otherwise queries and keys are rotated, or there are no
+        positions."""
         match self.pos_embed:
             case "factorized" | "grid_2d":
                 return True
@@ -72,7 +73,7 @@ class PositionConfig:
                 assert_never(unknown)
 
     def check_widths(self, width: int, head_dim: int) -> None:
-        """Refuse a width that the embedding cannot be cut from.
+        """Refuse a width that the embedding cannot be divided into.
 
         Raises:
             ValueError: names the field and what it needs.
@@ -93,10 +94,10 @@ class PositionConfig:
             require(self, self.pos_combine == "stack", "pos_table='sinusoidal' needs stack beyond two axes")
 
     def check_overlap(self, what: str) -> None:
-        """Refuse patches that overlap where positions count patches: these stand between the counted ones.
+        """Refuse overlapping patches if positions count patches, because these would lie between the counts.
 
         Args:
-            what: asks for them, for the message.
+            what: the option that asks for overlapping patches, for the message.
 
         Raises:
             ValueError: names `what` and the field.
@@ -151,10 +152,10 @@ def _by_axis(x: Tensor, grid: tuple[int, ...], function: Callable[[Tensor, int],
 class PosEmbed(nn.Module):
     """An additive position embedding, factorized (NaViT 3.4) or one table resized per image (FlexiViT 3.4).
 
-    Beyond the end of a learned table, as absolute coordinates may be, its last entry goes on.
+    Beyond the end of a learned table, which absolute coordinates can reach, its last entry is repeated.
 
     Args:
-        config: its kind; one axis for each entry of `pos_grid`.
+        config: the kind of embedding; it has one axis for each entry of `pos_grid`.
         width: D.
     """
 
@@ -252,8 +253,8 @@ def sinusoid(position: Tensor, width: int) -> Tensor:
 
 
 def rope_tables(position: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [T, head_dim / 2] of axial rotary embedding: an equal share of the angles turns with
-    each axis (RoPE-Axial, arXiv 2403.13298 3.2). Position [T, A]; zero turns nothing."""
+    """Cosines and sines [T, head_dim / 2] of axial rotary embedding: an equal share of the angles follows
+    each axis (RoPE-Axial, arXiv 2403.13298 3.2). Position [T, A]; zero rotates nothing."""
     axes = position.shape[1]
     i = torch.arange(head_dim // (2 * axes), dtype=position.dtype, device=position.device)
     angle = (position[:, :, None] * theta ** (-2 * axes * i / head_dim)).flatten(1)
@@ -261,7 +262,7 @@ def rope_tables(position: Tensor, head_dim: int, theta: float) -> tuple[Tensor, 
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn queries or keys [T, heads, head_dim] by tables [T, head_dim / 2]; dtype as the input's."""
+    """Rotate queries or keys [T, heads, head_dim] by tables [T, head_dim / 2]; keeps the input's dtype."""
     a, b = x.chunk(2, dim=-1)
     cos, sin = cos[:, None], sin[:, None]
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).to(x.dtype)

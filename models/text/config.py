@@ -1,4 +1,4 @@
-"""TextConfig and TwoTowersConfig: what a text tower is, and what it stands beside."""
+"""TextConfig and TwoTowersConfig: the definitions of a text tower, and of it together with an image tower."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -11,17 +11,16 @@ from packvit.models.fields import require
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(BlockConfig):
-    """A Transformer over packed texts whose tokens all see each other; see BlockConfig for the other fields.
+    """A Transformer over packed texts with full attention in each text; see BlockConfig for the other fields.
 
     Args:
         depth: number of blocks.
-        vocab_size: number of token ids; the tokeniser has no more.
-        max_tokens: positions; the longest text.
+        vocab_size: number of token ids; the tokeniser may not have more.
+        max_tokens: number of positions, the length of the longest text.
         pool: map (attention pooling with a learned query) or last, the text's last token.
-        embed_dim: outputs of the projection; 0 = none, the tower returns what it pools.
-        fixed_length: every text is filled up to max_tokens, and what fills it is seen like any token
-            (SigLIP).
-        pad_id: the token that fills texts of fixed length.
+        embed_dim: outputs of the projection; 0 = none, the tower returns its pooled features.
+        fixed_length: every text is padded to max_tokens, and padding is attended to like any token (SigLIP).
+        pad_id: the token that pads texts of fixed length.
     """
 
     depth: int = 12
@@ -45,7 +44,7 @@ class TextConfig(BlockConfig):
 
     @property
     def feature_dim(self) -> int:
-        """Width of what the tower returns."""
+        """Width of the tower's output."""
         return self.embed_dim or self.width
 
     def flops(self, texts: int, tokens: int, squares: int) -> int:
@@ -66,10 +65,10 @@ class TwoTowersConfig:
     """An image tower and a text tower whose embeddings have one width.
 
     Args:
-        image: of the image tower; its embedding is what its head gives, or its features without a head.
-        text: of the text tower.
-        temperature: what logits are multiplied by at first, e^t' in SigLIP (arXiv 2303.15343, 3.2).
-        bias: what is added to them at first; None has none.
+        image: the image tower; its embedding is the output of its head, or its features without a head.
+        text: the text tower.
+        temperature: initial factor of the logits, e^t' in SigLIP (arXiv 2303.15343, 3.2).
+        bias: initial value that is added to them; None: no bias.
 
     Raises:
         ValueError: the widths differ or a value is out of its range.

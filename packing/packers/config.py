@@ -1,7 +1,7 @@
 """The packers by name, their configuration, and packing of a whole list.
 
-`oldest_first` is the default; `exact_fill` has no padding at all, for a few more dropped tokens. The others
-are here to compare with: docs/packing.md has the numbers.
+`oldest_first` is the default; `exact_fill` has no padding at all, but drops a few more tokens. The others
+exist for comparison: docs/packing.md has the numbers.
 """
 
 from collections.abc import Iterable
@@ -29,11 +29,11 @@ class PackingConfig:
         oversize: what happens to a view of more than S tokens: `shrink` shows the image at a lower
             resolution, `own_row` gives it as many whole sequences of the batch as it needs, `error` stops and
             names the image.
-        max_images: most images in a sequence; None: unlimited.
-        max_batch_images: most images in a batch (NaViT's E_max): an equal share of it limits each sequence;
-            None: unlimited.
-        balance: batches' worth of sequences from which a batch is dealt, so that all cost about the same; 1
-            takes them as they come.
+        max_images: maximum number of images in a sequence; None: unlimited.
+        max_batch_images: maximum number of images in a batch (NaViT's E_max), divided equally among its
+            sequences; None: unlimited.
+        balance: number of batches whose sequences are exchanged so that all batches cost about the same; 1
+            exchanges none.
     """
 
     seq_len: int = 1024
@@ -60,13 +60,13 @@ class PackingConfig:
 
     @property
     def sequence_images(self) -> int | None:
-        """Most images in a sequence, so that neither it nor its batch has too many."""
+        """Maximum number of images in a sequence, so that neither it nor its batch has too many."""
         limits = [self.max_images, self.max_batch_images and self.max_batch_images // self.sequences]
         return min((limit for limit in limits if limit is not None), default=None)
 
     @property
     def whole_views(self) -> Algorithm:
-        """`algorithm`, or `oldest_first` for one that shortens items: evaluation never drops tokens."""
+        """`algorithm`, or `oldest_first` if it shortens items, because evaluation never drops tokens."""
         return "oldest_first" if self.algorithm in SHORTENING else self.algorithm
 
     def new_packer(self) -> Packer:
@@ -94,7 +94,7 @@ def make_packer(
         seq_len: S, slots in a sequence.
         algorithm: one of `PACKERS`.
         lookahead: items that wait, for algorithms that choose among them.
-        max_images: most items in a sequence; None: unlimited.
+        max_images: maximum number of items in a sequence; None: unlimited.
 
     Raises:
         ValueError: unknown algorithm, or a number below 1.
@@ -117,8 +117,8 @@ def pack_lengths(
 ) -> list[list[int]]:
     """Pack items of the given lengths into sequences; returns the items' indices, by sequence.
 
-    With `exact_fill` a sequence's lengths may sum to more than `seq_len`: the packer itself says what each
-    item keeps.
+    With `exact_fill`, the lengths in a sequence may sum to more than `seq_len`; use the packer itself to
+    learn how much each item keeps.
 
     Raises:
         ValueError: a length that is not an integer in 1..seq_len, naming its place; or see `make_packer`.

@@ -1,4 +1,4 @@
-"""How views are drawn: the configuration, and how it moves with the images seen.
+"""How views are drawn: the configuration, and how it changes with the images seen.
 
 Resolution follows NaViT 3.2 and A.1, patch size FlexiViT 3.2, dropping NaViT A.4.
 """
@@ -24,14 +24,14 @@ class ResolutionConfig:
     Args:
         low: smallest resolution in pixels.
         high: largest resolution in pixels.
-        distribution: of u in [-1, 1], which is mapped linearly to the range: uniform, or a normal
-            truncated to [-1, 1].
-        mean: of the normal before truncation; the paper's best is -0.5.
-        std: of the normal before truncation; the paper's best is 1.
+        distribution: distribution of u in [-1, 1], which is mapped linearly to the range: uniform, or a
+            normal truncated to [-1, 1].
+        mean: mean of the normal before truncation; the paper's best is -0.5.
+        std: standard deviation of the normal before truncation; the paper's best is 1.
         measure: whether u is mapped to the side or to the area.
-        upscale: False never shows an image larger than it is stored.
-        sides: a fixed list to draw from instead, as NaFlex does (SigLIP 2, arXiv 2502.14786, 2.4.2); low and
-            high are then its ends.
+        upscale: if False, no image is shown larger than it is stored.
+        sides: a fixed list to draw from instead, as in NaFlex (SigLIP 2, arXiv 2502.14786, 2.4.2); low and
+            high are then its smallest and largest value.
         weights: relative weight of each of `sides`; empty means equal.
     """
 
@@ -73,19 +73,19 @@ class ResolutionConfig:
 
 @dataclass(frozen=True)
 class CurriculumConfig:
-    """What views become: from `start` to `end` they move linearly from what `views` says to what stands here.
+    """The end of a curriculum: from `start` to `end`, views change linearly from `views` to these values.
 
-    FlexiViT's large to small patches (arXiv 2212.08013, 5.4) and the last phase of NaFlex are of this kind.
-    Whatever is left empty does not move.
+    FlexiViT's change from large to small patches (arXiv 2212.08013, 5.4) and the last phase of NaFlex are
+    examples. Empty fields do not change.
 
     Args:
         start: images seen by all ranks when the change begins.
-        end: images seen by all ranks when it is complete; where it equals `start`, the change is a step.
-        patch_weights: relative weight of each of `views.patch_sizes`.
-        low: lower end of the range of `views.resolution` in pixels; 0 does not move.
-        high: its upper end; 0 does not move.
-        resolution_weights: relative weight of each of `views.resolution.sides`.
-        native: views that are squares keep the image's aspect ratio from `end` on.
+        end: images seen by all ranks when it is complete; if it equals `start`, the change is a step.
+        patch_weights: final relative weight of each of `views.patch_sizes`.
+        low: final lower end of the range of `views.resolution` in pixels; 0 does not change it.
+        high: final upper end of that range; 0 does not change it.
+        resolution_weights: final relative weight of each of `views.resolution.sides`.
+        native: square views keep the image's aspect ratio from `end` on.
     """
 
     start: int = 0
@@ -104,11 +104,11 @@ class CurriculumConfig:
 
     @property
     def active(self) -> bool:
-        """Whether anything moves."""
+        """Whether anything changes."""
         return bool(self.patch_weights or self.low or self.high or self.resolution_weights or self.native)
 
     def share(self, images: float) -> float:
-        """How far the move has come after `images`: 0..1."""
+        """How far the change has come after `images`: 0..1."""
         if images >= self.end:
             return 1.0
         return max(0.0, (images - self.start) / max(1, self.end - self.start))
@@ -119,26 +119,27 @@ class ViewsConfig:
     """How views are drawn in training.
 
     Args:
-        patch_sizes: sides in pixels, drawn for every image (FlexiViT 3.3).
+        patch_sizes: patch sizes in pixels; one is drawn for every image (FlexiViT 3.3).
         patch_weights: relative weight of each patch size; empty means equal.
         resolution, drop: see their classes.
-        budget: mean tokens of a view, met by showing small patches at lower and large ones at higher
-            resolutions of the range; S / budget images fit in a sequence. None leaves the resolutions as they
-            are. Views that are shrunk to fit S or are not upscaled lower the mean.
+        budget: mean tokens of a view, reached by showing small patches at lower and large ones at higher
+            resolutions of the range; S / budget images fit in a sequence. None leaves the resolutions
+            unchanged. Views that are shrunk to fit S or are not upscaled lower the mean.
         crop: smallest share of the image's area that a random crop keeps; 1 shows the whole image.
         crop_aspect: largest factor by which a crop's aspect ratio differs from the image's; 1 keeps it. With
-            `square` it is the crop's own aspect ratio that lies between 1 / crop_aspect and crop_aspect, as
-            in Inception's crops.
+            `square`, the crop's own aspect ratio lies between 1 / crop_aspect and crop_aspect, as in
+            Inception's crops.
         flip: probability of mirroring left and right.
-        square: views are squares: crops are squashed, as models of one fixed grid have always seen images.
-        rounding: how sides become whole patches: `nearest`; `floor` as NaViT; or `ceil` as NaFlex, the
+        square: views are squares; crops are squashed, as usual for models with one fixed grid.
+        rounding: how sides become whole patches: `nearest`; `floor` as in NaViT; or `ceil` as in NaFlex, the
             largest grid with sides rounded up that has at most (resolution / patch size)**2 tokens.
         curriculum: what changes with the images seen.
-        patch_size_per: whether each image has a patch size of its own, or shares it with the others of its
-            sequence or, as FlexiViT has it for a step, of its batch. Images are drawn with the same weights
-            either way; sequences and batches then come by what their images fill.
-        strides: pixels from one patch to the next, drawn for every image, none larger than a patch, so that
-            patches overlap (FlexiViT 7, flexible stride); empty: each patch size's own.
+        patch_size_per: whether each image has its own patch size, or shares it with the other images of its
+            sequence or of its batch (FlexiViT draws one for each step). Images are drawn with the same
+            weights in all cases; how many sequences or batches have a patch size follows from the slots that
+            its images fill.
+        strides: pixels from one patch to the next, drawn for every image and not larger than a patch, so that
+            patches overlap (FlexiViT 7, flexible stride); empty: the patch size.
     """
 
     patch_sizes: tuple[int, ...] = (16,)
@@ -198,7 +199,7 @@ class ViewsConfig:
         return self.curriculum.active or self.drop.kind == "schedule"
 
     def token_share(self, tokens: Any) -> Any:
-        """Where numbers of tokens lie, in 0..1, between the fewest and the most that can be drawn."""
+        """Where numbers of tokens lie between the fewest and the most that can be drawn, in 0..1."""
         fewest = (self.resolution.low / max(self.strides or self.patch_sizes)) ** 2
         most = (self.resolution.high / min(self.strides or self.patch_sizes)) ** 2
         return np.clip((tokens - fewest) / max(most - fewest, 1e-9), 0, 1)
@@ -217,9 +218,9 @@ def check_weights(name: str, weights: tuple[float, ...], what: str, values: tupl
 
 
 def views_at(config: ViewsConfig, images: float) -> ViewsConfig:
-    """What `config` has become after `images` seen by all ranks: one that no longer moves.
+    """The configuration of views after `images` seen by all ranks, which no longer changes.
 
-    Curricula go in steps of a thousandth, scheduled drop rates of 0.0001.
+    Curricula proceed in steps of a thousandth, scheduled drop rates in steps of 0.0001.
 
     Raises:
         ValueError: no view can be drawn then; names the field.

@@ -11,16 +11,16 @@ class DropConfig:
 
     Args:
         kind: none; constant: always `mean`; beta: `maximum` * u, u ~ Beta with mean m = mean / maximum and
-            variance 0.3 m (1 - m); resolution: normal with deviation 0.02, cut off at twice that, around a
-            rate that grows with the view's tokens from `minimum`, at the fewest that can be drawn, to
+            variance 0.3 m (1 - m); resolution: normal with deviation 0.02, truncated at twice that, around a
+            rate that grows with the view's tokens from `minimum`, for the fewest that can be drawn, to
             `maximum`; schedule: minimum + (maximum - minimum) * sigmoid((n - middle) / tau) after n images.
         mean: expected drop rate of constant and beta.
         maximum: upper end of the range of beta, resolution and schedule.
         minimum: lower end of the range of resolution and schedule.
-        middle: images seen by all ranks half way through a schedule.
-        tau: images; how slowly a schedule rises; below 0 it falls.
-        pattern: which tokens are removed: random ones; a block, the patches nearest to a random place; or
-            by importance, patches of little variance more likely (see packvit.data.samples.cut).
+        middle: images seen by all ranks halfway through a schedule.
+        tau: width of a schedule in images: the larger, the slower it rises; below 0 it falls.
+        pattern: which tokens are removed: random ones; a block, the patches nearest to a random place; or by
+            importance, patches with little variance more likely (see packvit.data.samples.cut).
     """
 
     kind: Literal["none", "constant", "beta", "resolution", "schedule"] = "none"

@@ -1,8 +1,8 @@
 """Recipes for images and captions: NaViT's (arXiv 2307.06304, 2.3), SigLIP's (arXiv 2303.15343, 2502.14786)
-and LiT's (arXiv 2111.07991), for 8 GPUs; --packing.sequences and --train.accumulate fit them to others.
-Accumulated batches are compared with each other as those of other GPUs are. `scenes` and `emoji` are demos.
+and LiT's (arXiv 2111.07991), for 8 GPUs; --packing.sequences and --train.accumulate adapt them to others.
+Pairs are compared across accumulated batches as they are across GPUs. `scenes` and `emoji` are demos.
 
-Samples need a caption, `txt` or another field by --contrastive.captions.
+Samples need a caption, in `txt` or another field named by --contrastive.captions.
 """
 
 from pathlib import Path
@@ -20,12 +20,12 @@ PATCHES = (48, 40, 30, 24, 20, 16, 15, 12, 10, 8)
 
 
 def scenes() -> Config:
-    """The demo of captions: colour, digit, size and side, at any patch size; two CPU cores, some minutes.
+    """The demo of captions: colour, digit, size and side, at any patch size, on two CPU cores in minutes.
 
     packvit shards demo runs/scenes-data --kind scenes
     packvit train scenes --data.shards runs/scenes-data/train
 
-    docs/contrastive.md has what it retrieves.
+    docs/contrastive.md reports its retrieval.
     """
     return Config(
         run_dir=Path("runs/scenes"),
@@ -45,13 +45,13 @@ def scenes() -> Config:
 
 
 def emoji() -> Config:
-    """Emoji and their names: real pictures, three designers' for training; two CPU cores, some minutes.
+    """Emoji and their names: three designers' pictures for training, on two CPU cores in minutes.
 
     packvit shards demo runs/emoji-data --kind emoji
     packvit train emoji --data.shards runs/emoji-data/train
 
-    Crops, jitter and RandAugment stand in for designers that training lacks. Nothing is mirrored, since many
-    names tell left from right. docs/contrastive.md has what it retrieves among the fourth designer's.
+    Crops, jitter and RandAugment make up for the small number of designers. Nothing is mirrored, because many
+    names contain left or right. docs/contrastive.md reports the retrieval of the fourth designer's pictures.
     """
     return Config(
         run_dir=Path("runs/emoji"),
@@ -85,7 +85,7 @@ def navit_clip_l14() -> Config:
     torchrun --nproc-per-node 8 -m packvit.train navit_clip_l14 --data.shards SHARDS
 
     Sides come from U(64, 256) pixels, the learning rate is 3e-3 and the decay 1e-6. The paper's pairs are not
-    public; the number of steps is for a set of hundreds of millions.
+    public; the number of steps suits a set of hundreds of millions.
     """
     return Config(
         run_dir=Path("runs/navit-clip-l14"),
@@ -125,8 +125,8 @@ def siglip_naflex_b16() -> Config:
 
     torchrun --nproc-per-node 8 -m packvit.train siglip_naflex_b16 --data.shards SHARDS
 
-    The sigmoid loss with t' = ln 10 and b = -10, learning rate 1e-3, beta2 of 0.95 and decoupled decay of
-    1e-4, PyTorch's 0.1 (SigLIP, 4). Texts are packed, so that nothing fills them up to 64 tokens.
+    It uses the sigmoid loss with t' = ln 10 and b = -10, a learning rate of 1e-3, beta2 of 0.95 and a
+    decoupled decay of 1e-4, which is PyTorch's 0.1 (SigLIP, 4). Texts are packed, not padded to 64 tokens.
     """
     return Config(
         run_dir=Path("runs/siglip-naflex-b16"),
@@ -153,11 +153,11 @@ def siglip_naflex_b16() -> Config:
 
 
 def lit() -> Config:
-    """LiT: a text tower learns to match a model that stays as it is (siglip_lit_coco.py).
+    """LiT: a text tower learns to match a frozen model (siglip_lit_coco.py).
 
     packvit train lit --model MODEL --data.shards SHARDS
 
-    Of the model's head nothing is used. t = 10, b = -2.71, 5,000 steps of about 512 pairs, learning rate 1e-3
+    The model's head is not used. t = 10, b = -2.71, 5,000 steps of about 512 pairs, a learning rate of 1e-3
     and a decoupled decay of 0.01, which is PyTorch's 10.
     """
     return Config(
@@ -175,11 +175,11 @@ def lit() -> Config:
 
 
 def flexi_lit() -> Config:
-    """FlexiLiT: as lit, for a flexible model, whose patch size is drawn for each image (FlexiViT 4.2).
+    """FlexiLiT: like lit, but for a flexible model; the patch size is drawn for each image (FlexiViT 4.2).
 
     packvit train flexi_lit --model FLEXIBLE_MODEL --data.shards SHARDS
 
-    The text tower serves all patch sizes.
+    One text tower serves all patch sizes.
     """
     return Config(
         run_dir=Path("runs/flexi-lit"),

@@ -17,7 +17,7 @@ def digits() -> Config:
     packvit shards demo runs/digits-data
     packvit train digits --data.shards runs/digits-data/train --data.val-shards runs/digits-data/val
 
-    It ends above 90 % of the 2,000 test canvases, at 48 pixels and patch size 8 (README).
+    At 48 pixels and patch size 8 it classifies more than 90 % of the 2,000 test canvases correctly (README).
     """
     return Config(
         run_dir=Path("runs/digits"),
@@ -43,7 +43,7 @@ def digits_distill() -> Config:
     packvit train digits_distill --distill.teachers runs/digits --data.shards runs/digits-data/train
     --data.val-shards runs/digits-data/val
 
-    `--distill.init` starts with the teacher's weights. docs/distill.md has the results of both.
+    `--distill.init` starts with the teacher's weights. docs/distill.md has results with and without it.
     """
     return Config(
         run_dir=Path("runs/digits-distill"),

@@ -1,6 +1,6 @@
 """The recipes by name, and what a run starts from.
 
-A recipe is a function without arguments that gives a whole run. To add one, write it in a
+A recipe is a function without arguments that returns the configuration of a run. To add one, write it in a
 file of this room and name it here.
 """
 
@@ -73,17 +73,17 @@ RECIPES: dict[str, Callable[[], Config]] = {
 }
 
 
-# Of a recipe that says what model it trains, these count, not those of a model that it starts with: how the
-# weights are stored for all patch sizes and grids.
+# If a recipe defines its own model, it keeps its own values of these fields rather than those of the model
+# that it starts with: how weights are stored for all patch sizes and grids.
 KEPT_FIELDS = ("patch_buffer", "patch_operator")
-KEPT_OF_POSITIONS = ("pos_grid", "pos_resize")  # where both have positions of the same kind
+KEPT_OF_POSITIONS = ("pos_grid", "pos_resize")  # if both have positions of the same kind
 
 
 def start_with(config: Config, path: str) -> Config:
-    """The run with the architecture of a model, and its weights to start with.
+    """The run with the architecture of a model and its weights to start with.
 
-    A recipe with a model of its own keeps that one's `KEPT_FIELDS` and `KEPT_OF_POSITIONS`. A run that learns
-    from captions takes the text tower as well, where the model has one.
+    A recipe with a model of its own keeps its own `KEPT_FIELDS` and `KEPT_OF_POSITIONS`. A run that learns
+    from captions also takes over the text tower if the model has one.
 
     Raises:
         FileNotFoundError, ValueError: no model can be read from `path`.
@@ -104,8 +104,8 @@ def start_with(config: Config, path: str) -> Config:
 def with_classes(config: Config) -> tuple[Config, str]:
     """The run with as many classes as `classes.json` beside its shards names, and a sentence that says so.
 
-    A run that learns from teachers alone keeps the number of their answers, one without a head stays so, and
-    one that learns from captions has a projection instead.
+    A run that learns from teachers alone keeps the number of the teachers' classes. A run without a head
+    stays without one, and a run that learns from captions has a projection instead.
     """
     model = config.model
     unlabelled = config.contrastive.loss or (config.distill.active and not config.distill.needs_labels)
@@ -123,9 +123,9 @@ def with_classes(config: Config) -> tuple[Config, str]:
 
 
 def describe_recipe(name: str) -> str:
-    """What a recipe says of itself, for its help, with commands that can be pasted.
+    """A recipe's docstring as its help, with commands that can be pasted.
 
-    All but the first line is indented, or tyro would join its lines.
+    All lines but the first are indented, because tyro would join them otherwise.
     """
     recipe = RECIPES.get(name)
     text = inspect.getdoc(recipe) if recipe else "A run from a saved configuration, whose values are shown."
@@ -134,7 +134,7 @@ def describe_recipe(name: str) -> str:
 
 
 def _indent(paragraph: str) -> str:
-    """Commands further in than other text, with a backslash where one goes on."""
+    """Indent commands further than other text, with a backslash at the end of a line that continues."""
     if paragraph.startswith(("packvit ", "torchrun ")):
         return textwrap.indent(paragraph.replace("\n--", " \\\n    --"), "    ")
     return textwrap.indent(paragraph, "  ")

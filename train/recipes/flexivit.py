@@ -1,13 +1,14 @@
-"""FlexiViT's recipes (arXiv 2212.08013) after the configurations that were released with it, in big_vision's
-configs/proj/flexivit, for 8 GPUs; --packing.sequences and --train.accumulate fit them to others.
+"""FlexiViT's recipes (arXiv 2212.08013), based on the configurations that were released with it in
+big_vision's configs/proj/flexivit, for 8 GPUs; --packing.sequences and --train.accumulate adapt them to
+others.
 
 Views are squares of 240 pixels, 273 tokens on average over the ten patch sizes: 34 sequences of 1024 on 8
 GPUs are 1024 images a step. Adam has decoupled decay: the paper's 1e-5 at lr 1e-4 and 1e-4 at 1e-3 are
-PyTorch's 0.1. What differs from the source in all of them (docs/papers.md has the table):
+PyTorch's 0.1. All of them differ from the source as follows (docs/papers.md has the table):
 
-- every image has its own patch size, where the paper draws one a step; --views.patch-size-per batch does;
+- every image has its own patch size; the paper draws one a step, as does --views.patch-size-per batch;
 - images are resized with an antialiased bicubic filter, not a bilinear one without antialias;
-- a new patch embedding starts with the standard deviation of its inputs' number, 0.018, not 1 / sqrt(D).
+- the initial standard deviation of a new patch embedding is 1 / sqrt(inputs) = 0.018, not 1 / sqrt(D).
 """
 
 from dataclasses import replace
@@ -31,8 +32,8 @@ def flexivit_s_i1k_distill() -> Config:
     torchrun --nproc-per-node 8 -m packvit.train flexivit_s_i1k_distill --data.shards SHARDS
     --model timm/deit3_small_patch16_384.fb_in1k
 
-    The student starts as its teacher, PI-resized from 16 to 32 pixels and from 24x24 to 7x7 positions. The
-    released configuration keeps its buffer at 16 pixels; the paper's is 32 (3.4).
+    The student starts with its teacher's weights, PI-resized from 16 to 32 pixels and from 24x24 to 7x7
+    positions. The released configuration keeps its buffer at 16 pixels; the paper's is 32 (3.4).
     """
     return Config(
         run_dir=Path("runs/flexivit-s-i1k"),
@@ -73,7 +74,7 @@ def flexivit_b_i1k_distill() -> Config:
     torchrun --nproc-per-node 8 -m packvit.train flexivit_b_i1k_distill --data.shards SHARDS
     --model timm/deit3_base_patch16_384.fb_in1k
 
-    As flexivit_s_i1k_distill. The paper goes up to 1200 epochs.
+    Otherwise like flexivit_s_i1k_distill. The paper trains for up to 1200 epochs.
     """
     small = flexivit_s_i1k_distill()
     return replace(
@@ -89,7 +90,7 @@ def flexivit_b_i21k() -> Config:
 
     torchrun --nproc-per-node 8 -m packvit.train flexivit_b_i21k --data.shards SHARDS
 
-    The paper's buffer of 32 pixels (3.4) stands for the released configuration's 8.
+    It uses the paper's buffer of 32 pixels (3.4) instead of the released configuration's 8.
     """
     return Config(
         run_dir=Path("runs/flexivit-b-i21k"),
@@ -140,7 +141,7 @@ def flexivit_b_i21k_distill() -> Config:
     --model TEACHER --distill.teachers TEACHER
 
     TEACHER is a ViT-B/8 of ImageNet-21k with its head, such as a big_vision .npz of "How to train your ViT"
-    (arXiv 2106.10270), which sees 224 pixels. The student starts as its teacher; 4096 images a step.
+    (arXiv 2106.10270), which sees 224 pixels. The student starts with its weights; 4096 images a step.
     """
     labels = flexivit_b_i21k()
     return replace(

@@ -1,11 +1,11 @@
 """NaViT's recipes (arXiv 2307.06304) and a NaFlex-style one (SigLIP 2, arXiv 2502.14786), for 8 GPUs;
---packing.sequences and --train.accumulate fit them to others.
+--packing.sequences and --train.accumulate adapt them to others.
 
-In NaViT's, sides of 64 to 256 pixels and half of the tokens dropped leave about 51 tokens an image of 4:3 at
+With NaViT's sides of 64 to 256 pixels and half of the tokens dropped, an image of 4:3 has about 51 tokens at
 patch size 16: 5 images fill a sequence of 256 slots, and 92 sequences on 8 GPUs, accumulated five times, are
-the paper's 1.9e4 images a step. What differs from the source in all of them (docs/papers.md has the table):
+the paper's 1.9e4 images a step. All of them differ from the source as follows (docs/papers.md has the table):
 
-- the paper trains on JFT-4B with 29,593 classes; any set of labels will do here;
+- the paper trains on JFT-4B with 29,593 classes; any set of labels can be used here;
 - packing is `oldest_first`; the paper describes a greedy first fit (B.3; --packing.algorithm first_fit).
 """
 
@@ -25,8 +25,8 @@ def navit_b16() -> Config:
 
     torchrun --nproc-per-node 8 -m packvit.train navit_b16 --data.shards SHARDS --model.num-classes N
 
-    920,000 steps, of which the last 100,000 cool down. Layers are ViT-22B's, without biases of queries, keys
-    and values, and with norms that do not centre.
+    920,000 steps, the last 100,000 of them cooling down. Layers are ViT-22B's, without biases in queries,
+    keys and values, and with norms that do not centre.
     """
     return Config(
         run_dir=Path("runs/navit-b16"),
@@ -105,7 +105,7 @@ def shorter(name: str, steps: int, cooldown: int) -> Config:
 
 
 def navit_b32() -> Config:
-    """NaViT-B/32: as navit_b16 in a quarter of the tokens, 2.2e4 images a step (NaViT A).
+    """NaViT-B/32: like navit_b16 with a quarter of the tokens, 2.2e4 images a step (NaViT A).
 
     torchrun --nproc-per-node 8 -m packvit.train navit_b32 --data.shards SHARDS --model.num-classes N
     """
@@ -122,7 +122,7 @@ def navit_b32() -> Config:
 
 
 def navit_l16() -> Config:
-    """NaViT-L/16: as navit_b16 in half its steps, with sharded parameters, FSDP2 (NaViT A).
+    """NaViT-L/16: like navit_b16 in half as many steps, with sharded parameters, FSDP2 (NaViT A).
 
     torchrun --nproc-per-node 8 -m packvit.train navit_l16 --data.shards SHARDS --model.num-classes N
     """
@@ -141,11 +141,11 @@ def naflex() -> Config:
 
     torchrun --nproc-per-node 8 -m packvit.train naflex --data.shards SHARDS --model.num-classes N
 
-    At patch size 16 the sides are those of 128, 256, 576, 784 and 1024 tokens. To finish a model that is
-    trained already, name it with --model and set --views.curriculum.start 0 --views.curriculum.end 0.
-    Other than SigLIP 2, it learns classes, draws a length for each image and not for each batch, and neither
-    stretches the learning rate's last tenth by 3.75 nor halves the batch at 1024 tokens: packs of mixed
-    lengths have the same cost all along.
+    At patch size 16, the sides give 128, 256, 576, 784 and 1024 tokens. To finish a model that is already
+    trained, name it with --model and set --views.curriculum.start 0 --views.curriculum.end 0. Unlike SigLIP
+    2, it learns classes, draws a length for each image rather than each batch, and neither stretches the
+    learning rate's last tenth by 3.75 nor halves the batch at 1024 tokens, because packs of mixed lengths
+    always cost the same.
     """
     steps = 100_000
     last_tenth = steps * 9 // 10 * 4096  # images

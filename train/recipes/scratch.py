@@ -1,4 +1,4 @@
-"""A recipe for one's own images, from new weights."""
+"""A recipe for your own images, from new weights."""
 
 from pathlib import Path
 
@@ -10,16 +10,16 @@ from packvit.train.step.optim import OptimConfig
 
 
 def scratch() -> Config:
-    """One's own images from new weights: a ViT-Ti for patch sizes 12 to 32 at 96 to 224 pixels.
+    """Your own images, from new weights: a ViT-Ti for patch sizes 12 to 32 at 96 to 224 pixels.
 
     packvit shards write PHOTOS shards --val-fraction 0.1
     packvit train scratch --data.shards shards/train --data.val-shards shards/val --eval.every 500
 
     A GPU takes about 180 images a step, cropped, flipped and changed by RandAugment; blocks are skipped with
     a probability of up to 0.1. The stored patch embedding is as large as the largest patch. --model.width 384
-    --model.heads 6 makes it a ViT-S. With fewer than some ten thousand images, starting with a trained model
-    is better: packvit train finetune. --dry-run says how long it takes here; on a CPU --packing.sequences 4
-    makes steps an eighth as long.
+    --model.heads 6 makes it a ViT-S. With fewer than about ten thousand images it is better to start with a
+    trained model: packvit train finetune. --dry-run says how long training takes on your machine; on a CPU,
+    --packing.sequences 4 makes steps an eighth as long.
     """
     return Config(
         run_dir=Path("runs/scratch"),

@@ -1,4 +1,4 @@
-"""The recipes at a glance: what they train, on how much, and after which source."""
+"""The recipes at a glance: what they train, on how much, and from which source."""
 
 import re
 
@@ -35,13 +35,13 @@ def table_of_recipes() -> list[list[str]]:
 
 
 def images_per_step(config: Config, ranks: int) -> float:
-    """Images of a step of so many ranks, as many as full sequences hold."""
+    """Images in a step of so many ranks, if all sequences are full."""
     slots = config.packing.sequences * config.packing.seq_len * config.train.accumulate
     return ranks * slots / mean_tokens(config)
 
 
 def describe_model(config: ViTConfig) -> str:
-    """A size by name, or width and depth; for recipes that take a model from elsewhere, that."""
+    """The model's size by name, or width and depth; or that the recipe takes a model from elsewhere."""
     if config == ViTConfig(num_classes=config.num_classes):
         return "given"
     found = [n for n, p in PRESETS.items() if (p["width"], p["depth"]) == (config.width, config.depth)]

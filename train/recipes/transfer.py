@@ -9,7 +9,8 @@ from packvit.train.step.optim import OptimConfig
 
 
 def finetune() -> Config:
-    """Any model on one's own shards, all of it trained; one patch size, or several by --views.patch-sizes.
+    """Any model on your own shards, with all weights trained; one patch size, or several
+    (--views.patch-sizes).
 
     packvit train finetune --model MODEL --model.num-classes N --data.shards SHARDS --data.val-shards VAL
 
@@ -36,7 +37,7 @@ def fast_transfer() -> Config:
     packvit train fast_transfer --model FLEXIBLE_MODEL --model.num-classes N --data.shards SHARDS
     --data.val-shards VAL
 
-    The model must have learned many patch sizes.
+    The model must have been trained at many patch sizes.
     """
     return Config(
         run_dir=Path("runs/fast-transfer"),
@@ -60,7 +61,7 @@ def flexivit_transfer() -> Config:
     packvit train flexivit_transfer --model FLEXIBLE_MODEL --model.num-classes N --data.shards SHARDS
     --data.val-shards VAL
 
-    512 images a step on 8 GPUs. big_vision takes 500 steps and a warm-up of 100 for Pets and Flowers, 10,000
+    512 images a step on 8 GPUs. big_vision uses 500 steps and a warm-up of 100 for Pets and Flowers, 10,000
     and 500 for CIFAR, 20,000 and 500 for ImageNet.
     """
     return Config(
@@ -83,7 +84,7 @@ def flexivit_transfer() -> Config:
 
 
 def linear_probe() -> Config:
-    """A linear classifier on frozen features: what a model knows already.
+    """A linear classifier on frozen features, to measure what a model has already learned.
 
     packvit train linear_probe --model MODEL --model.num-classes N --data.shards SHARDS --data.val-shards VAL
     """

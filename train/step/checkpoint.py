@@ -1,9 +1,10 @@
-"""Checkpoints: everything a run needs to go on, bit for bit, in a folder that appears whole or not at all.
+"""Checkpoints: everything a run needs to resume, bit for bit, in a folder that appears whole or not at all.
 
 `step-00000100/` holds `state/` (torch.distributed.checkpoint: the engine's tensors; each rank writes its
-part, and any number of ranks reads it), `progress.json` (the state of all other parts of the run), like a
-finished run a loadable `model.safetensors` with its `config.json`, and hashes of all these files. It is
-written under another name and renamed when all of it is on the disk, so a kill never harms the one before.
+part, and any number of ranks can read it), `progress.json` (the state of all other parts of the run), a
+loadable `model.safetensors` with its `config.json` as in a finished run, and hashes of all these files. It is
+written under another name and renamed when all of it is on the disk, so a kill never damages the previous
+one.
 """
 
 import json
@@ -37,15 +38,15 @@ MARGIN = 1 << 20  # bytes; a disk with less room is full
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When checkpoints are written, and which are kept; of `train.*`.
+    """When checkpoints are written, and which are kept; part of `train.*`.
 
     Args:
         checkpoint_every: steps between checkpoints; the last step always saves one.
         keep_checkpoints: number of recent checkpoints to keep.
-        keep_every: also keep checkpoints of steps that it divides; 0 keeps none of them.
+        keep_every: also keep checkpoints whose step is a multiple of this; 0 keeps no others.
         async_checkpoints: write checkpoints in the background, from a copy in host memory.
-        resume_from: go on from this checkpoint, such as step-100, instead of the newest; later ones are
-            renamed. A run that has gone on from it already goes on from its newest.
+        resume_from: resume from this checkpoint, such as step-100, instead of the newest; later ones are
+            renamed. A run that has already resumed from it continues from its newest checkpoint.
     """
 
     checkpoint_every: int = field(default=500, metadata={"resume": "free"})
@@ -63,14 +64,14 @@ class CheckpointConfig:
 
 
 class Part(Protocol):
-    """Something of a run that has a state beside the engine's tensors."""
+    """A part of a run that has a state besides the engine's tensors."""
 
     def state_dict(self) -> dict[str, Any]:
         """The state, JSON-serialisable; every rank calls it, and the main rank's is kept."""
         ...
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Go on from a state that `state_dict` gave, on whatever number of ranks.
+        """Restore a state that `state_dict` returned, on any number of ranks.
 
         Raises:
             ValueError: the state does not belong to this run.
@@ -90,10 +91,10 @@ class Checkpointer:
     """Writes checkpoints to `folder`, reads them, and removes old ones; every rank calls every method alike.
 
     With `train.async_checkpoints` a save copies the state to host memory and returns; a thread writes it
-    while training goes on. At most one is under way.
+    while training continues. At most one is written at a time.
 
     Args:
-        parts: by the name that each has in progress.json.
+        parts: the parts of the run by their names in progress.json.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class Checkpointer:
         """Write `folder`/step-XXXXXXXX.
 
         Raises:
-            OSError: there is no room for it, or it cannot be written; those before stay as they are.
+            OSError: there is no space for it, or it cannot be written; earlier checkpoints stay unchanged.
         """
         self.wait()
         self.saved = step
@@ -176,7 +177,7 @@ class Checkpointer:
             seal(partial, files, rank)
 
     def tidy(self, aside: Iterable[Path]) -> None:
-        """Rename the checkpoints that the run does not follow from, and remove what was never complete."""
+        """Rename the checkpoints that the run does not continue from, and remove incomplete ones."""
         if self.ranks.is_main:
             for path in aside:
                 set_aside(path)
@@ -184,7 +185,7 @@ class Checkpointer:
                 shutil.rmtree(path)
 
     def load(self, path: Path) -> None:
-        """Restore the engine's tensors from a checkpoint, in place; see Resume for all else.
+        """Restore the engine's tensors from a checkpoint, in place; see Resume for everything else.
 
         Raises:
             ValueError: the checkpoint is damaged, or lacks a tensor that is trained now.
@@ -211,7 +212,7 @@ class Checkpointer:
             self.wait()
 
     def wait(self) -> None:
-        """Wait for what is written in the background.
+        """Wait for the checkpoint that is written in the background.
 
         Raises:
             OSError, RuntimeError: it could not be written.
@@ -237,7 +238,8 @@ class Checkpointer:
 
 
 def expect_one_process() -> None:
-    """Saving from a single process is meant; torch warns of it, also from its own threads."""
+    """Silence torch's warning about saving from a single process, which is intended; other threads warn,
+    too."""
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
@@ -246,7 +248,7 @@ def unwritten(path: Path) -> Iterator[None]:
     """Name the checkpoint that cannot be written, and why, in one sentence.
 
     Raises:
-        OSError: in place of whatever the libraries raise, some of which is no Exception.
+        OSError: instead of the libraries' errors, some of which are not an Exception.
     """
     try:
         yield
@@ -259,7 +261,7 @@ def unwritten(path: Path) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the tracebacks that follow."""
+    """The message of an error, without the tracebacks that follow it."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
@@ -275,7 +277,7 @@ def named_tensors(state: Mapping[str, Any], prefix: str = "") -> dict[str, Tenso
 
 
 def set_aside(checkpoint: Path) -> Path:
-    """Rename a checkpoint that must not be taken for the newest any more; returns its new path."""
+    """Rename a checkpoint that must no longer count as the newest; returns its new path."""
     number = 0
     while (target := checkpoint.with_name(f"aside-{checkpoint.name}-{number}")).exists():
         number += 1

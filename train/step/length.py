@@ -19,7 +19,7 @@ class Counters:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from the counts that `state_dict` gave."""
+        """Restore the counts that `state_dict` returned."""
         for f in fields(self):
             setattr(self, f.name, state[f.name])
 
@@ -29,7 +29,7 @@ class Length:
     """A run's length.
 
     Args:
-        unit: the counter that tells how far the run is.
+        unit: the counter that measures the run's progress.
         total: its value at the end.
     """
 
@@ -39,13 +39,13 @@ class Length:
 
 @dataclass(frozen=True, kw_only=True)
 class LengthConfig:
-    """How long a run is; of `train.*`.
+    """How long a run is; part of `train.*`.
 
     Args:
         steps: length of the run in optimizer steps, unless one of the next three is set.
-        images: length of the run in images seen by all ranks; 0: it is not counted in images.
-        tokens: likewise in tokens.
-        gflops: likewise in 10^9 FLOPs, teachers' included.
+        images: length of the run in images seen by all ranks; 0: not measured in images.
+        tokens: length of the run in tokens; 0: not measured in tokens.
+        gflops: length of the run in 10^9 FLOPs, including teachers'; 0: not measured in FLOPs.
     """
 
     steps: int = 1000
@@ -66,7 +66,7 @@ class LengthConfig:
 
     @property
     def length(self) -> Length:
-        """The one that counts."""
+        """The length that is set."""
         for unit, total in (("images_seen", self.images), ("tokens_seen", self.tokens)):
             if total:
                 return Length(unit, total)

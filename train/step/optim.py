@@ -20,24 +20,25 @@ class OptimConfig:
     Args:
         kind: `adamw`; `muon` for the matrices of the blocks and AdamW for the rest; or `sgd`.
         lr: peak learning rate of AdamW or SGD.
-        muon_lr: of Muon, whose updates have the size of AdamW's at the same learning rate.
-        momentum: of Muon and SGD.
-        betas: of AdamW.
-        eps: of AdamW.
+        muon_lr: peak learning rate of Muon, whose updates have the size of AdamW's at the same rate.
+        momentum: momentum of Muon and SGD.
+        betas: betas of AdamW.
+        eps: epsilon of AdamW.
         weight_decay: decoupled, times the learning rate (PyTorch's convention), on weight matrices only. SGD
             adds it to the gradient.
-        head_weight_decay: that of the classification head (NaViT: 0.03 body, 3.0 head).
-        layer_decay: factor of the learning rate from each block to the one before it; 1 has none (BEiT A).
-        lr_factors: (prefix, factor) of the learning rates of parameters whose names start so, as `("text.",
-            0.1)`. The model's names start with `model.`, a task's own with those of its heads; of several
-            prefixes the longest counts.
+        head_weight_decay: weight decay of the classification head (NaViT: 0.03 body, 3.0 head).
+        layer_decay: factor of the learning rate from each block to the previous one; 1: no decay (BEiT A).
+        lr_factors: (prefix, factor) for the learning rates of parameters whose names start with the prefix,
+            such as `("text.", 0.1)`. The model's names start with `model.`, those of a task's heads with the
+            head's name; if several prefixes match, the longest applies.
         weight_decays: (prefix, decay), which replaces the two above for weight matrices, in the same way.
-        freeze: name prefixes of parameters to freeze; `body` is all but the head.
+        freeze: name prefixes of parameters to freeze; `body` is everything except the head.
         schedule: shape of the learning rate; see packvit.train.step.step.
-        warmup: linear from 0 to the peak. This and the next two count what the run's length counts: steps,
-            or images, tokens or GFLOPs where `train.images`, `train.tokens` or `train.gflops` is set.
-        timescale: after which `rsqrt` begins to fall; at least the warm-up.
-        cooldown: linear to 0 at the end.
+        warmup: length of the linear rise from 0 to the peak. This and the next two are in the unit of the
+            run's length: steps, or images, tokens or GFLOPs if `train.images`, `train.tokens` or
+            `train.gflops` is set.
+        timescale: when `rsqrt` begins to fall; at least the warm-up.
+        cooldown: length of the linear fall to 0 at the end.
         clip: largest global gradient norm; 0 does not clip.
     """
 

@@ -12,12 +12,13 @@ EMA = "ema"  # as a teacher's path: the moving average of the weights in trainin
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Learning from labels; of `train.*`.
+    """Learning from labels; part of `train.*`.
 
     Args:
-        loss: `softmax` or, per class, `sigmoid` cross-entropy (NaViT).
+        loss: cross-entropy with `softmax` or, for each class, with `sigmoid` (NaViT).
         label_smoothing: share of the target spread evenly over the classes.
-        head_bias: of a head that starts anew; sigmoid losses of many classes start low (big_vision: -10).
+        head_bias: initial bias of a new head; for sigmoid losses with many classes it should be low
+            (big_vision: -10).
     """
 
     loss: Literal["softmax", "sigmoid"] = "softmax"
@@ -31,24 +32,26 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """Teachers; without any the labels are all there is to learn from.
+    """Learning from teachers; without teachers, a run learns from labels alone.
 
     FlexiViT 3.5: a student learns from a teacher's answers to the same crop and flip, which the teacher sees
     at its own patch size and resolution and without dropped tokens.
 
     Args:
-        teachers: models, as load_model reads them, or `ema`, the run's own moving average. Their losses add.
-        patch_sizes: of each teacher's view; empty: the smallest of `views.patch_sizes` for all.
-        resolutions: of each teacher's view, in pixels; empty: the upper end of `views.resolution` for all.
+        teachers: models that load_model reads, or `ema`, the run's own moving average. Their losses are
+            added.
+        patch_sizes: patch size of each teacher's view; empty: the smallest of `views.patch_sizes` for all.
+        resolutions: resolution of each teacher's view in pixels; empty: the upper end of `views.resolution`
+            for all.
         init: start with the first teacher's weights.
-        logits_field: of every sample, with logits that `packvit teach` wrote; one more teacher.
-        temperature: t, divides the logits of both.
-        logits_weight: of t^2 * KL(teacher || student) over the classes.
-        label_weight: of the label loss (`train.loss`) beside the teachers'.
-        feature_weight: of the distance between what enters the heads; where widths differ, a linear layer,
-            trained along, maps the student's.
-        token_weight: of the mean distance between the last layer's tokens at the student's kept patches;
-            mapped in the same way.
+        logits_field: field of every sample with logits that `packvit teach` wrote; acts as one more teacher.
+        temperature: t, which divides the logits of both.
+        logits_weight: weight of t^2 * KL(teacher || student) over the classes.
+        label_weight: weight of the label loss (`train.loss`), which is added to the teachers' losses.
+        feature_weight: weight of the distance between the inputs of the heads; if widths differ, a linear
+            layer, trained along with the student, maps the student's features.
+        token_weight: weight of the mean distance between the last layer's tokens at the student's kept
+            patches; tokens are mapped in the same way.
         measure: the distance: `cosine`, 1 - cos, or `smooth_l1`, the mean over channels.
     """
 
@@ -94,7 +97,7 @@ class DistillConfig:
 
     @property
     def needs_labels(self) -> bool:
-        """Whether samples without a label are of no use."""
+        """Whether samples must have a label."""
         return not self.active or self.label_weight > 0
 
     def budgets(self, views: ViewsConfig) -> tuple[tuple[int, int], ...]:
@@ -106,15 +109,15 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class ConsistencyConfig:
-    """Every sample is shown twice, at two budgets, and the features of the smaller one are pulled to those of
-    the larger one.
+    """Every sample is shown twice, at two budgets, and the features at the smaller budget are pulled towards
+    those at the larger one.
 
-    Models that see several resolutions may answer each in a mode of its own (C-RADIO, arXiv 2412.07679);
-    here the same image asks for the same features at all of them.
+    Models that see several resolutions may process each in a different mode (C-RADIO, arXiv 2412.07679); here
+    the same image must give the same features at all of them.
 
     Args:
-        weight: of the distance between the features that enter the head, beside the labels' loss of both
-            images; 0 shows every sample once.
+        weight: weight of the distance between the inputs of the head, which is added to the label loss of
+            both images; 0 shows every sample once.
         measure: the distance: `cosine`, 1 - cos, or `smooth_l1`, the mean over channels.
     """
 
@@ -132,7 +135,7 @@ class ConsistencyConfig:
 
 
 def check_field(name: str, field: str) -> None:
-    """Refuse the name of a field that shards cannot hold or readers would not take for an array.
+    """Refuse the name of a field that shards cannot hold or that readers would not read as an array.
 
     Raises:
         ValueError: names `name`, the flag.
@@ -143,19 +146,20 @@ def check_field(name: str, field: str) -> None:
 
 @dataclass(frozen=True)
 class ContrastiveConfig:
-    """Images and their captions, which two towers embed close to each other; see docs/contrastive.md.
+    """Learning from images and captions, which two towers embed close to each other; see docs/contrastive.md.
 
     Args:
         loss: `softmax` (CLIP; NaViT 2.3) or `sigmoid` (SigLIP, arXiv 2303.15343, 3); empty learns from labels
             or teachers instead.
-        captions: field of every sample: `txt`, whose lines are captions, or `json:PLACE`, a text or a list of
-            texts. An epoch draws one of several.
+        captions: field of every sample with its captions: `txt`, one caption a line, or `json:PLACE`, a text
+            or a list of texts. If a sample has several, each epoch draws one.
         tokenizer: a `.model` of sentencepiece, a `tokenizer.json`, or the folder of a model that has one;
-            empty trains one of `text.vocab_size` tokens on the set's captions. The run's folder keeps it.
-        tokenizer_captions: the most captions that one is trained on.
-        temperature: what cosines are multiplied by at first, e^t'.
-        bias: what is added to them at first; of the sigmoid loss.
-        chunk: images that are compared at once; 0 takes as many as make 2^24 logits.
+            empty trains one with `text.vocab_size` tokens on the set's captions. It is kept in the run's
+            folder.
+        tokenizer_captions: maximum number of captions on which a tokeniser is trained.
+        temperature: initial factor of the cosines, e^t'.
+        bias: initial value that is added to them; for the sigmoid loss.
+        chunk: images that are compared at once; 0: as many as make 2^24 logits.
     """
 
     loss: Literal["", "softmax", "sigmoid"] = ""
