@@ -1,1 +1,1 @@
-"""What several rooms need: ranks, what a person sees, pictures, optional packages. Knows no other room."""
+"""What several rooms need: ranks, display, figures, optional packages. Imports no other room."""

@@ -1,4 +1,4 @@
-"""What a device computes in, and how much fits on it."""
+"""The precision that a device computes in, and its memory."""
 
 import os
 import platform
@@ -16,14 +16,14 @@ FILL = "fill_uninitialized_memory"
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """What `auto` means: bf16 on CUDA and fp32 elsewhere; any other precision is itself."""
+    """Resolve `auto`: bf16 on CUDA and fp32 elsewhere; any other precision is returned unchanged."""
     if precision == "auto":
         return "bf16" if device.type == "cuda" else "fp32"
     return precision
 
 
 def wants_compiling(wish: str, device: torch.device) -> bool:
-    """What `train.compile` means on a device."""
+    """Whether `train.compile` asks to compile on a device."""
     return wish == "on" or (wish == "auto" and device.type == "cuda")
 
 
@@ -36,12 +36,13 @@ def make_autocast(precision: str, device: torch.device) -> AbstractContextManage
 
 @contextmanager
 def arithmetic(precision: str, deterministic: bool) -> Iterator[None]:
-    """A context for a whole run, because these are settings of the process; they are put back at its end.
+    """A context for a whole run, because these are settings of the process; they are restored at its end.
 
     Args:
         precision: `tf32` lets CUDA round the factors of fp32 matrix products to 10 bits of mantissa; others
-            leave this as it is, which in a fresh process is exact.
-        deterministic: the same numbers each time on CUDA. Must begin before the first matrix product on CUDA.
+            do not change the setting, which is exact in a fresh process.
+        deterministic: give the same numbers each time on CUDA; the context must begin before the first matrix
+            product there.
     """
     matmul, set_fill = torch.backends.cuda.matmul, partial(setattr, torch.utils.deterministic, FILL)
     tf32, fill = matmul.fp32_precision, getattr(torch.utils.deterministic, FILL)
@@ -68,7 +69,7 @@ def arithmetic(precision: str, deterministic: bool) -> Iterator[None]:
 
 
 def device_name(device: torch.device) -> str:
-    """What a person calls a GPU, or the processor of this machine."""
+    """The name of a GPU, or of the processor of this machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")

@@ -1,4 +1,4 @@
-"""What a person sees: lines, tables, and a progress bar in a terminal or a notebook."""
+"""The display: lines, tables, and a progress bar in a terminal or a notebook."""
 
 import sys
 import time
@@ -16,12 +16,12 @@ NOTEBOOK_EVERY = 0.25  # seconds between two pictures of a bar in a notebook
 class Bar:
     """A progress bar in a terminal or a notebook, and nothing elsewhere; a context manager.
 
-    A notebook's bar is one output that is drawn anew: rich's own needs ipywidgets there.
+    A notebook's bar is one output that is redrawn, because rich's own bar needs ipywidgets there.
 
     Args:
         console: where it is drawn.
-        what: in a word or two.
-        total: how far it goes; None while that is unknown.
+        what: description in a word or two.
+        total: the value at its end; None while that is unknown.
         transient: whether it disappears at its end.
     """
 
@@ -60,7 +60,7 @@ class Bar:
             self._output = None
 
     def update(self, done: float, total: float | None = None, state: str = "") -> None:
-        """So much of the total is done."""
+        """Show that so much of the total is done."""
         self._progress.update(self._task, completed=done, total=total, state=state)
         if self._output is not None and time.monotonic() >= self._drawn + NOTEBOOK_EVERY:
             self._output.update(self._progress)
@@ -79,13 +79,14 @@ class Display:
         self.console.print(text, markup=False, soft_wrap=True)
 
     def start(self, unit: str, done: float, total: float) -> None:
-        """Training goes from `done` to `total` units."""
+        """Start to show the progress of training, from `done` to `total` units."""
         self.unit, self.first, self.total, self.began = unit, done, total, time.perf_counter()
         self.bar = Bar(self.console, unit, total).__enter__()
         self.bar.update(done)
 
     def update(self, done: float, step: int, state: str) -> None:
-        """Training has come as far as `done` and is at `step`; off a terminal this is a line of text."""
+        """Show that training has reached `done` and is at `step`; outside a terminal this is a line of
+        text."""
         if self.bar is None:
             return
         if self.bar.shown:
@@ -97,13 +98,14 @@ class Display:
         sys.stdout.flush()
 
     def stop(self) -> None:
-        """Training is over, for good or not; safe to call twice."""
+        """Stop showing the progress of training, however it ended; may be called twice."""
         if self.bar is not None:
             self.bar.__exit__()
             self.bar = None
 
     def draw(self, picture: Callable[[], None]) -> None:
-        """Draw; without matplotlib, say how to get it instead of failing a run that is otherwise fine."""
+        """Draw a figure; without matplotlib, say how to install it instead of failing an otherwise good
+        run."""
         try:
             picture()
         except ImportError as error:

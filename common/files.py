@@ -20,14 +20,15 @@ def cache_path(name: str) -> Path:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a small file under another name, bring it to the disk and rename it."""
+    """Write a small file under another name, flush it to disk and rename it."""
     with whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Another name to write a file under; when the block ends well, it is brought to the disk and renamed."""
+    """A temporary name to write a file under; if the block succeeds, the file is flushed to disk and
+    renamed."""
     partial = path.with_name(f".{path.name}.partial")
     yield partial
     sync(partial)
@@ -38,8 +39,8 @@ def whole(path: Path) -> Iterator[Path]:
 def write_nameless(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file that has no name until it is complete: a process that is killed leaves nothing behind.
 
-    Where the system has no nameless files (Linux's O_TMPFILE), it has another name until then. For caches:
-    where several processes write the same, any of them wins.
+    If the system has no nameless files (Linux's O_TMPFILE), the file has another name until then. It is meant
+    for caches: if several processes write the same file, any of them wins.
 
     Raises:
         OSError: it cannot be written.
@@ -83,7 +84,7 @@ def hash_file(path: Path) -> str:
 
 
 def refuse_url(folder: Path, flag: str) -> None:
-    """Refuse what was meant as a URL, such as `s3://bucket/folder`.
+    """Refuse a path that looks like a URL, such as `s3://bucket/folder`.
 
     Raises:
         ValueError: names the flag.
@@ -94,11 +95,11 @@ def refuse_url(folder: Path, flag: str) -> None:
 
 
 def check_writable(folder: Path, flag: str = "--out") -> None:
-    """Refuse a folder that nothing can be written to, before hours of work; makes nothing.
+    """Refuse a folder that cannot be written to, before hours of work; creates nothing.
 
     Args:
-        folder: it, or the folders above it that exist.
-        flag: that named it.
+        folder: the folder, which need not exist yet.
+        flag: the flag that named it.
 
     Raises:
         ValueError: names the folder and the reason.

@@ -19,7 +19,7 @@ AHEAD = 3  # jobs handed out for each process: enough to keep it busy, few enoug
 class Jobs:
     """Runs jobs in `workers` processes, or in this one if `workers` is 1; a context manager.
 
-    The processes start with the first job, and stay for the next run.
+    The processes start with the first job, and are kept for the next run.
     """
 
     def __init__(self, workers: int, console: Console) -> None:
@@ -38,8 +38,8 @@ class Jobs:
         """`function(*job)` for each of the jobs, in their order; at most a few are begun ahead.
 
         Args:
-            what: in words, for the bar.
-            function: of a module, so that another process finds it.
+            what: description for the bar.
+            function: a function at the top level of a module, so that another process finds it.
             jobs: tuples of arguments.
         """
         results = self._here(function, jobs) if self.workers == 1 else self._there(function, jobs)

@@ -1,4 +1,4 @@
-"""Fields of JSON objects that come from files: what is not as it must be is refused by name."""
+"""Fields of JSON objects that come from files: invalid fields are refused by name."""
 
 import json
 import math
@@ -48,8 +48,8 @@ def check_fields(
     Args:
         values: what should be an object with exactly these fields.
         fields: the kinds of value (keys of KINDS) that each field may hold.
-        place: where the object stands, such as "plan.json: stages[1]", for messages.
-        others: accept and leave out further fields.
+        place: where the object is, such as "plan.json: stages[1]", for messages.
+        others: accept further fields and leave them out.
 
     Raises:
         ValueError: a field is missing, unknown or holds something else; names the place and the field.
@@ -67,7 +67,8 @@ def check_fields(
 
 
 def check_list(values: list[Any], kinds: Kinds, place: str, length: int | None = None) -> tuple[Any, ...]:
-    """The values of a list, all of these kinds; so many if `length` is given. Raises as `check_fields`."""
+    """The values of a list, all of these kinds, and `length` of them if it is given. Raises as
+    `check_fields`."""
     if length is not None and len(values) != length:
         raise ValueError(f"{place} must have {length} values, not {len(values)}")
     for index, value in enumerate(values):
@@ -76,7 +77,7 @@ def check_list(values: list[Any], kinds: Kinds, place: str, length: int | None =
 
 
 def check_value(value: Any, kinds: Kinds, place: str) -> None:
-    """Refuse a value that is of none of these kinds; raises as `check_fields`."""
+    """Refuse a value that has none of these kinds; raises as `check_fields`."""
     if not any(_is(value, kind) for kind in kinds):
         wanted = " or ".join(KINDS[kind] for kind in kinds)
         raise ValueError(f"{place} must be {wanted}, not {describe(value)}")
@@ -89,7 +90,7 @@ def _is(value: Any, kind: type) -> bool:
 
 
 def describe(value: Any) -> str:
-    """A value in a message: its kind where it is long."""
+    """A value for a message, or its kind if it is long."""
     if isinstance(value, list | dict):
         return KINDS[type(value)]
     return "null" if value is None else repr(value)

@@ -1,4 +1,4 @@
-"""JSON without NaN, and files of one JSON object a line that a resumed run goes on with."""
+"""JSON without NaN, and files of one JSON object a line that a resumed run continues."""
 
 import json
 import math
@@ -13,10 +13,10 @@ class JsonLines:
     """A file of one JSON object a line, each with its `step`.
 
     Args:
-        path: made if missing; lines at its end that are damaged, as after a loss of power, are removed, and
-            it is said.
+        path: the file, which is created if missing; damaged lines at its end, as after a power failure, are
+            removed and reported.
         step: lines of later steps are removed, because the run repeats those steps.
-        write: False writes nothing; for all ranks but one.
+        write: whether to write at all; False on all ranks but one.
     """
 
     def __init__(self, path: Path, step: int, write: bool = True) -> None:
@@ -38,7 +38,7 @@ class JsonLines:
 
 
 def finite(value: Any) -> Any:
-    """The same with None for each number that is not finite, because JSON has none of them."""
+    """The same value with None for each number that is not finite, because JSON cannot hold them."""
     if isinstance(value, dict):
         return {name: finite(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -47,10 +47,10 @@ def finite(value: Any) -> Any:
 
 
 def read_json_lines(path: Path) -> list[dict]:
-    """All complete lines; a last line that a kill cut short, and damaged ones at the end, are left out.
+    """All complete lines; a last line that a kill cut short, and damaged lines at the end, are left out.
 
     Raises:
-        ValueError: a line that others follow is no JSON object; names the file and the line.
+        ValueError: a line before the end is not a JSON object; names the file and the line.
     """
     return _read(path)[0]
 

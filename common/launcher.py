@@ -1,4 +1,4 @@
-"""Ranks end with the launcher that started them."""
+"""Ranks end when the launcher that started them ends."""
 
 import ctypes
 import os
@@ -9,10 +9,10 @@ PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def end_with_launcher() -> None:
-    """Have Linux send SIGTERM to this process, if it is a rank, when torchrun is gone, however that ended.
+    """Let Linux send SIGTERM to this process, if it is a rank, when torchrun ends for whatever reason.
 
-    Otherwise a rank would train on for ever after a SIGKILL of torchrun, with nobody to notice, and keep the
-    run's folder from the next one. A launcher that is gone before the call is not noticed.
+    Otherwise a rank would train forever after a SIGKILL of torchrun, unnoticed, and block the run's folder
+    for the next run. A launcher that ended before the call is not noticed.
     """
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

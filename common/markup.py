@@ -1,4 +1,4 @@
-"""HTML and SVG as trees: text stays text, every tag is closed, and a page needs nothing from outside."""
+"""HTML and SVG as trees: text is escaped, every tag is closed, and a page needs nothing from outside."""
 
 import base64
 import hashlib
@@ -15,7 +15,7 @@ def el(tag: str, /, *children: Element | str | None, **attributes: str | float |
     Args:
         tag: its name.
         children: elements, and texts of any origin; None is left out.
-        attributes: None is left out. `_` at the end of a name is dropped, others are written as `-`.
+        attributes: None is left out. A `_` at the end of a name is dropped, others become `-`.
     """
     element = Element(tag)
     for key, value in attributes.items():
@@ -38,13 +38,14 @@ def _add_text(element: Element, text: str) -> None:
 
 
 def visible(text: str) -> str:
-    """The text with a replacement sign for each sign that a page cannot hold or that would disturb others."""
+    """The text with a replacement character for each character that a page cannot hold or that would affect
+    others."""
     # What can be printed has none of them; most texts, and all long ones, end here.
     return text if text.isprintable() else UNSEEN.sub("\ufffd", text)
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """A file as an address, for `src`; `kind` is its type, such as image/png."""
+    """A file as a data URI, for `src`; `kind` is its media type, such as image/png."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
@@ -54,10 +55,10 @@ def write_document(title: str, style: str, body: Element, script: str = "") -> s
     Its policy tells browsers to load nothing and to run no script but this one.
 
     Args:
-        title: of the window.
+        title: title of the window.
         style: CSS.
         body: the element `body`.
-        script: JavaScript; it runs when the body is there. Neither it nor the style may hold `</`.
+        script: JavaScript, which runs when the body is loaded. Neither it nor the style may contain `</`.
     """
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     if script:

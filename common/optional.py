@@ -1,5 +1,4 @@
-"""Packages that packvit works without; whoever needs one gets it here, or a sentence that says how to install
-it."""
+"""Optional packages: code that needs one gets it here, or an error that says how to install it."""
 
 from importlib import import_module
 from types import ModuleType
@@ -11,7 +10,7 @@ def need(module: str, extra: str, purpose: str) -> ModuleType:
     Args:
         module: its full name, such as `pyarrow.parquet`.
         extra: the extra of packvit that installs it.
-        purpose: who needs which package, as the start of a sentence, such as "plots need matplotlib".
+        purpose: what needs which package, as the start of a sentence, such as "plots need matplotlib".
 
     Raises:
         ImportError: it is not installed.

@@ -1,6 +1,6 @@
 """Figures: colours, markers, a new figure and its file.
 
-matplotlib is optional: `new_figure` raises an ImportError with a sentence where it is missing. Figures are
+matplotlib is optional: `new_figure` raises an ImportError with one sentence if it is missing. Figures are
 made without pyplot, so nothing depends on a display or on global state.
 """
 
@@ -23,14 +23,15 @@ def new_figure(width: float, height: float) -> "Figure":
     """An empty figure of so many inches.
 
     Raises:
-        ImportError: matplotlib is not installed; says how to get it.
+        ImportError: matplotlib is not installed; says how to install it.
     """
     figures = need("matplotlib.figure", "plot", "plots need matplotlib")
     return figures.Figure(figsize=(width, height), layout="constrained")
 
 
 def new_axes(width: float, height: float) -> "tuple[Figure, Axes]":
-    """A figure of one plot with a light grid and no frame above and to the right; raises as `new_figure`."""
+    """A figure of one plot with a light grid and no frame above and to the right; raises like
+    `new_figure`."""
     figure = new_figure(width, height)
     axes = figure.add_subplot()
     axes.grid(alpha=0.25)
@@ -41,6 +42,6 @@ def new_axes(width: float, height: float) -> "tuple[Figure, Axes]":
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a PNG; its folder is made."""
+    """Write a PNG; its folder is created if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

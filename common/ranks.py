@@ -1,4 +1,5 @@
-"""Ranks: one process a device, started by torchrun; alone, everything here is the identity."""
+"""Ranks: one process for each device, started by torchrun; with a single process, everything here is the
+identity."""
 
 import os
 import time
@@ -17,7 +18,7 @@ GLOO_WAIT = 0.2
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all of the run."""
+    """This process among all processes of the run."""
 
     rank: int
     world_size: int
@@ -54,7 +55,8 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def find_ranks(device: str) -> Ranks:
-    """The place of this process among those that torchrun started, or alone; starts neither CUDA nor a group.
+    """The place of this process among those that torchrun started, or alone; starts neither CUDA nor a
+    process group.
 
     Raises:
         ValueError: device is `cuda` and there is none.
@@ -111,7 +113,7 @@ def stop_ranks() -> None:
 
 @contextmanager
 def ranks_of_call(device: str) -> Iterator[Ranks]:
-    """This process among the others for a part of a program; a group that there was before stays."""
+    """This process among the others, for a part of a program; an existing process group is kept."""
     before = dist.is_initialized()
     try:
         yield start_ranks(device)

@@ -12,11 +12,11 @@ from packvit.common.files import whole
 def save_tensors(
     tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a .safetensors file that appears whole, with the permissions that any new file here gets.
+    """Write a .safetensors file that appears whole, with the permissions of any new file.
 
     Args:
         tensors: contiguous, on the CPU.
-        metadata: texts in the file's header; by default that it is PyTorch's.
+        metadata: texts in the file's header; by default they say that it is PyTorch's.
 
     Raises:
         OSError, SafetensorError: it cannot be written.

@@ -1,4 +1,4 @@
-"""Views, packers, the batch type, and images in memory. Knows no other room."""
+"""Views, packers, the batch type, and images in memory. Imports no other room."""
 
 from packvit.packing.batch.flat import Flat
 from packvit.packing.batch.image import Collated, ImageFacts, Mixed, PackedImage, Ragged, Shape

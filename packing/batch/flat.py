@@ -1,8 +1,8 @@
 """Tensors in one piece of memory, to be handed from process to process.
 
-Between processes every tensor is a shared-memory file with a descriptor of its own, and a batch of ten patch
-sizes has thirty tensors: a few waiting batches would use up a process's descriptors. One buffer needs one,
-is pinned in one go, and its tensors are views into it.
+Between processes, every tensor is a shared-memory file with its own descriptor, and a batch of ten patch
+sizes has thirty tensors: a few waiting batches would use up a process's descriptors. A single buffer needs
+one descriptor, can be pinned at once, and its tensors are views into it.
 """
 
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ class Place:
 
 @dataclass(frozen=True)
 class Flat:
-    """A value whose tensors lie one after the other in `buffer`, uint8 [bytes]; see `map_leaves` for where it
-    looks for them.
+    """A value whose tensors lie one after the other in `buffer`, uint8 [bytes]; `map_leaves` says where
+    tensors are found.
 
     Args:
         value: the value with a `Place` instead of each tensor.

@@ -1,4 +1,4 @@
-"""What a batch is made of: images that are cut into patches, and the values of their targets."""
+"""The parts of a batch: images that are cut into patches, and the values of their targets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,14 +13,14 @@ Shape = tuple[int, ...]  # of a patch in pixels, (height, width), or of a tubele
 
 @dataclass(frozen=True, slots=True)
 class PackedImage:
-    """The kept tokens of one image, along A axes: 2 of a picture, 3 of a clip.
+    """The kept tokens of one image, along A axes: 2 for a picture, 3 for a clip.
 
     Places and extents count cells, the finest patches of the image. In a uniform grid every token is one
     cell.
 
     Args:
         patches: {shape: uint8 [n, prod(shape) * 3]}, kept patches by shape; row-major (..., row, col,
-            channel) inside a patch. Tokens stand in the order of this dictionary.
+            channel) inside a patch. Tokens are in the order of this dictionary.
         coords: int32 [tokens, A], the first cell of each token, in raster order within a shape.
         grid: cells along each axis, before dropping.
         cell: pixels (or frames) of a cell along each axis.
@@ -29,7 +29,7 @@ class PackedImage:
         extents: int32 [tokens, A], cells that each token covers; None: 1 everywhere.
         token_grid: tokens along each axis, before dropping, of an image whose patches overlap; None: patches
             tile the image.
-        targets: what the image comes with besides pixels, by name.
+        targets: the image's targets by name.
     """
 
     patches: Mapping[Shape, np.ndarray]
@@ -49,12 +49,10 @@ class PackedImage:
 
 
 class ImageFacts(NamedTuple):
-    """What the N images of a batch can be grouped by, in host memory.
+    """Properties by which the N images of a batch can be grouped, in host memory.
 
-    patch_size: int64 [N], pixels.
-    resolution: float64 [N], pixels.
-    drop_rate: float64 [N], the share of each image's cells that no kept token covers; where patches overlap,
-        the share of its tokens.
+    patch_size: int64 [N], pixels. resolution: float64 [N], pixels. drop_rate: float64 [N], the share of each
+    image's cells that no kept token covers; if patches overlap, the share of its tokens that were dropped.
     """
 
     patch_size: np.ndarray
@@ -78,7 +76,8 @@ class Ragged(NamedTuple):
 
     @staticmethod
     def join(parts: Sequence[np.ndarray], empty: np.ndarray) -> "Ragged":
-        """The rows of each image one after the other; `empty` [0, ...] gives type and shape without any."""
+        """The rows of all images one after the other; `empty` [0, ...] gives type and shape if there are
+        none."""
         offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
         return Ragged(torch.from_numpy(np.concatenate([empty, *parts])), torch.from_numpy(offsets))
 

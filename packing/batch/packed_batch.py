@@ -4,8 +4,8 @@ B sequences of S slots, flattened to T = B * S slots, hold the kept patches of N
 by their shape; `slots` says where in the flat batch each one goes. A segment is the run of slots of one
 image; the padding at the end of a sequence is a segment of its own that belongs to no image.
 
-Every token has a place and an extent along each of A axes, counted in cells, and every image its size in
-cells and a cell's size in pixels. Positions, FLOPs and pictures derive from these four.
+Every token has a place and an extent along each of A axes, counted in cells; every image has a size in cells
+and a cell size in pixels. Positions, FLOPs and pictures are derived from these four.
 """
 
 import math
@@ -24,7 +24,7 @@ from packvit.packing.batch.show import describe, draw
 
 @dataclass(frozen=True, slots=True)
 class BatchStats:
-    """What a batch holds; sums over batches are sums of these.
+    """Counts of a batch's content; they can be added over batches.
 
     Args:
         images, tokens, slots, sequences: counts.
@@ -67,10 +67,10 @@ class PackedBatch:
         cu_seqlens: int32 [segments + 1], offsets of the segments in the flat batch.
         seq_len: S.
         max_len: length of the longest segment.
-        counts: what the batch holds; here because kernels' costs are counted while the batch is on a device.
+        counts: counts of the content, stored so that costs can be computed while the batch is on a device.
         token_grids: {image: tokens along each axis before dropping} of images whose patches overlap.
         keys: N sample names.
-        targets: what the images come with besides pixels, by name; see `Collated`.
+        targets: the images' targets by name; see `Collated`.
     """
 
     patches: dict[Shape, Tensor]
@@ -116,7 +116,8 @@ class PackedBatch:
 
     @property
     def labels(self) -> Tensor | None:
-        """The target `label`, of mixed images each one's own: int64 [N] or [N, classes]; None without it."""
+        """The target `label`: int64 [N] or [N, classes], of mixed images each one's own; None if there is
+        none."""
         label = self.targets.get("label")
         return label.own if isinstance(label, Mixed) else label if isinstance(label, Tensor) else None
 
@@ -132,11 +133,11 @@ class PackedBatch:
         return image.where(image >= 0, self.num_images)
 
     def stats(self) -> BatchStats:
-        """Counts of this batch; waits for no device."""
+        """Counts of this batch, without waiting for the device."""
         return self.counts
 
     def facts(self) -> ImageFacts:
-        """What its images can be grouped by; on a GPU it waits for the device."""
+        """Properties by which its images can be grouped; on a GPU it waits for the device."""
         patch_size = self.patch_sizes.numpy(force=True).astype(np.int64)
         cells = self.grids.numpy(force=True).prod(1, dtype=np.int64)
         resolution = np.sqrt(cells) * self.cells.numpy(force=True)[:, -1]

@@ -1,4 +1,4 @@
-"""Pack images that a caller has, to look at them with a model."""
+"""Pack images that a caller has at hand."""
 
 import math
 import os
@@ -29,15 +29,16 @@ def pack_images(
         images: each of its own kind and size: arrays [H, W, 3], tensors [3, H, W], PIL images of any mode,
             paths, or the bytes of a file. Arrays and tensors are uint8, or floats in 0..1, which are rounded
             to uint8. [H, W] and one channel are grey; a fourth channel, alpha, is dropped, as in training.
-            Files and PIL images are turned upright as EXIF says.
-        patch_size: pixels, one for all or one for each image.
-        resolution: side in pixels of the square with the view's area, one for all or one for each; None keeps
-            the native size, and an image whose sides the patch size divides passes bit-exact. Any other is
-            resized to the nearest grid with an antialiased bicubic filter.
-        seq_len: slots in a sequence; None makes one sequence, just long enough for all images: no padding.
-        stride: pixels from one patch to the next, at most patch_size, one for all or one for each image; None
-            is patch_size, and less lets patches overlap. An image that such patches cover exactly passes
-            bit-exact.
+            Files and PIL images are turned upright according to EXIF.
+        patch_size: pixels, one value for all images or one for each.
+        resolution: side in pixels of the square with the view's area, one value for all images or one for
+            each; None keeps the native size. An image whose sides are multiples of the patch size is then
+            passed on bit-exact; any other is resized to the nearest grid with an antialiased bicubic filter.
+        seq_len: slots in a sequence; None makes one sequence, just long enough for all images, without
+            padding.
+        stride: pixels from one patch to the next, at most patch_size, one value for all images or one for
+            each; None: patch_size. With a smaller stride patches overlap. An image that the patches cover
+            exactly is passed on bit-exact.
 
     Raises:
         ValueError: an image that cannot be used, or is longer than `seq_len`; names its place.

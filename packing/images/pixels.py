@@ -1,4 +1,4 @@
-"""Whatever a caller calls an image, as one kind: RGB and upright, 8 bits a channel."""
+"""Images of any kind in one form: RGB and upright, 8 bits a channel."""
 
 import os
 import threading
@@ -20,7 +20,7 @@ _loading = threading.Lock()
 
 
 def check_list(images: object) -> None:
-    """Refuse a single image where a list of them is due: the rows of an array would each be an image.
+    """Refuse a single image in place of a list, because each row of an array would become an image.
 
     Raises:
         ValueError: it is one image, or not a collection at all.
@@ -35,10 +35,10 @@ def check_list(images: object) -> None:
 
 
 def check_source(source: object, place: str) -> None:
-    """Refuse what is no image at all; files are looked at when they are read.
+    """Refuse values that are not images; files are checked when they are read.
 
     Args:
-        place: names the image in the message.
+        place: the name of the image for the message.
 
     Raises:
         ValueError: it is none of `Source`, or an array or a tensor of another type or shape.
@@ -66,7 +66,7 @@ def to_rgb(source: Source) -> Image.Image:
     """All pixels of an image, RGB and upright.
 
     Grey becomes RGB, 16-bit grey keeps its high byte, and alpha is dropped, as the loader does. Floats are
-    rounded to the nearest of 256 steps. Files and PIL images are turned as EXIF says.
+    rounded to the nearest of 256 steps. Files and PIL images are turned upright according to EXIF.
 
     Args:
         source: one that `check_source` accepts.

@@ -1,4 +1,4 @@
-"""The packers to compare with: they put an item at once into a sequence that is still open.
+"""The packers for comparison: they immediately put an item into a sequence that is still open.
 
 `next_fit` keeps one sequence open; `first_fit`, the greedy way of NaViT (arXiv 2307.06304, B.3), and
 `best_fit` keep several, and close the one that was opened first when they hold `lookahead` items;
@@ -12,9 +12,9 @@ from packvit.packing.packers.packer import Contents, Item, Packer
 
 
 class NextFit(Packer[Item]):
-    """`next_fit`: one open sequence, finished as soon as an item does not fit; `lookahead` changes nothing.
+    """`next_fit`: one open sequence, finished as soon as an item does not fit; `lookahead` has no effect.
 
-    O(1) an item. An item leaves at the latest in the second sequence after it came.
+    O(1) per item. An item is packed at the latest in the second sequence after it arrived.
     """
 
     def add(self, item: Item, length: int) -> list[Contents[Item]]:
@@ -42,10 +42,10 @@ class NextFit(Packer[Item]):
 
 
 class FirstFit(Packer[Item]):
-    """`first_fit`: of the open sequences that hold the item, the one opened first, else a new one.
+    """`first_fit`: the open sequence with room for the item that was opened first, or a new one.
 
-    O(open sequences) an item. Holds fewer than `lookahead` items, and closes the sequences in the order in
-    which they were opened: an item leaves at the latest in the `lookahead`-th sequence after it came.
+    O(open sequences) per item. Holds fewer than `lookahead` items, and closes the sequences in the order in
+    which they were opened: an item is packed at the latest in the `lookahead`-th sequence after it arrived.
     """
 
     def add(self, item: Item, length: int) -> list[Contents[Item]]:
@@ -104,9 +104,9 @@ class FirstFit(Packer[Item]):
 
 
 class BestFit(FirstFit[Item]):
-    """`best_fit`: of the open sequences that hold the item, the one with the least room, else a new one.
+    """`best_fit`: the open sequence with the least room that suffices for the item, or a new one.
 
-    O(log lookahead) comparisons an item; otherwise as `first_fit`.
+    O(log lookahead) comparisons per item; otherwise like `first_fit`.
     """
 
     def restore(self, sequences: Iterable[Contents[Item]]) -> None:
@@ -129,8 +129,9 @@ class BestFit(FirstFit[Item]):
 class BestFitDecreasing(Packer[Item]):
     """`best_fit_decreasing`: collects `lookahead` items and packs them, longest first, each by best fit.
 
-    O(log lookahead) comparisons an item. Of each window the emptiest sequence stays open for the next, which
-    finishes it: an item leaves with its window or the next, at the latest in the 2 * `lookahead`-th sequence.
+    O(log lookahead) comparisons per item. The emptiest sequence of each window stays open for the next
+    window, which finishes it: an item is packed with its window or the next, at the latest in the 2 *
+    `lookahead`-th sequence.
     """
 
     def add(self, item: Item, length: int) -> list[Contents[Item]]:

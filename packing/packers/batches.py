@@ -1,10 +1,10 @@
 """From items to batches: packed into sequences, and sequences dealt into batches of nearly equal attention
 cost.
 
-Every batch has the same number of slots, but not the same sum of squared segment lengths, which is what
-attention costs. Ranks wait for the slowest of them, so each stream deals its sequences into batches that all
-cost about as much as B average ones. Streams see the same distribution: their averages agree, and with them
-the ranks, without any communication between them.
+Every batch has the same number of slots, but not the same sum of squared segment lengths, which is the cost
+of attention. Ranks wait for the slowest of them, so each stream deals its sequences into batches that all
+cost about as much as B average sequences. Streams see the same distribution, so their averages agree, and
+ranks are balanced without any communication.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,8 +23,8 @@ class Batches(Generic[Item]):
     """Packs items into sequences and those into batches of `packing.sequences`.
 
     Args:
-        packing: which packer, and how batches are dealt.
-        groups: items of different groups never share a sequence; often there is one group.
+        packing: the packer, and how batches are dealt.
+        groups: items of different groups never share a sequence; usually there is one group.
         apart: whether they never share a batch either.
     """
 
@@ -48,7 +48,7 @@ class Batches(Generic[Item]):
         return next((dealt for dealer in self._dealers if (dealt := dealer.deal()) is not None), None)
 
     def state_dict(self, name: Callable[[Item], list]) -> dict[str, Any]:
-        """All that waits, each item by the list of integers that `name` gives; JSON-serialisable."""
+        """Everything that waits, each item as the list of integers that `name` returns; JSON-serialisable."""
         packers = self._packers.values()
         ready = [dealer.state_dict() for dealer in self._dealers]
         return {
@@ -65,7 +65,7 @@ class Batches(Generic[Item]):
         """Replace the state by one that `state_dict` returned.
 
         Args:
-            find: an item and its length from its name.
+            find: returns an item and its length for a name.
         """
         for packer, sequences in zip(self._packers.values(), state["waiting"], strict=True):
             packer.restore([[find(name) for name in some] for some in sequences])
@@ -75,7 +75,7 @@ class Batches(Generic[Item]):
 
 
 def waiting_names(state: dict[str, Any]) -> Iterator[list]:
-    """The names of all that waits in a `state_dict` of Batches, what is packed already first."""
+    """The names of all items that wait in a `state_dict` of Batches, already packed ones first."""
     for ready in state["ready"]:
         for sequence in ready["rows"]:
             for *name, _ in sequence:
@@ -88,12 +88,12 @@ def waiting_names(state: dict[str, Any]) -> Iterator[list]:
 class Dealer(Generic[Item]):
     """Makes batches of B sequences from those that wait; about 0.2 ms a batch of 8 at `balance` 16.
 
-    A batch starts with the sequences that wait longest; all but the first may be swapped for others, so that
-    the sum of squared lengths comes near to the average. Every batch takes the sequence that waits longest,
-    so none stays for ever; with `balance` 1 they leave in order.
+    A batch starts with the sequences that have waited longest; all but the first may be swapped for others,
+    so that the sum of squared lengths comes close to the average. Every batch takes the sequence that has
+    waited longest, so none waits forever; with `balance` 1 they leave in order.
 
-    An item longer than S comes as a sequence of its own, takes the room of as many sequences as it needs (its
-    height) and is never swapped. Where the rest of a batch has no room for it, later sequences go first.
+    An item longer than S is a sequence of its own, takes the space of as many sequences as it needs (its
+    height) and is never swapped. If the rest of a batch has no space for it, later sequences go first.
 
     Args:
         seq_len: S.
@@ -120,7 +120,7 @@ class Dealer(Generic[Item]):
     def deal(self) -> list[Contents[Item]] | None:
         """A batch, or None while too few sequences wait.
 
-        It has fewer than B sequences only where all that waits is longer than what is left of it.
+        It has fewer than B sequences only if all that wait are longer than the space that is left.
         """
         if self._room_wanted < self.sequences * self.balance:
             return None
@@ -140,7 +140,7 @@ class Dealer(Generic[Item]):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The sequences that wait, `rows` in checkpoints, and the number and cost of all that came."""
+        """The waiting sequences, `rows` in checkpoints, and the number and cost of all sequences so far."""
         return {"rows": list(self._waiting), "seen": self._seen, "cost": self._cost}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """`oldest_first` and `exact_fill`: every sequence starts with the oldest waiting item, so that no item
 starves.
 
-The items that wait are kept in a queue for each length, and the lengths in a sorted list: the longest item
-that fits is one bisection away. That is all the machinery there is. At a lookahead of 256 an item costs 1 to
-2 µs; the costliest mix that was tried, uniform lengths up to 16,384 at a lookahead of 4,096, costs 3.
+Waiting items are kept in a queue for each length, and the lengths in a sorted list, so the longest item that
+fits is found by one bisection. At a lookahead of 256 an item costs 1 to 2 µs; the most expensive mix that was
+tried, uniform lengths up to 16,384 at a lookahead of 4,096, costs 3 µs.
 """
 
 from bisect import bisect_left, bisect_right, insort
@@ -18,9 +18,9 @@ SMALL_CUT = 0.01  # share of S that `exact_fill` cuts at once instead of looking
 class OldestFirst(Packer[Item]):
     """`oldest_first`: the oldest item, then always the longest that fits, or two that fill the rest exactly.
 
-    A sequence is made when `lookahead` items wait. Costs O(log lookahead) comparisons an item and, where two
-    items are sought, a pass over the lengths that wait. Every sequence takes the oldest item, so an item
-    leaves at the latest in the `lookahead`-th sequence after it came.
+    A sequence is made when `lookahead` items wait. This costs O(log lookahead) comparisons per item and, when
+    a pair is sought, a pass over the waiting lengths. Every sequence takes the oldest item, so an item is
+    packed at the latest in the `lookahead`-th sequence after it arrived.
     """
 
     def add(self, item: Item, length: int) -> list[Contents[Item]]:
@@ -116,15 +116,15 @@ class OldestFirst(Packer[Item]):
 
 
 class ExactFill(OldestFirst[Item]):
-    """`exact_fill`: as `oldest_first`, but items are shortened a little so that every sequence is full.
+    """`exact_fill`: like `oldest_first`, but items are shortened a little so that every sequence is full.
 
-    A sequence ends with items that fit exactly or, where none do, with one that is a little too long. The
-    tokens over are then taken from all its items in proportion to their lengths, rounded in favour of the
-    shorter, and each keeps at least one. Only the last sequence of `flush` has padding, and one that
-    `max_images` closes.
+    A sequence ends with items that fit exactly or, if there are none, with one that is a little too long. The
+    excess tokens are then taken from all its items in proportion to their lengths, rounded in favour of the
+    shorter, and each keeps at least one. Only the last sequence of `flush`, and sequences that `max_images`
+    closes, have padding.
 
-    It waits for more than `lookahead` items if they are too short to fill a sequence: an item leaves at the
-    latest in the max(lookahead, seq_len)-th sequence after it came.
+    It waits for more than `lookahead` items if they are too short to fill a sequence: an item is packed at
+    the latest in the max(lookahead, seq_len)-th sequence after it arrived.
     """
 
     def _ready(self) -> bool:
@@ -152,7 +152,7 @@ class ExactFill(OldestFirst[Item]):
 
 
 def shorten(contents: Contents[Item], seq_len: int) -> Contents[Item]:
-    """The items with lengths cut in proportion, where they are too long together for `seq_len` slots."""
+    """The items with lengths cut in proportion if together they are too long for `seq_len` slots."""
     over = sum(length for _, length in contents) - seq_len
     if over <= 0:
         return contents

@@ -1,7 +1,7 @@
-"""What a packer is: it puts items into sequences, one item at a time, by their lengths alone.
+"""The interface of packers, which put items into sequences, one item at a time, by their lengths alone.
 
-It never sees pixels or tensors. Its state is the items that wait and their lengths, nothing else, so saving
-and restoring it anywhere changes no sequence.
+A packer never sees pixels or tensors. Its state is the waiting items and their lengths, nothing else, so
+saving and restoring it at any time changes no sequence.
 """
 
 import sys
@@ -17,8 +17,8 @@ class Packer(Generic[Item]):
 
     Args:
         seq_len: S, slots in a sequence.
-        lookahead: items that a packer may hold, where it chooses among them; each says what it does then.
-        max_images: most items in a sequence; None: unlimited.
+        lookahead: number of items that a packer holds to choose among; each packer's docstring says how.
+        max_images: maximum number of items in a sequence; None: unlimited.
     """
 
     def __init__(self, seq_len: int, lookahead: int = 256, max_images: int | None = None) -> None:
@@ -36,7 +36,8 @@ class Packer(Generic[Item]):
         raise NotImplementedError
 
     def waiting(self) -> list[Contents[Item]]:
-        """The whole state: all items that wait, with their lengths, by the sequence they are already in."""
+        """The whole state: all waiting items with their lengths, grouped by the sequence that they are
+        already in."""
         raise NotImplementedError
 
     def restore(self, sequences: Iterable[Contents[Item]]) -> None:

@@ -1,9 +1,9 @@
 """Meet a mean number of tokens by drawing resolution and patch size jointly.
 
-Of all joint distributions with the given weights of the patch sizes and the given mean, the one nearest to
-the drawn one (least Kullback-Leibler divergence) multiplies each p(resolution | patch size) by
-exp(rate * tokens). Small patches, which give many tokens, are thereby shown at lower resolutions more often
-than large ones.
+Among all joint distributions with the given weights of the patch sizes and the given mean, the closest to the
+original one (with the least Kullback-Leibler divergence) multiplies each p(resolution | patch size) by
+exp(rate * tokens). As a result, small patches, which give many tokens, are shown at lower resolutions more
+often than large ones.
 """
 
 import numpy as np
@@ -16,10 +16,10 @@ def tilt(base: np.ndarray, tokens: np.ndarray, weights: np.ndarray, mean: float)
     """Probabilities of K resolutions for each of P patch sizes, float64 [P, K], whose mean tokens are `mean`.
 
     Args:
-        base: float [K], the resolutions' weights to start from.
-        tokens: float [P, K], of a view with that patch size at that resolution.
-        weights: float [P], relative, of the patch sizes.
-        mean: tokens, over all patch sizes.
+        base: float [K], the original weights of the resolutions.
+        tokens: float [P, K], tokens of a view with that patch size at that resolution.
+        weights: float [P], relative weights of the patch sizes.
+        mean: mean number of tokens over all patch sizes.
 
     Raises:
         ValueError: no tilt has this mean; names the reachable range.

@@ -1,4 +1,4 @@
-"""Grids: how many whole patches an image of some shape gets at some area."""
+"""Grids: how many whole patches an image of a given shape has at a given area."""
 
 import math
 from collections.abc import Callable
@@ -16,10 +16,10 @@ def fit_grid(
     rounding: Rounding = "nearest",
     stride: int | None = None,
 ) -> tuple[int, int]:
-    """Rows and columns, each at least 1, of about the area `resolution`**2 at the image's aspect ratio.
+    """Rows and columns, each at least 1, with about the area `resolution`**2 and the image's aspect ratio.
 
-    NaViT 3.2; see `ViewsConfig.rounding`. Patches that overlap, every `stride` pixels, span
-    (rows - 1) * stride + patch_size pixels.
+    NaViT 3.2; see `ViewsConfig.rounding`. Overlapping patches, one every `stride` pixels, span (rows - 1) *
+    stride + patch_size pixels.
     """
     stride = stride or patch_size
     # All in units of strides, of which a patch covers 1 + overlap.
@@ -79,7 +79,7 @@ def shrink_grid(rows: int, cols: int, max_tokens: int) -> tuple[int, int]:
 
 
 def largest_grid(height: float, width: float, max_tokens: int, overlap: float = 0.0) -> tuple[int, int]:
-    """The largest grid of at most `max_tokens` tokens that `fit_grid` gives at any resolution.
+    """The largest grid of at most `max_tokens` tokens that `fit_grid` returns at any resolution.
 
     Args:
         overlap: patch size / stride - 1.

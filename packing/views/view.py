@@ -1,10 +1,10 @@
 """A view: how one image is shown to the model, drawn before any pixel is decoded.
 
-The grid keeps the area that was asked for and, as nearly as whole patches allow, the aspect ratio
-(NaViT 3.2). `View.num_tokens` is the one place where the number of tokens of an image is decided.
+The grid keeps the requested area and the aspect ratio as closely as whole patches allow (NaViT 3.2).
+`View.num_tokens` is the only place where the number of tokens of an image is decided.
 
 Every function takes its randomness as an argument; the caller derives it from (seed, epoch, sample key), so
-that a view is the same however often, and in whichever process, it is drawn.
+that a view is the same however often and in whichever process it is drawn.
 """
 
 import hashlib
@@ -41,8 +41,8 @@ class View:
         flip: whether left and right are mirrored.
         shrunk: whether the resolution is lower than was drawn, so that the view fits a sequence.
         square: whether the box is squashed to a square, whatever its shape.
-        stride: pixels from one patch to the next where patches overlap; None: the patch's side, also where
-            that is given.
+        stride: pixels from one patch to the next if patches overlap; None: the patch's side, also if that is
+            given.
 
     Raises:
         ValueError: the grid is empty, or cannot keep so many tokens; or patches would leave gaps.
@@ -103,8 +103,8 @@ def draw_view(
     """A training view of an image of `native` (height, width) pixels.
 
     Args:
-        config: one that does not move with the images seen; see `views_at`.
-        max_tokens: a longer view is shown at a lower resolution instead; None leaves it as drawn.
+        config: a configuration that does not change with the images seen; see `views_at`.
+        max_tokens: a longer view is shown at a lower resolution; None: as drawn.
     """
     draw = draw_inception_box if config.square else draw_box
     box = draw(rng, native, config.crop, config.crop_aspect)
@@ -212,7 +212,7 @@ def draw_box(
 ) -> tuple[int, int, int, int]:
     """(top, left, height, width) of a crop of at least `smallest` of the image's area.
 
-    Its aspect ratio differs from the image's by a factor of at most `aspect`, less where a larger crop would
+    Its aspect ratio differs from the image's by a factor of at most `aspect`, or less if a larger crop would
     not fit.
     """
     height, width = native
@@ -234,8 +234,8 @@ def draw_inception_box(
     """(top, left, height, width) of a crop as Inception's training draws it (arXiv 1409.4842, 6).
 
     Its width / height is uniform in [1 / aspect, aspect], its height uniform among those that give at least
-    `smallest` of the image's area and fit into it: what TensorFlow's sample_distorted_bounding_box does. An
-    image too long for any such crop is shown whole.
+    `smallest` of the image's area and fit into the image, as in TensorFlow's sample_distorted_bounding_box.
+    An image too elongated for any such crop is shown whole.
     """
     height, width = native
     if smallest >= 1:
