@@ -1,4 +1,4 @@
-"""The Vision Transformer over packed batches. Knows packing, and nothing else of packvit."""
+"""The Vision Transformer over packed batches. Imports only common and packing."""
 
 from packvit.models.attention.backends import BACKENDS, choose_backend
 from packvit.models.attention.cuda import activate_flash

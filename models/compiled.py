@@ -1,11 +1,12 @@
 """Compiled copies of a model's functions, one set for each configuration.
 
-PyTorch keeps what it compiles with a function's code object, allows each a few compilations, and past them
-runs the function as it is without a word. Every configuration therefore compiles copies of its own, which no
-other one uses up, and they are compiled whole: past the limit, or where a graph would break, they raise.
+PyTorch stores compilations with a function's code object and allows each object a few; beyond that, it
+silently runs the function uncompiled. Every configuration therefore compiles its own copies, so that it does
+not use up another's limit. They are compiled as a whole: beyond the limit, or if a graph would break, they
+raise an error.
 
-Compilers make sizes of 0 and 1 cases of their own. Batches that have them are better run by the functions as
-they are written than compiled once more.
+Compilers treat sizes of 0 and 1 as special cases. Batches with such sizes are run by the uncompiled functions
+rather than compiled once more.
 """
 
 import types
@@ -31,14 +32,14 @@ torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit,
 
 @cache
 def compile_copy(function: Callable, config: BlockConfig, backend: str | Callable[..., Any]) -> Callable:
-    """A compiled copy of `function` for all models of `config`; sizes of batches are symbols in it."""
+    """A compiled copy of `function` for all models of `config`, with symbolic batch sizes."""
     return torch.compile(_copy(function), backend=backend, dynamic=True, fullgraph=True)
 
 
 def compile_tokens(
     blocks: Iterable[nn.Module], config: BlockConfig, backend: str | Callable[..., Any]
 ) -> None:
-    """Compile what blocks do to each token alone, in place; one compilation serves all of them."""
+    """Compile the per-token parts of blocks, in place; one compilation serves all blocks."""
     for block in blocks:
         assert isinstance(block, Block)
         block.before = compile_copy(before, config, backend)
@@ -49,9 +50,9 @@ def compile_tokens(
 def compile_patches(
     config: BlockConfig, backend: str | Callable[..., Any], shape: Shape
 ) -> Callable[..., Tensor]:
-    """`embed_patches`, compiled for patches of `shape`; their number alone is a symbol.
+    """`embed_patches`, compiled for patches of `shape`; only their number is symbolic.
 
-    Each shape has a function of its own: one for all would compile anew for each, up to its limit.
+    Each shape has its own function, because a common one would be compiled for each shape, up to its limit.
     """
     compiled = torch.compile(_copy(embed_patches), backend=backend, dynamic=False, fullgraph=True)
 

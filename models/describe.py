@@ -1,4 +1,4 @@
-"""What a model is, in words: the first lines of a run, and `packvit info MODEL`."""
+"""A model described in words, for the first lines of a run and `packvit info MODEL`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ def describe_model(model: PackedViT) -> str:
 
 
 def describe_text_tower(tower: TextTower) -> str:
-    """Its size, and what texts it takes."""
+    """Its size, and the texts that it takes."""
     config = tower.config
     return (
         f"width {config.width}, depth {config.depth}, {count(tower)}, texts of at most {config.max_tokens} "
@@ -34,7 +34,7 @@ def count(module: nn.Module) -> str:
 
 
 def describe_file(path: str | Path) -> Iterator[tuple[str, str]]:
-    """(what, value) of a model in a file or folder, for a person to read.
+    """(what, value) pairs that describe a model in a file or folder to a person.
 
     Args:
         path: as of `load_model`.

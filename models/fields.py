@@ -1,4 +1,4 @@
-"""Checks of configurations that come from files: every field has the type that its annotation says."""
+"""Checks of configurations that come from files: every field must have the type of its annotation."""
 
 import dataclasses
 from types import EllipsisType

@@ -22,7 +22,7 @@ def preset(name: str, **fields: Any) -> ViTConfig:
     """The ViTConfig of a size, with `fields` replaced.
 
     Raises:
-        ValueError: no such size or field.
+        ValueError: there is no such size or field.
     """
     if name not in PRESETS:
         raise ValueError(f"preset {name!r} is none of {', '.join(PRESETS)}")

@@ -1,14 +1,14 @@
 """Resampling as weights, PI-resize, and the patch embedding: every patch size from one buffer of weights.
 
-A row of resampling weights says how much each source cell counts. Half-pixel centres throughout: cell i of n
-covers [i, i + 1) / n of the side. With antialias the kernel is widened by the shrink factor, as Pillow,
-jax.image.resize and F.interpolate(antialias=True) do.
+A row of resampling weights holds the weight of each source cell. Centres are at half pixels throughout: cell
+i of n covers [i, i + 1) / n of the side. With antialias the kernel is widened by the shrink factor, as in
+Pillow, jax.image.resize and F.interpolate(antialias=True).
 
 PI-resize (FlexiViT 3.4): weights w [P, P, 3, D] are stored at one buffer size P. For patches of side p they
 become w_p = (B^T)^+ w with B the matrix that resizes P x P pixels to p x p, so that <B x, w_p> = <x, w>
 wherever that is possible. B is a Kronecker product of two one-dimensional resizes, hence (B^T)^+ = K (x) K
-with K = (B_1d^T)^+ [p, P]: applied along rows, then columns. Always from the stored buffer, never in a
-chain. A third axis, the frames of a clip, is one more such product.
+with K = (B_1d^T)^+ [p, P], applied along rows, then columns. The stored buffer is always the source; resizes
+are never chained. A third axis, the frames of a clip, is one more such product.
 """
 
 import math
@@ -33,8 +33,8 @@ def resample_weights(position: Tensor, step: Tensor | float, size: int, kernel: 
 
     Args:
         position: floating [...], in units of source cells, 0 = centre of the first cell.
-        step: distance between neighbouring positions in the same units, [...] or one number; above 1 it
-            shrinks and an antialiasing kernel widens.
+        step: distance between neighbouring positions in the same units, [...] or one number; above 1, the
+            resize shrinks and an antialiasing kernel widens.
         size: number of source cells.
         kernel: bilinear, bilinear_antialias, bicubic (a = -0.75) or bicubic_antialias (a = -0.5); the
             constants are those of F.interpolate.
@@ -86,9 +86,9 @@ def _clamped_cubic(position: Tensor, size: int) -> Tensor:
 def pi_matrix(operator: Operator, stored: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """K [size, stored], computed in float64 and rounded once to `dtype`.
 
-    `natural` weighs pixels by the covariance NEIGHBOURS^|i-j| of natural images: with S = L L^T,
-    K = (L^T B^T)^+ L^T is the best w_p for images of that covariance. `plain_bilinear_antialias` takes no
-    pseudo-inverse: it resizes the weights as an image, K = B, which FlexiViT 3.4 compares with.
+    `natural` weighs pixels by the covariance NEIGHBOURS^|i-j| of natural images: with S = L L^T, K = (L^T
+    B^T)^+ L^T gives the best w_p for images with that covariance. `plain_bilinear_antialias` uses no
+    pseudo-inverse: it resizes the weights like an image, K = B, as in a comparison of FlexiViT 3.4.
     """
     # A matrix first made during inference must still serve a later training step.
     with torch.inference_mode(False), torch.no_grad():
@@ -109,7 +109,7 @@ def pi_matrix(operator: Operator, stored: int, size: int, dtype: torch.dtype, de
 def pi_matrices(
     operator: Operator, weight: Tensor, shape: Shape, dtype: torch.dtype
 ) -> tuple[Tensor | None, ...]:
-    """K of each axis for weights [P1, P2, C, D] and patches of `shape`; None where nothing is resized."""
+    """K of each axis for weights [P1, P2, C, D] and patches of `shape`; None for an axis without resizing."""
     return tuple(
         None if size == stored else pi_matrix(operator, stored, size, dtype, weight.device)
         for size, stored in zip(shape, weight.shape, strict=False)
@@ -119,8 +119,8 @@ def pi_matrices(
 def pi_resize(weight: Tensor, shape: Shape, operator: Operator) -> Tensor:
     """Patch-embedding weights [P1, P2, C, D] for patches of `shape`: [p1, p2, C, D], differentiable.
 
-    Costs p P^2 C D + p^2 P C D multiply-adds; equal to the full pseudo-inverse of the two-dimensional
-    resize. Any number of axes may stand before C. FlexiViT 3.4.
+    Costs p P^2 C D + p^2 P C D multiply-adds; equal to the full pseudo-inverse of the two-dimensional resize.
+    Any number of axes may precede C. FlexiViT 3.4.
     """
     return _resize(weight, pi_matrices(operator, weight, shape, weight.dtype))
 
@@ -142,14 +142,14 @@ def embed_patches(
     matrices: tuple[Tensor | None, ...],
     dtype: torch.dtype,
 ) -> Tensor:
-    """Patches of one shape to tokens; to be called without autocast, in whose dtype the resize and its
+    """Patches of one shape to tokens. It must be called without autocast, in whose dtype the resize and its
     gradient would lose digits that the product keeps.
 
     Args:
         patches: uint8 or floating [n, prod(shape) * 3].
-        is_real: bool [n], of floating patches; the others count as zeros.
-        matrices: of pi_matrices.
-        dtype: of the product.
+        is_real: bool [n], for floating patches; those with False count as zeros.
+        matrices: result of pi_matrices.
+        dtype: dtype of the product.
 
     Returns:
         [n, D] in the weights' dtype but at least float32.
@@ -172,7 +172,7 @@ class PatchEmbed(nn.Module):
         width: D.
         buffer: shape of the stored weights, (P, P) for pictures.
         operator: the resize, see `pi_matrix`.
-        mean, std: per channel, of pixels in [0, 1]; uint8 patches are normalised here.
+        mean, std: of each channel, for pixels in [0, 1]; uint8 patches are normalised here.
     """
 
     # The function that embeds patches of a shape: `PackedViT.compile_blocks` has a compiled one for each.
@@ -209,12 +209,12 @@ class PatchEmbed(nn.Module):
         """Embed a batch.
 
         Args:
-            patches: {shape: uint8 or floating [n, prod(shape) * 3]}; floating ones are normalised already.
+            patches: {shape: uint8 or floating [n, prod(shape) * 3]}; floating ones are already normalised.
             slots: {shape: int64 [n]}, the flat slot of each patch.
-            is_patch: bool [T], False where a slot is no image's; patches there count as zeros.
+            is_patch: bool [T], False for slots without an image; patches there count as zeros.
 
         Returns:
-            [T, D] in the weights' dtype but at least float32; zeros where no patch goes.
+            [T, D] in the weights' dtype but at least float32; zeros in slots without a patch.
         """
         if not patches:
             # A batch without images still gives the weights a gradient, of zeros: other ranks wait for it.

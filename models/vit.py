@@ -28,12 +28,12 @@ from packvit.packing import PackedBatch
 
 
 class Outputs(NamedTuple):
-    """All that one forward pass gives.
+    """All results of one forward pass.
 
     logits: [N, num_classes]; the features if there is no head.
-    features: [N, config.feature_dim], what enters the head.
-    tokens: [T, D], the last layer at the batch's slots, normalised if last_norm is tokens; padding means
-        nothing.
+    features: [N, config.feature_dim], the input of the head.
+    tokens: [T, D], the last layer at the batch's slots, normalised if last_norm is tokens; values in padding
+        are meaningless.
     """
 
     logits: Tensor
@@ -44,11 +44,11 @@ class Outputs(NamedTuple):
 def place_tokens(
     model: "PackedViT", x: Tensor, layout: Layout, coords: Tensor, extents: Tensor, grids: Tensor
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """Positions and prefix tokens; to be called without autocast, as float32 sums are what it is for.
+    """Add positions and prefix tokens. It must be called without autocast, so that sums are in float32.
 
     Args:
-        x: [T, D], embedded patches, zeros where no patch is.
-        coords, extents, grids: of the batch.
+        x: [T, D], embedded patches, zeros in slots without a patch.
+        coords, extents, grids: fields of the batch.
 
     Returns:
         Tokens [T, D] in the dtype of the residual stream; and the tables of rotary positions, or None.
@@ -72,23 +72,24 @@ def place_tokens(
 
 
 def pool_tokens(model: "PackedViT", x: Tensor, layout: Layout) -> Tensor:
-    """Tokens [T, D] to what enters the last norm or the head, [N, config.pooled_width]."""
+    """Tokens [T, D] to the input of the last norm or the head, [N, config.pooled_width]."""
     return model.pool(x, layout)
 
 
 class PackedViT(
     nn.Module, HubModel, library_name="packvit", pipeline_tag="image-classification", tags=["packvit"]
 ):
-    """The model; with huggingface_hub also one of its PyTorchModelHubMixin.
+    """The model; if huggingface_hub is installed, also a PyTorchModelHubMixin.
 
     Args:
-        config: what it is.
+        config: the model's configuration.
         backend: attention backend, `auto` or a key of BACKENDS; may be set later as `model.backend`.
 
     Attributes:
-        depth: blocks that run: `config.depth`, or fewer, and what follows the blocks reads the last of these.
-        residual_dtype: of the stream that blocks read and add to; None is that of the weights. Under autocast
-            bfloat16 halves what blocks move through memory, and costs digits.
+        depth: number of blocks that run: `config.depth` or fewer; the layers after the blocks read the output
+            of the last one that runs.
+        residual_dtype: dtype of the stream that blocks read and add to; None: that of the weights. Under
+            autocast, bfloat16 halves the memory traffic of blocks, and costs digits.
     """
 
     lay_out: Callable[..., Layout] = staticmethod(Layout.build)
@@ -136,7 +137,7 @@ class PackedViT(
 
     @property
     def stream_dtype(self) -> torch.dtype:
-        """Of the residual stream."""
+        """The dtype of the residual stream."""
         return self.residual_dtype or self.patch_embed.weight.dtype
 
     @classmethod
@@ -151,13 +152,13 @@ class PackedViT(
         revision: str | None = None,
         **model_kwargs: Any,
     ) -> "PackedViT":
-        """`load_model`, with the options of a download from the hub; `save_pretrained` and `push_to_hub` are
+        """`load_model` with options for a download from the hub; `save_pretrained` and `push_to_hub` are
         those of PyTorchModelHubMixin.
 
         Args:
-            pretrained_model_name_or_path: whatever `load_model` takes.
-            force_download, token, cache_dir, local_files_only, revision: of huggingface_hub.
-            model_kwargs: ViTConfig fields, as of `load_model`.
+            pretrained_model_name_or_path: a path or name that `load_model` takes.
+            force_download, token, cache_dir, local_files_only, revision: see huggingface_hub.
+            model_kwargs: ViTConfig fields, as for `load_model`.
         """
         options = {
             "force_download": force_download,
@@ -177,9 +178,9 @@ class PackedViT(
         """Logits [N, num_classes], in the order of the batch's images; features if there is no head.
 
         Args:
-            batch: packed, or a list of images, which are packed into one sequence; see `pack_images`.
-            patch_size, resolution: of a list of images, one for all or one for each; None is the patch size
-                of the stored patch embedding, and each image's native size.
+            batch: a packed batch, or a list of images, which are packed into one sequence; see `pack_images`.
+            patch_size, resolution: for a list of images, one value for all or one for each; None: the patch
+                size of the stored patch embedding, and each image's native size.
 
         Raises:
             ValueError: an image cannot be used; names its place in the list.
@@ -188,13 +189,14 @@ class PackedViT(
         return x if self.head is None else self.head(x)
 
     def features(self, batch: Input, patch_size: PatchSizes = None, resolution: Sides = None) -> Tensor:
-        """What enters the head: [N, config.feature_dim], pooled and normalised; arguments as of `forward`."""
+        """The inputs of the head: [N, config.feature_dim], pooled and normalised; arguments as for
+        `forward`."""
         batch = self._packed(batch, patch_size, resolution)
         layout = self._layout(batch)
         return self._pool(self._encode(batch, layout), layout)
 
     def outputs(self, batch: Input, patch_size: PatchSizes = None, resolution: Sides = None) -> Outputs:
-        """Logits, features and tokens of one forward pass; arguments as of `forward`."""
+        """Logits, features and tokens of one forward pass; arguments as for `forward`."""
         batch = self._packed(batch, patch_size, resolution)
         layout = self._layout(batch)
         x = self._encode(batch, layout)  # [T, D]
@@ -204,7 +206,7 @@ class PackedViT(
 
     def tokens(self, batch: Input, patch_size: PatchSizes = None, resolution: Sides = None) -> list[Tensor]:
         """The last layer's patch tokens as N dense maps [rows, cols, D], normalised if last_norm is tokens;
-        arguments as of `forward`. Overlapping patches are rows and columns as others are.
+        arguments as for `forward`. Overlapping patches are rows and columns like others.
 
         Raises:
             ValueError: tokens of an image were dropped, or cover several cells, so that its map would have
@@ -228,15 +230,15 @@ class PackedViT(
         return [part.view(rows, cols, -1) for part, (rows, cols) in zip(x.split(lengths), grids, strict=True)]
 
     def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Compile all but attention and head: the layout of a batch, the embedding of each patch size,
-        positions, what blocks do to each token alone, and pooling.
+        """Compile everything except attention and head: the layout of a batch, the embedding of each patch
+        size, positions, the per-token parts of blocks, and pooling.
 
-        One compilation serves all blocks and all models of one configuration, whatever images a batch holds
-        and however many tokens; training, evaluation and autocast have their own, and so has each patch size.
-        Attention stays as it is: its kernels have plans of their own.
+        One compilation serves all blocks and all models of one configuration, for any images and number of
+        tokens; training, evaluation and autocast are compiled separately, and so is each patch size.
+        Attention is not compiled because its kernels have plans of their own.
 
         Args:
-            backend: of torch.compile.
+            backend: backend of torch.compile.
         """
         from packvit.models.compiled import compile_copy, compile_patches, compile_tokens
 

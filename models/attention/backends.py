@@ -1,4 +1,4 @@
-"""The backends of attention by name, and which of them can run where."""
+"""The attention backends by name, and where each of them can run."""
 
 import importlib.util
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def prepare_dense(cu_seqlens: Tensor, max_len: int, total: int) -> Tensor:
 
 
 def attend_dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """The oracle of the tests: quadratic in T."""
+    """The reference for tests: quadratic in T."""
     q, k, v = (x.transpose(0, 1) for x in (q, k, v))  # [heads, T, head_dim]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(0, 1)
 
@@ -55,7 +55,7 @@ def find_backend(name: str) -> Backend:
     """A backend by its name.
 
     Raises:
-        ValueError: it is unknown; names those that there are.
+        ValueError: it is unknown; lists the known ones.
     """
     if name not in BACKENDS:
         raise ValueError(f"attention backend {name!r} is none of auto, {', '.join(BACKENDS)}")
@@ -64,13 +64,13 @@ def find_backend(name: str) -> Backend:
 
 @lru_cache
 def choose_backend(backend: str, device: torch.device | str, dtype: torch.dtype, head_dim: int = 64) -> str:
-    """The backend to use: `backend` itself if it can run, or for `auto` the first that can of those that are
-    usually the fastest; `fastest_backend` measures instead.
+    """The backend to use: `backend` itself if it can run, or for `auto` the usually fastest one that can run;
+    `fastest_backend` measures instead.
 
     Args:
         backend: auto or a key of BACKENDS.
         device: where the tokens are.
-        dtype: of queries and keys, under autocast that of autocast.
+        dtype: dtype of queries and keys; under autocast, autocast's dtype.
         head_dim: channels of one head.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The backends with CUDA kernels; each reads the same offsets of segments.
+"""The backends with CUDA kernels, which all use the same segment offsets.
 
 varlen is FlashAttention over flat tokens; xformers the memory-efficient kernel with a block-diagonal bias;
 flex compiles a kernel for a document mask. Kernels are imported when they are first prepared.
@@ -50,7 +50,7 @@ def prepare_xformers(cu_seqlens: Tensor, max_len: int, total: int) -> Any:
 
 
 def attend_xformers(q: Tensor, k: Tensor, v: Tensor, bias: Any) -> Tensor:
-    """Any floating dtype but float64, on CUDA."""
+    """Any floating dtype except float64, on CUDA."""
     from xformers.ops import memory_efficient_attention
 
     head_dim = q.shape[-1]
@@ -62,7 +62,7 @@ def try_xformers(device: torch.device, dtype: torch.dtype, head_dim: int) -> Non
     """Forward and backward of two tiny segments.
 
     Raises:
-        Exception: whatever xformers raises where it has no kernel for this.
+        Exception: whatever xformers raises if it has no kernel for this.
     """
     _try(prepare_xformers, attend_xformers, device, dtype, head_dim)
 
@@ -84,14 +84,14 @@ def _try(
 
 
 def activate_flash(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Let varlen and sdpa run on the newest FlashAttention that is installed and computes here, in this whole
+    """Let varlen and sdpa use the newest FlashAttention that is installed and works here, in this whole
     process.
 
-    PyTorch brings FlashAttention 2; FA3 (compute capability 9.0) and FA4 (9.0 and 10.0) are packages of their
-    own that it can put in its place. Each is tried forward and backward, since they load on any GPU.
+    PyTorch includes FlashAttention 2; FA3 (compute capability 9.0) and FA4 (9.0 and 10.0) are separate
+    packages that it can use instead. Each is tried forward and backward, because they load on any GPU.
 
     Returns:
-        Its name, such as FA3, or None where PyTorch's own stays.
+        Its name, such as FA3, or None if PyTorch's own is used.
     """
     from torch.nn import attention
 

@@ -1,9 +1,9 @@
-"""Which attention backend is the fastest here, by measuring it once.
+"""Find the fastest attention backend on this machine by measuring once.
 
-`auto` has a fixed order of backends, which need not be that of their speed: it depends on the GPU, the size
-of heads and the lengths of segments. A measurement takes seconds, most of them for `flex` to compile, and is
-kept in `backends.json` in the user's cache folder, so that a run resumed on the same machine takes the same
-backend as a rule. Lengths near a power of two may be measured anew, and come out otherwise.
+`auto` has a fixed order of backends, but their speed depends on the GPU, the head size and the lengths of
+segments. A measurement takes seconds, most of them for `flex` to compile, and is kept in `backends.json` in
+the user's cache folder, so that a run resumed on the same machine normally uses the same backend. Lengths
+near a power of two may be measured again, with another result.
 """
 
 import json
@@ -33,7 +33,7 @@ _chosen: dict[str, str] = {}  # by what `_key` says
 
 
 def time_on_gpu(run: Callable[[], Any]) -> float:
-    """Median milliseconds that the current GPU works on what `run` starts, after a warm-up."""
+    """Median time in milliseconds that the current GPU needs for `run`, after a warm-up."""
     for _ in range(WARM_UP):
         run()
     times = []
@@ -57,14 +57,14 @@ def measure_backends(
 ) -> dict[str, float]:
     """Milliseconds that one layer's attention takes forward and backward, by backend, the fastest first.
 
-    Backends that cannot run here are left out. What a backend prepares once a batch is not measured.
+    Backends that cannot run here are left out. The preparation for each batch is not measured.
 
     Args:
         device: where the tokens are.
-        dtype: of queries and keys, under autocast that of autocast.
-        heads, head_dim: of the model.
-        lengths: of the segments of a batch, in tokens; at least one.
-        time: measures a call.
+        dtype: dtype of queries and keys; under autocast, autocast's dtype.
+        heads, head_dim: number of heads and channels of one head.
+        lengths: lengths of a batch's segments in tokens, at least one.
+        time: function that times a call.
     """
     device = torch.device(device)
     total = sum(lengths)
@@ -98,10 +98,10 @@ def fastest_backend(
     lengths: Sequence[int],
     measure: Callable[..., dict[str, float]] = measure_backends,
 ) -> str:
-    """The backend that `measure_backends` finds the fastest, measured once for a machine and kept.
+    """The backend that `measure_backends` finds the fastest; measured once for a machine and stored.
 
-    On a CPU, where there is nothing to choose from, and where no backend could be measured, it is that of
-    `auto`. The arguments are those of `measure_backends`.
+    On a CPU, where there is no choice, and if no backend could be measured, it is that of `auto`. The
+    arguments are those of `measure_backends`.
     """
     device = torch.device(device)
     if device.type != "cuda":

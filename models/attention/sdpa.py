@@ -1,8 +1,8 @@
 """The sdpa backend: segments sorted into a few buckets of similar length, one kernel call a bucket.
 
-A bucket pads its segments to the longest of them. The cuts minimise the total cost of padded attention
-plus a fixed price a bucket, by dynamic programming over the distinct lengths. Padding repeats the
-segment's own last token behind a mask, so a segment never reads another one, not even multiplied by zero.
+A bucket pads its segments to the longest of them. The cuts minimise the total cost of padded attention plus a
+fixed cost per bucket, by dynamic programming over the distinct lengths. Padding repeats the segment's own
+last token behind a mask, so a segment never reads another one, not even multiplied by zero.
 """
 
 from dataclasses import dataclass
@@ -30,11 +30,11 @@ class Bucket:
 
 @dataclass(frozen=True)
 class BucketPlan:
-    """How flat tokens [T] are laid out in buckets of together U slots.
+    """How flat tokens [T] are laid out in buckets with U slots in total.
 
     Args:
-        source: int64 [U], the token that each padded slot repeats.
-        place: int64 [T], the padded slot where each token itself stands.
+        source: int64 [U], the token that each slot holds or repeats.
+        place: int64 [T], the slot that holds each token itself.
         buckets: in order; their counts times lengths add up to U.
     """
 
@@ -126,7 +126,7 @@ def prepare_sdpa(cu_seqlens: Tensor, max_len: int, total: int) -> BucketPlan:
 
 
 def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, plan: BucketPlan) -> Tensor:
-    """[T, heads, head_dim] -> the same; as many kernel calls as there are buckets."""
+    """[T, heads, head_dim] -> the same shape, with one kernel call for each bucket."""
     heads, head_dim = q.shape[1:]
     sizes = [b.count * b.length for b in plan.buckets]
     spread = (cast(Tensor, _Spread.apply(x, plan.source, plan.place)).split(sizes) for x in (q, k, v))

@@ -1,8 +1,8 @@
-"""Segments of flat tokens: where each token stands, and attention that keeps to its own segment.
+"""Segments of flat tokens: the place of each token, and attention within a segment.
 
-The tokens of an owner, which is an image or a text, are one segment: they see each other and no others (NaViT
-3.1, masked self-attention). Padding has segments without an owner. `Layout` and `Segments` are made once a
-batch, on its device, and not once a layer.
+The tokens of an owner, which is an image or a text, are one segment: they attend only to each other (NaViT
+3.1, masked self-attention). Padding has segments without an owner. `Layout` and `Segments` are made once for
+a batch, on its device, and not for each layer.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Layout:
         segment: int64 [T'], segment of each token.
         owner: int64 [T'], owner of each token, -1 = padding.
         is_own: bool [T'], False for prefix tokens and padding.
-        slot_of: int64 [T], where each of the T tokens without prefix stands now; None when nothing moved.
+        slot_of: int64 [T], the new slot of each of the T tokens without prefix; None if nothing moved.
         owner_segment: int64 [N], segment of each owner.
         prefix_slots: int64 [N, prefix].
         max_len: an upper bound of the segments' lengths.
@@ -58,12 +58,12 @@ class Layout:
 
     @staticmethod
     def build(cu_seqlens: Tensor, owner: Tensor, num_owners: int, max_len: int, prefix: int = 0) -> "Layout":
-        """The layout of T tokens; waits for no device.
+        """The layout of T tokens, made without waiting for the device.
 
         Args:
             cu_seqlens: integer [segments + 1], ascending offsets from 0 to T; each owner has one segment. The
-                last offset may be repeated, which adds empty segments of no owner: batches whose offsets are
-                filled up to one number of segments have tensors of one shape.
+                last offset may be repeated, which adds empty segments without an owner: if offsets are padded
+                to a fixed number of segments, all batches have tensors of the same shape.
             owner: integer [T], 0..N-1, -1 = padding.
             num_owners: N.
             max_len: an upper bound of the segments' lengths.
@@ -108,7 +108,7 @@ class Segments:
         cu_seqlens: int32 [segments + 1], ascending offsets from 0 to T; the last may be repeated.
         max_len: an upper bound of the segments' lengths.
         backend: a key of BACKENDS.
-        plan: what the backend prepared.
+        plan: the result of the backend's preparation.
     """
 
     cu_seqlens: Tensor

@@ -1,1 +1,1 @@
-"""The Transformer over segments of flat tokens; knows neither images nor batches."""
+"""The Transformer over segments of flat tokens; it knows nothing of images or batches."""

@@ -1,7 +1,7 @@
-"""Pooling: the tokens of each owner, an image or a text, to one vector, whatever their number.
+"""Pooling: from the tokens of each owner, an image or a text, to one vector.
 
-Sums run over contiguous segments one after another, so that an image's result does not depend, not even in
-its last bit, on what else is in the batch.
+Sums run over contiguous segments one after another, so that an image's result does not depend on the rest of
+the batch, not even in its last bit.
 """
 
 from typing import Literal, assert_never
@@ -19,9 +19,9 @@ PIECE = 32  # tokens
 def segment_reduce(x: Tensor, layout: Layout, how: str = "sum") -> Tensor:
     """[T, ...] -> [segments, ...]: the sum or max over each segment's slots.
 
-    `torch.segment_reduce` walks along a segment with one thread of a GPU for each channel. Segments are
-    therefore cut into pieces first: a walk over n slots becomes PIECE + n / PIECE steps long. Pieces are
-    counted from the start of their own segment, so its sum is the same wherever it stands.
+    On a GPU, `torch.segment_reduce` walks along a segment with one thread for each channel. Segments are
+    therefore cut into pieces first, and a walk over n slots takes only PIECE + n / PIECE steps. Pieces are
+    counted from the start of their own segment, so its sum does not depend on its place in the batch.
     """
     cu = layout.cu_seqlens.long()
     # No batch needs more pieces than this; the rest of them are empty.
@@ -36,7 +36,7 @@ def segment_reduce(x: Tensor, layout: Layout, how: str = "sum") -> Tensor:
 
 
 def mean_pool(x: Tensor, layout: Layout) -> Tensor:
-    """Tokens [T, D] -> [N, D], the mean of each owner's tokens, prefix tokens left out."""
+    """Tokens [T, D] -> [N, D], the mean of each owner's tokens without prefix tokens."""
     values = x.to(torch.promote_types(x.dtype, torch.float32))  # a long sum needs the digits
     prefix = layout.prefix_slots.shape[1]
     if prefix:
@@ -48,8 +48,8 @@ def mean_pool(x: Tensor, layout: Layout) -> Tensor:
 
 
 class AttentionPool(nn.Module):
-    """A learned query attends to an owner's tokens, prefix tokens left out, then an MLP with a residual (MAP;
-    Zhai et al., arXiv 2106.04560, 2.2)."""
+    """A learned query attends to an owner's tokens without prefix tokens; then comes an MLP with a residual
+    (MAP; Zhai et al., arXiv 2106.04560, 2.2)."""
 
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class AttentionPool(nn.Module):
 
 
 def segment_softmax(scores: Tensor, layout: Layout) -> Tensor:
-    """[T, heads] -> the same, summing to 1 over each owner's segment; -inf takes no part, padding gets 0."""
+    """[T, heads] -> the same shape, summing to 1 over each owner's segment; -inf and padding get 0."""
     with torch.no_grad():
         top = segment_reduce(scores, layout, "max")
         # A segment of padding has no finite score; any finite shift will do there.
@@ -91,7 +91,7 @@ PoolKind = Literal["mean", "map", "cls", "cls_mean"]
 
 
 class Pool(nn.Module):
-    """Pooling of a kind: mean, map, cls (the first prefix token) or cls_mean (both, 2 * width)."""
+    """One kind of pooling: mean, map, cls (the first prefix token) or cls_mean (both, 2 * width)."""
 
     def __init__(self, config: BlockConfig, kind: PoolKind) -> None:
         super().__init__()

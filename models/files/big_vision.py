@@ -113,11 +113,11 @@ def convert(tensors: dict[str, Tensor]) -> Imported:
 
 
 def convert_layers(tensors: dict[str, Tensor], table: list[tuple[str, str | None]]) -> Imported:
-    """Flax's layers to ours; what is no layer keeps its layout.
+    """Flax's layers to ours; tensors that are not part of a layer keep their layout.
 
     Args:
-        tensors: of one tower, without what comes before its own names.
-        table: as TABLE.
+        tensors: tensors of one tower, without the prefix of their names.
+        table: like TABLE.
 
     Raises:
         ValueError: unknown keys or impossible shapes, by name.

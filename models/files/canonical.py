@@ -1,7 +1,7 @@
-"""From foreign names to ours: a table of patterns renames keys, what shapes tell is read off the result.
+"""From foreign names to ours: a table of patterns renames keys, and shapes determine the architecture.
 
-Each source (big_vision, timm, Hugging Face) brings a table and a few lines for what is laid out otherwise;
-everything that the weights say about the architecture is inferred here, once, from our own names.
+Each source (big_vision, timm, Hugging Face) provides a table and a few lines for tensors with another layout;
+everything that the weights determine about the architecture is inferred here, once, from our own names.
 """
 
 import re
@@ -25,7 +25,7 @@ class Imported:
     Args:
         state: our name -> tensor.
         origin: our name -> the name in the file, for messages.
-        fields: ViTConfig fields that the source implies and shapes do not tell.
+        fields: ViTConfig fields that the source implies and shapes do not determine.
     """
 
     state: dict[str, Tensor] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Imported:
         """Take a tensor out; None if there is none.
 
         Raises:
-            ValueError: it has not `ndim` dimensions.
+            ValueError: it does not have `ndim` dimensions.
         """
         tensor = self.state.pop(name, None)
         origin = self.origin.pop(name, name)
@@ -67,12 +67,12 @@ class Imported:
 
 
 def check_limits(target: str, config: ViTConfig, limits: Limits) -> None:
-    """Refuse a model that a foreign format has no room for.
+    """Refuse a model that a foreign format cannot express.
 
     Args:
         target: the format's name.
-        config: the model's.
-        limits: ViTConfig field -> the values that the format can have.
+        config: the model's configuration.
+        limits: ViTConfig field -> the values that the format can express.
 
     Raises:
         ValueError: names every field with another value, and what it could be.
@@ -144,13 +144,13 @@ def place_grid(out: Imported, table: Tensor, origin: str, *extra: int) -> Tensor
 
     Args:
         table, origin: the table and its name in the file.
-        extra: how many tokens' embeddings may stand before those of the grid.
+        extra: possible numbers of token embeddings before those of the grid.
 
     Returns:
-        What stands there [extra, D], or None.
+        These embeddings [extra, D], or None.
 
     Raises:
-        ValueError: n is no square, nor is n less any of `extra`.
+        ValueError: neither n nor n minus any of `extra` is a square.
     """
     table = table.reshape(-1, table.shape[-1])
     for skip in (0, *extra):
@@ -163,7 +163,7 @@ def place_grid(out: Imported, table: Tensor, origin: str, *extra: int) -> Tensor
 
 
 def infer_fields(out: Imported) -> dict[str, Any]:
-    """ViTConfig fields that names and shapes tell, joined with those that the source implies."""
+    """ViTConfig fields that names and shapes determine, together with those that the source implies."""
     state = out.state
     for name in ("patch_embed.weight", "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight"):
         if name not in state:
@@ -205,7 +205,7 @@ def _kind_of_norm(state: dict[str, Tensor], name: str) -> str:
 
 
 def fill_absent_biases(out: Imported) -> None:
-    """A layer without bias beside others that have one is a layer with a bias of zeros."""
+    """Give a layer without a bias, if others have one, a bias of zeros."""
     layers = r"patch_embed|blocks\.\d+\.(?:attn\.(?:qkv|proj)|mlp\.fc[12])|pool\.attention\.(?:q|kv|proj)"
     if not any(re.fullmatch(rf"(?:{layers})\.bias", name) and "blocks" in name for name in out.state):
         layers = "patch_embed"

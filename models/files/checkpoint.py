@@ -11,7 +11,7 @@ from packvit.models.vit import PackedViT
 
 
 def save_model(model: PackedViT, folder: str | Path) -> Path:
-    """Write `model.safetensors` and `config.json` to `folder`, which is made if needed; returns it."""
+    """Write `model.safetensors` and `config.json` to `folder`, which is created if needed; returns it."""
     write_weights(model, model.config, Path(folder))
     return Path(folder)
 
@@ -28,21 +28,21 @@ def hash_model(model: PackedViT) -> str:
 def load_model(path: str | Path, **config: Any) -> PackedViT:
     """Load weights as a PackedViT in eval mode, on the CPU, in the weights' own dtype.
 
-    The format is recognised by the keys: ours, big_vision, timm or Hugging Face. A foreign model keeps its
-    patch buffer and resize operator; nothing is resized here. Of two towers, for images and for texts, it is
-    the image tower.
+    The format is recognised by the keys: packvit, big_vision, timm or Hugging Face. A foreign model keeps its
+    patch buffer and resize operator; nothing is resized here. If there are two towers, for images and for
+    texts, the image tower is loaded.
 
     Args:
-        path: a folder with model.safetensors, a .safetensors or .npz file, or, where none of them is, a model
-            on the Hugging Face hub: org/name or hf-hub:org/name.
-        config: ViTConfig fields that replace what is stored, or that the weights don't tell: `heads`
-            (default: as the preset of this width, or width // 64), `mlp`, `norm_eps`, `image_mean`,
-            `image_std` (default 0.5) and so on. A lower `depth` takes the first blocks and the head alone, as
-            models can be used that were trained at random depths (`train.depths`).
+        path: a folder with model.safetensors, a .safetensors or .npz file, or, if there is none, a model on
+            the Hugging Face hub: org/name or hf-hub:org/name.
+        config: ViTConfig fields that replace stored ones, or that the weights do not determine: `heads`
+            (default: that of the preset of this width, or width // 64), `mlp`, `norm_eps`, `image_mean`,
+            `image_std` (default 0.5) and so on. A lower `depth` loads only the first blocks and the head, for
+            models that were trained at random depths (`train.depths`).
 
     Raises:
-        FileNotFoundError: nothing is at `path`, nor on the hub.
-        ImportError: it might be on the hub, and huggingface_hub is not installed.
+        FileNotFoundError: there is nothing at `path` or on the hub.
+        ImportError: it might be on the hub, but huggingface_hub is not installed.
         ValueError: weights and configuration do not fit; names the keys, shapes or fields.
     """
     return build_model(PackedViT, read_weights(Path(path), config))

@@ -17,17 +17,17 @@ NEVER_ASKED = ("mlp_ratio", "layer_scale", "drop_path", "checkpoint_every")
 
 
 def export_model(model: PackedViT, path: str | Path) -> dict[str, Any]:
-    """Write a model as big_vision (.npz) or timm (.safetensors) names it.
+    """Write a model under the names of big_vision (.npz) or timm (.safetensors).
 
     Args:
-        model: of an architecture that the format can express.
-        path: its suffix chooses the format; folders above it are made if needed.
+        model: a model with an architecture that the format can express.
+        path: its suffix chooses the format; folders above it are created if needed.
 
     Returns:
-        The ViTConfig fields that the file does not tell: load_model(path, **fields) is the same model.
+        The ViTConfig fields that the file does not determine: load_model(path, **fields) is the same model.
 
     Raises:
-        ValueError: the suffix is neither, or the format cannot express a field; names it and its choices.
+        ValueError: the suffix is unknown, or the format cannot express a field; names it and its choices.
     """
     path = Path(path)
     if path.suffix not in (".npz", ".safetensors"):

@@ -1,4 +1,4 @@
-"""Models from the Hugging Face hub, by name, and what makes PackedViT a model of the hub."""
+"""Models from the Hugging Face hub by name, and the class that makes PackedViT a model of the hub."""
 
 import re
 from pathlib import Path
@@ -33,20 +33,20 @@ FILES = ["*.safetensors", "*.json", "*.npz"]
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether `name` reads org/name or hf-hub:org/name, and not as a file of weights."""
+    """Whether `name` looks like org/name or hf-hub:org/name, and not like a file of weights."""
     return bool(re.fullmatch(rf"(?:{PREFIX})?\w[\w.-]*/[\w.-]+(?<!\.npz)(?<!\.safetensors)", name))
 
 
 def download(name: str, **options: Any) -> Path:
-    """The folder of a model on the hub: weights and JSON files, from the cache when they are there.
+    """The folder of a model on the hub: weights and JSON files, from the cache if they are there.
 
     Args:
-        options: of huggingface_hub's snapshot_download, such as revision.
+        options: options of huggingface_hub's snapshot_download, such as revision.
 
     Raises:
         ImportError: huggingface_hub is not installed.
         FileNotFoundError: the hub has no such model for this user, or cannot be reached.
-        OSError: the hub refuses; the message is the hub's first line.
+        OSError: the hub refuses; the message is the first line of the hub's answer.
     """
     try:
         from huggingface_hub import snapshot_download

@@ -1,7 +1,7 @@
 """Hugging Face transformers .safetensors: ViT, DINOv2 (with registers) and SigLIP / SigLIP 2 vision models.
 
-Names changed between versions of transformers; both generations are read. Queries, keys and values come
-apart; the position table of ViT and DINOv2 starts with that of the cls token.
+Names changed between versions of transformers; both generations are read. Queries, keys and values are
+separate; the position table of ViT and DINOv2 starts with the position of the cls token.
 """
 
 import re
@@ -107,7 +107,7 @@ def convert(tensors: dict[str, Tensor]) -> Imported:
 
 
 def sidecar_fields(stored: dict[str, Any]) -> dict[str, Any]:
-    """ViTConfig fields that transformers' config.json and preprocessor tell and the weights don't.
+    """ViTConfig fields that transformers' config.json and preprocessor determine and the weights do not.
 
     Raises:
         ValueError: an activation that no ViTConfig has.

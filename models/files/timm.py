@@ -1,8 +1,8 @@
 """timm .safetensors: vit_*, deit3_*, flexivit_* (VisionTransformer) and naflexvit_* (NaFlexVit).
 
-What keys do not tell are defaults of timm: exact GELU, bicubic antialiased resizing of patch embedding and
-position table; naflexvit_*_par_* needs pos_coords="fractional_aspect", which keys do not tell either.
-`fc_norm` is a norm after pooling; blocks with `in_proj` are the parallel ones of ViT-22B.
+Fields that the keys do not determine get timm's defaults: exact GELU, bicubic antialiased resizing of patch
+embedding and position table. naflexvit_*_par_* needs pos_coords="fractional_aspect", which keys do not
+determine either. `fc_norm` is a norm after pooling; blocks with `in_proj` are the parallel ones of ViT-22B.
 """
 
 import re
@@ -115,7 +115,7 @@ def convert(tensors: dict[str, Tensor]) -> Imported:
 
 
 def sidecar_fields(stored: dict[str, Any]) -> dict[str, Any]:
-    """ViTConfig fields that timm's config.json tells and the weights don't."""
+    """ViTConfig fields that timm's config.json determines and the weights do not."""
     pretrained = stored.get("pretrained_cfg", {})
     return {f"image_{key}": tuple(pretrained[key]) for key in ("mean", "std") if key in pretrained}
 
@@ -159,8 +159,8 @@ def export(state: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
     """Our weights under timm's names: the inverse of `convert`.
 
     A model that pools its cls token and has one square table gets the names of vit_*, whose table begins with
-    a position for each cls or register token: zeros, as ours are part of the tokens. Every other one gets
-    those of naflexvit_*. `timm_call` says which call of timm's makes the model.
+    a position for each cls or register token. These are zeros, because packvit's are part of the tokens.
+    Every other model gets the names of naflexvit_*. `timm_call` returns the call that makes timm's model.
 
     Raises:
         ValueError: timm cannot express a field.

@@ -41,18 +41,18 @@ USUAL_NAFLEX = {
 
 
 class Code(str):
-    """Text that stands in a call as it is, without quotes."""
+    """Text that is put into a call unchanged, without quotes."""
 
     def __repr__(self) -> str:
         return str(self)
 
 
 def timm_call(config: ViTConfig, path: str) -> str:
-    """`timm.create_model(...)` with all that timm needs to load a model's file.
+    """`timm.create_model(...)` with everything that timm needs to load a model's file.
 
     Args:
-        config: of a model that `export_model` could write for timm.
-        path: of the file.
+        config: configuration of a model that `export_model` could write for timm.
+        path: path of the file.
     """
     fields: dict[str, Any] = {
         "patch_size": config.patch_buffer,
@@ -86,7 +86,7 @@ def sizes_of(name: str) -> tuple[Any, ...]:
 
 
 def naflex_fields(config: ViTConfig) -> dict[str, Any]:
-    """What only naflexvit_* have: pooling of several kinds, and position tables of any shape."""
+    """Arguments that only naflexvit_* have: several kinds of pooling, and position tables of any shape."""
     fields: dict[str, Any] = {
         "class_token": config.cls,
         "global_pool": {"mean": "avg", "map": "map", "cls": "token"}[config.pool],

@@ -16,14 +16,14 @@ def translate(
     """Foreign weights to ours.
 
     Args:
-        tensors: all of a file.
+        tensors: all tensors of a file.
         stored: the config.json beside it, or empty.
 
     Returns:
-        Our state dict, ViTConfig fields, and the file's name of each of our names.
+        Our state dict, ViTConfig fields, and for each of our names the name in the file.
 
     Raises:
-        ValueError: no known format, unknown keys or impossible shapes, by name.
+        ValueError: the format is unknown, or keys or shapes are not possible; names them.
     """
     keys = list(tensors)
     source = next((s for s in FORMATS if s.matches(keys)), None)

@@ -25,9 +25,9 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class Weights(NamedTuple):
-    """What a model is made of.
+    """A configuration and weights.
 
-    config: its configuration.
+    config: the model's configuration.
     state: weights under our names.
     origin: the file's own names of foreign weights, for messages.
     file: where they come from.
@@ -40,7 +40,7 @@ class Weights(NamedTuple):
 
 
 def write_weights(model: nn.Module, config: ViTConfig, folder: Path) -> None:
-    """Write `model.safetensors` and `config.json` to `folder`, which is made if needed."""
+    """Write `model.safetensors` and `config.json` to `folder`, which is created if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_tensors(state, folder / "model.safetensors")
@@ -76,7 +76,7 @@ def read_weights(path: Path, config: dict[str, Any], **options: Any) -> Weights:
 
 
 def first_blocks(tensors: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """The weights without those of further blocks than the first `depth`."""
+    """The weights without those of blocks beyond the first `depth`."""
 
     def later(name: str) -> bool:
         part, _, rest = name.partition(".")
@@ -87,7 +87,7 @@ def first_blocks(tensors: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]
 
 
 def build_model(make: Callable[[ViTConfig], Model], weights: Weights) -> Model:
-    """What `make` makes of the configuration, with its weights, in eval mode and in their dtype.
+    """The model that `make` makes from the configuration, with its weights, in eval mode and in their dtype.
 
     Raises:
         ValueError: names or shapes do not fit.
@@ -104,7 +104,7 @@ def own_fields(stored: dict[str, Any], weights: Path) -> dict[str, Any]:
     """The fields of a config.json that this project wrote.
 
     Raises:
-        ValueError: it is of another version.
+        ValueError: it has another version.
     """
     if stored.get("format_version") != FORMAT_VERSION:
         raise ValueError(
@@ -122,7 +122,7 @@ def fill(model: nn.Module, state: dict[str, Tensor], origin: dict[str, str], sou
         source: the file, for messages.
 
     Raises:
-        ValueError: weights are missing, unknown or of another shape; names them.
+        ValueError: weights are missing, unknown or have another shape; names them.
     """
     own = model.state_dict()
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -180,7 +180,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def unreadable(path: Path, error: Exception) -> ValueError:
-    """What is said of a file that a reader raised an error of."""
+    """The error for a file that a reader could not read."""
     return ValueError(f"{path} is no readable .safetensors or .npz file: {error}")
 
 
@@ -198,7 +198,7 @@ def tensor_names(path: Path) -> list[str]:
 
 def stored_config(weights: Path) -> dict[str, Any]:
     """config.json beside our or a hub's model.safetensors, with image_mean and image_std of transformers'
-    preprocessor_config.json; empty when there is none."""
+    preprocessor_config.json; empty if there is none."""
     if weights.name != "model.safetensors":
         return {}
     stored = _read_json(weights.with_name("config.json"))

@@ -24,9 +24,9 @@ from packvit.models.text.two_towers import TwoTowers
 
 
 def save_two_towers(model: TwoTowers, folder: str | Path) -> Path:
-    """Write `model.safetensors` and `config.json` to `folder`, which is made if needed; returns it.
+    """Write `model.safetensors` and `config.json` to `folder`, which is created if needed; returns it.
 
-    `load_model` takes the image tower out of the folder.
+    `load_model` reads the image tower from the folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,10 +38,10 @@ def save_two_towers(model: TwoTowers, folder: str | Path) -> Path:
 
 
 def has_text_tower(path: str | Path) -> bool:
-    """Whether there are two towers that `load_two_towers` reads; no weights are read for it.
+    """Whether there are two towers that `load_two_towers` can read; does not read the weights.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: as of `load_model`.
+        FileNotFoundError, ImportError, ValueError: as for `load_model`.
     """
     weights = find_weights(Path(path))
     kind = stored_config(weights).get("model_type")
@@ -57,8 +57,8 @@ def load_two_towers(
 
     Args:
         path: as of `load_model`.
-        image, text: fields of ViTConfig and TextConfig that replace what is stored, or that the weights don't
-            tell, such as `heads` (width // 64 where nothing tells it) and `pad_id`.
+        image, text: fields of ViTConfig and TextConfig that replace stored ones, or that the weights do not
+            determine, such as `heads` (by default width // 64) and `pad_id`.
 
     Raises:
         FileNotFoundError, ImportError: as of `load_model`.
@@ -85,7 +85,7 @@ def load_two_towers(
 
 
 def find_own_tokenizer(path: str | Path) -> tuple[Tokenizer, Path] | None:
-    """The tokeniser beside a model's weights, and its file; None where there is none.
+    """The tokeniser beside a model's weights, and its file; None if there is none.
 
     Args:
         path: of the model, as of `load_model`.

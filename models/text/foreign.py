@@ -1,8 +1,8 @@
 """Two towers of other projects: big_vision's SigLIP (`img/`, `txt/`, `t`, `b`) and transformers' SigLIP and
 SigLIP 2.
 
-Both fill every text up to a fixed length, and what fills it is seen like any token. Their image towers are
-translated as if they stood alone.
+Both pad every text to a fixed length and attend to the padding. Their image towers are translated as if they
+were separate models.
 """
 
 import re

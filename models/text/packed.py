@@ -13,12 +13,12 @@ class PackedText(NamedTuple):
 
     ids: int64 [T], tokens.
     place: int64 [T], of each token in its text, from 0.
-    owner: int32 [T], text of each token; -1 in the two tokens that stand where there are no texts.
+    owner: int32 [T], text of each token; -1 in the two tokens that stand in if there are no texts.
     cu_seqlens: int32 [segments + 1], offsets of the texts.
     num_texts: N.
     max_len: tokens of the longest text.
-    squares: sum over texts of their squared lengths, which attention costs.
-    cut: texts that were too long and lost their end.
+    squares: sum over texts of their squared lengths, the cost of attention.
+    cut: number of texts that were too long and were cut off.
     """
 
     ids: Tensor
@@ -32,7 +32,7 @@ class PackedText(NamedTuple):
 
     @staticmethod
     def build(texts: Sequence[Sequence[int]], cut: int = 0) -> "PackedText":
-        """The texts, each as its tokens; `cut` of them lost their end.
+        """Pack texts, each given as its tokens; `cut` of them were cut off.
 
         Raises:
             ValueError: a text has no token.

@@ -1,4 +1,4 @@
-"""Names of classes as texts: prompts from templates, and the vectors that a text tower embeds them as."""
+"""Names of classes as texts: prompts from templates, and their embeddings by a text tower."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +22,11 @@ def embed_prompts(
     """One vector for each name: the mean of its prompts' unit vectors, of length 1 (CLIP, arXiv 2103.00020,
     3.1.4).
 
-    A prompt that is too long for the text tower loses its end, as a caption does.
+    A prompt that is too long for the text tower is cut off, like a caption.
 
     Args:
-        towers: on any device; autocast is the caller's.
-        encode: of these towers.
+        towers: two towers on any device; the caller sets autocast.
+        encode: the encoder of these towers.
         names: C names of classes.
         templates: each with `{}` where the name goes.
 
@@ -77,7 +77,7 @@ def embed_tokens(towers: TwoTowers, texts: Sequence[Tokens], batch_tokens: int =
     """Unit vectors of any number of texts, [N, E] in their order, a batch of them at a time.
 
     Args:
-        batch_tokens: the most tokens of a batch, unless one text has more.
+        batch_tokens: maximum number of tokens in a batch, unless a single text has more.
     """
     device = next(towers.parameters()).device
     packed = [PackedText.build(pack) for pack in cut_packs([text.ids for text in texts], batch_tokens)]
@@ -105,7 +105,7 @@ def read_templates(path: str | Path) -> tuple[str, ...]:
 
 
 def check_templates(templates: Sequence[str]) -> None:
-    """Refuse what names cannot be put into.
+    """Refuse templates that names cannot be put into.
 
     Raises:
         ValueError: there is none, or one has no `{}`.

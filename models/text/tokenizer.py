@@ -13,7 +13,7 @@ FILES = ("tokenizer.model", "tokenizer.json")  # in a model's folder
 
 
 class Tokenizer(Protocol):
-    """What makes tokens of texts.
+    """The interface of tokenisers, which turn texts into tokens.
 
     Attributes:
         vocab_size: ids are below this.
@@ -24,7 +24,7 @@ class Tokenizer(Protocol):
     eos: int | None
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text, with what the tokeniser puts before and after it."""
+        """The tokens of a text, with those that the tokeniser adds before and after it."""
         ...
 
     def save(self, folder: Path) -> Path:
@@ -40,7 +40,7 @@ class SentencePiece:
 
     Raises:
         ImportError: sentencepiece is not installed.
-        ValueError: it is no such model.
+        ValueError: the content is not such a model.
     """
 
     def __init__(self, model: bytes) -> None:
@@ -66,14 +66,14 @@ class SentencePiece:
 
 
 class HuggingFaceTokenizer:
-    """A `tokenizer.json` of Hugging Face's tokenizers, which tells what stands before and after a text.
+    """A `tokenizer.json` of Hugging Face's tokenizers, which defines the tokens before and after a text.
 
     Args:
         document: the content of the file.
 
     Raises:
         ImportError: tokenizers is not installed.
-        ValueError: it is no such document.
+        ValueError: the content is not such a document.
     """
 
     def __init__(self, document: str) -> None:
@@ -128,8 +128,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentencePiece:
     """A unigram model of sentencepiece (arXiv 1804.10959); the same texts give the same one.
 
     Args:
-        texts: which it is to tokenise well.
-        vocab_size: the most tokens; few texts give fewer. 0 fills texts, 1 ends them, 2 is anything unknown.
+        texts: the texts to train on.
+        vocab_size: maximum number of tokens; few texts give fewer. 0 pads texts, 1 ends them, 2 is unknown.
 
     Raises:
         ImportError: sentencepiece is not installed.
@@ -160,7 +160,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> SentencePiece:
 
 
 class Tokens(NamedTuple):
-    """A text as a tower takes it: its tokens, and whether it was cut."""
+    """A text in the form that a tower takes: its tokens, and whether it was cut off."""
 
     ids: list[int]
     cut: bool
@@ -170,11 +170,11 @@ class TextEncoder:
     """Texts to the tokens that a text tower takes: never more than it has positions.
 
     Args:
-        tokenizer: of the tower.
-        config: the tower's.
+        tokenizer: the tower's tokeniser.
+        config: the tower's configuration.
 
     Raises:
-        ValueError: the tokeniser has tokens that the tower lacks, so that it belongs to another one.
+        ValueError: the tokeniser has tokens that the tower lacks, so it belongs to another tower.
     """
 
     def __init__(self, tokenizer: Tokenizer, config: TextConfig) -> None:

@@ -15,7 +15,7 @@ from packvit.models.text.packed import PackedText
 
 
 def pool_texts(tower: "TextTower", x: Tensor, layout: Layout) -> Tensor:
-    """What the blocks give, [T, D], normalised and brought to one vector a text, [N, D]."""
+    """The blocks' output, [T, D], normalised and pooled to one vector for each text, [N, D]."""
     x = tower.norm(x)
     if tower.pool is not None:
         return tower.pool(x, layout)
@@ -24,10 +24,10 @@ def pool_texts(tower: "TextTower", x: Tensor, layout: Layout) -> Tensor:
 
 
 class TextTower(nn.Module):
-    """A Transformer over texts, each of which sees itself alone, in both directions.
+    """A Transformer over texts, each of which attends only to itself, in both directions.
 
     Args:
-        config: what it is.
+        config: the tower's configuration.
         backend: attention backend, `auto` or a key of BACKENDS; may be set later as `tower.backend`.
     """
 
@@ -54,7 +54,7 @@ class TextTower(nn.Module):
         self.head = linear(width, config.embed_dim, bias=True) if config.embed_dim else None
 
     def forward(self, text: PackedText) -> Tensor:
-        """What texts are embedded as, not normalised: [N, config.feature_dim]."""
+        """The embeddings of texts, not normalised: [N, config.feature_dim]."""
         # A compiler makes one text a case of its own.
         several = text.num_texts > 1
         lay_out, reduce = (self.lay_out, self.reduce) if several else (Layout.build, pool_texts)
@@ -71,10 +71,10 @@ class TextTower(nn.Module):
         return x if self.head is None else self.head(x)
 
     def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Compile the layout of a batch, what blocks do to each token alone, and pooling, as PackedViT does.
+        """Compile the layout of a batch, the per-token parts of blocks, and pooling, as PackedViT does.
 
         Args:
-            backend: of torch.compile.
+            backend: backend of torch.compile.
         """
         from packvit.models.compiled import compile_copy, compile_tokens
 

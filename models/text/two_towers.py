@@ -1,4 +1,4 @@
-"""TwoTowers: images and texts in one space, where what belongs together is close (CLIP, SigLIP)."""
+"""TwoTowers: images and texts in one space, in which matching ones are close (CLIP, SigLIP)."""
 
 import math
 
@@ -22,7 +22,7 @@ class LogitScale(nn.Module):
         self.b = None if bias is None else nn.Parameter(torch.full((1,), float(bias)))
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        """e^t and b, [1] each; b is 0 without one."""
+        """e^t and b, [1] each; b is 0 if there is none."""
         return self.t.exp(), torch.zeros_like(self.t) if self.b is None else 1 * self.b
 
 

@@ -51,8 +51,10 @@ class PackedImage:
 class ImageFacts(NamedTuple):
     """Properties by which the N images of a batch can be grouped, in host memory.
 
-    patch_size: int64 [N], pixels. resolution: float64 [N], pixels. drop_rate: float64 [N], the share of each
-    image's cells that no kept token covers; if patches overlap, the share of its tokens that were dropped.
+    patch_size: int64 [N], pixels.
+    resolution: float64 [N], pixels.
+    drop_rate: float64 [N], the share of each image's cells that no kept token covers; if patches overlap, the
+        share of its tokens that were dropped.
     """
 
     patch_size: np.ndarray

@@ -167,19 +167,19 @@ class PackedBatch:
         min_sequences: int = 0,
         collate: Callable[[Sequence[PackedImage]], dict[str, Collated]] | None = None,
     ) -> "PackedBatch":
-        """Lay images out in sequences of `seq_len` slots; what is left of a sequence becomes padding.
+        """Lay images out in sequences of `seq_len` slots; the rest of each sequence becomes padding.
 
-        An image with a sequence of its own may be longer: it takes the room of as many sequences as it needs.
+        An image with a sequence of its own may be longer: it takes the space of as many sequences as needed.
 
         Args:
             numbers: the `image_index` of each image in the order in which the sequences hold them, a
                 permutation of 0..N-1; None numbers them in that order.
             min_sequences: empty sequences are added up to this number.
-            collate: makes the batch's targets of its images, in their order; None stacks the targets that all
-                images have.
+            collate: makes the batch's targets from its images, in their order; None stacks the targets that
+                all images have.
 
         Raises:
-            ValueError: a sequence's images have more than `seq_len` tokens; names the first that is over.
+            ValueError: a sequence's images have more than `seq_len` tokens; names the first one beyond.
         """
         images = list(chain.from_iterable(sequences))
         numbers = range(len(images)) if numbers is None else numbers
@@ -297,9 +297,9 @@ def send(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 
 def map_leaves(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
-    """`value` with every part of type `kind` replaced by what `function` makes of it.
+    """`value` with `function` applied to every part of type `kind`.
 
-    Looks into dictionaries, tuples and dataclasses, and not into lists, which hold texts and plain numbers.
+    Looks into dictionaries, tuples and dataclasses, but not into lists, which hold texts and plain numbers.
     """
     if isinstance(value, kind):
         return function(value)
