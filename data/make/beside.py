@@ -1,4 +1,4 @@
-"""Write the index beside each shard of a set, with which others read little of it from afar."""
+"""Write the index beside each shard of a set, with which remote readers need to read only little of it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +17,13 @@ from packvit.data.stores.objects import is_object, write_object
 
 
 def write_indices(shards: ShardSet) -> Iterator[tuple[str, int | BadShard]]:
-    """Write the index beside each shard that has none that fits, and list local ones in their folders'
-    `manifest.json`; gives each shard and its number of samples, or what is wrong with it.
+    """Write the index beside each shard that has no valid one, and list local shards in their folders'
+    `manifest.json`; yields each shard and its number of samples, or what is wrong with it.
 
-    A remote shard is read by parts: its headers, and the beginnings of its images.
+    A remote shard is read in parts: its headers, and the beginnings of its images.
 
     Raises:
-        ValueError: a shard is on a web server, which takes no files, or a manifest is damaged.
+        ValueError: a shard is on a web server, which accepts no files, or a manifest is damaged.
         OSError: an index cannot be written.
     """
     for path in shards.paths:

@@ -1,4 +1,4 @@
-"""Verify shards: read and decode every sample, and name whatever a run would have to leave out."""
+"""Verify shards: read and decode every sample, and name everything that a run would have to leave out."""
 
 import json
 from collections import Counter
@@ -28,10 +28,10 @@ class ShardReport:
     """What `check_shards` found.
 
     Args:
-        shards, samples: counts of all that were looked at.
-        problems: sentences by kind; empty when all is well.
-        fields: of samples without a good label, by how many of the first LOOKED_AT have each.
-        numbers: where these samples have whole numbers, as `label_field` names places, likewise.
+        shards, samples: numbers of shards and samples that were checked.
+        problems: sentences by kind; empty if there are none.
+        fields: fields of samples without a good label, with how many of the first LOOKED_AT have each.
+        numbers: places of whole numbers in these samples, in the notation of `label_field`, likewise.
     """
 
     shards: int = 0
@@ -70,9 +70,9 @@ def check_shards(
     """Decode every image and read every label of the shards; a missing label counts as a problem.
 
     Args:
-        patterns: as `data.shards`.
+        patterns: like `data.shards`.
         progress: called with (shards done, shards) after each one.
-        labels: where they are, and of which kind.
+        labels: where the labels are, and their kind.
         fetch: how shards that are not local tar files are fetched.
 
     Raises:
@@ -127,10 +127,10 @@ def _check_shard(shard: Shard, report: ShardReport, first_seen: dict[str, str], 
 
 
 def look_for_labels(shard: Shard, index: int, report: ShardReport, known: str) -> None:
-    """Note which fields a sample has, and where whole numbers stand in it.
+    """Note which fields a sample has, and where it has whole numbers.
 
     Args:
-        known: the field that is no label.
+        known: the field that is known not to be a label.
     """
     report.fields.update(shard.fields(index))
     for name in shard.fields(index):
@@ -155,6 +155,6 @@ def number_places(value: Any, place: str, between: str) -> Iterator[str]:
 
 
 def usual(place: str) -> int:
-    """The higher, the more a place is called as labels usually are."""
+    """A score of how much the name of a place resembles the usual names of labels."""
     name = place.replace(":", ".").rpartition(".")[2].lower()
     return next((len(USUAL) - rank for rank, word in enumerate(USUAL) if word in name), 0)

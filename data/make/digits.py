@@ -1,8 +1,8 @@
 """The demo set: a handwritten digit somewhere on a canvas of any size and shape, over pieces of other digits.
 
-Made from the 1797 real 8x8 scans that scikit-learn bundles, so it needs no download. Train and test canvases
-share no scan, neither as digit nor as clutter. Every canvas is a function of (seed, split, index) alone.
-One core makes about 1,000 canvases a second.
+It is made from the 1797 real 8x8 scans in scikit-learn, so it needs no download. Train and test canvases
+share no scan, neither as digit nor as clutter. Every canvas is a function of (seed, split, index) alone. One
+core makes about 1,000 canvases a second.
 """
 
 import io
@@ -39,9 +39,9 @@ def write_digits(
     """Write the demo set to `out/train` and `out/val`, as JPEG files with the digit as label.
 
     Args:
-        out: folder, made if it is missing.
+        out: folder, created if it is missing.
         train_images, test_images: canvases in each split.
-        seed: of the split of the scans and of every canvas.
+        seed: seed of the split of the scans and of every canvas.
         clutter: 0 = none, 1 = pieces as strong as the digit, all over the canvas.
         shard_size: samples in a shard.
         progress: called with (canvases done, canvases) after each one.
@@ -117,7 +117,7 @@ def draw_canvas(
 
 
 def draw_size(rng: np.random.Generator) -> tuple[int, int]:
-    """Height and width in pixels, log-uniform among those with an allowed aspect ratio."""
+    """Height and width in pixels, log-uniform among sizes with an allowed aspect ratio."""
     while True:
         height, width = np.exp(rng.uniform(math.log(SMALLEST), math.log(LARGEST), 2))
         if max(height, width) <= STEEPEST * min(height, width):
@@ -127,7 +127,7 @@ def draw_size(rng: np.random.Generator) -> tuple[int, int]:
 def draw_clutter(
     rng: np.random.Generator, ink: np.ndarray, scans: np.ndarray, side: int, clutter: float
 ) -> None:
-    """Lay cut pieces of scans over `ink`, float32 [H, W], in place, at scales like a digit of `side`."""
+    """Lay pieces of scans over `ink`, float32 [H, W], in place, at scales similar to a digit of `side`."""
     height, width = ink.shape
     count = rng.poisson(clutter * 8 * height * width / side**2)
     for scan in rng.integers(len(scans), size=count):

@@ -1,9 +1,9 @@
 """Emoji with captions: real image-text pairs, about 1,850 concepts, each drawn by four designers.
 
 They come from the npm packages emoji-datasource-google, -twitter, -facebook and -apple, which are
-MIT-licensed; the pictures in them remain their designers'. They are read where npm has put them, and no part
-of them is kept in this project. Three designers' pictures are for training, the fourth's for retrieval: a
-model that knows a concept finds it in a hand that it has never seen.
+MIT-licensed; the designers keep the rights to their pictures. They are read where npm has put them, and no
+part of them is kept in this project. Three designers' pictures are for training, the fourth's for retrieval:
+a model that knows a concept finds it in a style that it has never seen.
 """
 
 import io

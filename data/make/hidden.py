@@ -1,7 +1,7 @@
 """Shards that are written but not published: their hidden names, and notes of what they were made of.
 
-A shard becomes `.shard-000000.tar.whole` when it is complete, with a note beside it. What a killed command
-left is taken over only if its note names the same plan and the file has the size and the hash of the note.
+A shard becomes `.shard-000000.tar.whole` when it is complete, with a note beside it. A shard that a killed
+command left is kept only if its note names the same plan and the file has the size and the hash of the note.
 """
 
 import json
@@ -19,11 +19,11 @@ HIDDEN = re.compile(r"\.+(shard-\d+\.tar)\.(json|whole|partial|json\.partial)")
 
 @dataclass(frozen=True)
 class Note:
-    """What became of a shard.
+    """A note about a shard that has been written.
 
     Args:
-        plan: hash of what the whole set is made of.
-        images: number of those in the shard.
+        plan: hash of everything that the whole set is made of.
+        images: number of images in the shard.
         broken: a sentence for each image that was left out.
         bytes, hash: size and SHA-256 of the file.
     """
@@ -35,11 +35,11 @@ class Note:
     hash: str
 
     def write(self, shard: Path) -> None:
-        """Keep it beside the shard."""
+        """Write the note beside the shard."""
         write_whole(hidden_name(shard, ".json"), json.dumps(asdict(self)))
 
     def fits(self, shard: Path) -> bool:
-        """Whether the shard, published or not, is there as it was written; one without images may be gone."""
+        """Whether the shard, published or not, is unchanged; a shard without images may be missing."""
         if not self.images:
             return True
         path = shard if shard.exists() else hidden_name(shard, ".whole")
@@ -47,7 +47,7 @@ class Note:
 
 
 def read_note(shard: Path) -> Note | None:
-    """The note of a shard that is not published yet; None if there is none that can be read."""
+    """The note of a shard that is not published yet; None if there is none or it cannot be read."""
     try:
         return Note(**json.loads(hidden_name(shard, ".json").read_text()))
     except (OSError, ValueError, TypeError):
@@ -55,13 +55,13 @@ def read_note(shard: Path) -> Note | None:
 
 
 def clear(shards: Sequence[Path], plan: str) -> None:
-    """Remove hidden files of other plans, which may be of other images, from the folders of `shards`.
+    """Remove hidden files of other plans, which may hold other images, from the folders of `shards`.
 
     Args:
-        shards: all that the plan makes.
+        shards: all shards that the plan makes.
 
     Raises:
-        ValueError: a folder has published shards that are not of this plan.
+        ValueError: a folder has published shards that do not belong to this plan.
     """
     noted = {shard for shard in shards if (note := read_note(shard)) is not None and note.plan == plan}
     for folder in {shard.parent for shard in shards}:
@@ -75,7 +75,7 @@ def clear(shards: Sequence[Path], plan: str) -> None:
 
 
 def publish(shards: Sequence[Path], classes: Sequence[str]) -> None:
-    """Give hidden shards their names; those without a single image go. May be repeated after a kill."""
+    """Give hidden shards their names and remove those without images. May be repeated after a kill."""
     folders = {shard.parent for shard in shards}
     notes = {shard: note for shard in shards if (note := read_note(shard)) is not None}
     for folder in folders:
@@ -94,5 +94,5 @@ def publish(shards: Sequence[Path], classes: Sequence[str]) -> None:
 
 
 def hidden_name(shard: Path, end: str) -> Path:
-    """A name beside a shard that no pattern takes for a shard's."""
+    """A name beside a shard that no pattern mistakes for a shard."""
     return shard.with_name(f".{shard.name}{end}")

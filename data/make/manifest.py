@@ -1,7 +1,7 @@
 """`manifest.json`: how many samples and bytes each shard of a folder was written with.
 
-By it a reader can tell what a shard has lost that breaks off. It lists a shard before that gets its name, so
-every shard of a folder is in it.
+It tells a reader what a truncated shard has lost. A shard is listed before it gets its name, so every shard
+of a folder is in the manifest.
 """
 
 import json
@@ -32,13 +32,13 @@ def read_manifest(folder: Path) -> dict[str, dict[str, int]]:
 
 
 def list_shards(folder: Path, shards: Mapping[str, tuple[int, int]]) -> None:
-    """Add shards to the manifest of a folder; those that are not there any more leave it.
+    """Add shards to the manifest of a folder, and remove those that no longer exist.
 
     Args:
         shards: {file name: (samples, bytes)}.
 
     Raises:
-        ValueError: the manifest that is there is damaged.
+        ValueError: the existing manifest is damaged.
     """
     listed = {name: entry for name, entry in read_manifest(folder).items() if (folder / name).exists()}
     listed |= {name: {"samples": samples, "bytes": size} for name, (samples, size) in shards.items()}

@@ -1,9 +1,9 @@
 """Scenes with captions: a handwritten digit in a colour, small or big, at one side of a canvas.
 
-What a caption says is all that tells scenes apart, so that whoever matches pictures and captions has
-understood all four words. A tenth of the pairs of colour and digit appear in no scene of training: to match
-those, a colour and a digit must have been understood apart. Scans are those of the demo set (`digits.py`);
-scenes for evaluation show scans that training lacks. Every scene is a function of (seed, split, index) alone.
+Scenes differ only in what their captions say, so a model that matches pictures and captions has learned all
+four words. A tenth of the pairs of colour and digit appear in no scene of training: to match these, a model
+must have learned colours and digits separately. The scans are those of the demo set (`digits.py`); scenes for
+evaluation show scans that training lacks. Every scene is a function of (seed, split, index) alone.
 """
 
 import math

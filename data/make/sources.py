@@ -1,4 +1,4 @@
-"""Where the images of a new data set come from: folders of classes, a table of paths, or Parquet files."""
+"""The images for a new data set: from folders of classes, a table of paths, or Parquet files."""
 
 import csv
 import json
@@ -21,10 +21,10 @@ class FoundImage:
     """One image to be written.
 
     Args:
-        name: where it comes from; the sample's key is made of it.
+        name: where it comes from; the sample's key is derived from it.
         label: class index.
-        load: gives the encoded file; may raise OSError or ValueError.
-        stamp: size and time of the file it is read from, by which a change is noticed; empty if it is gone.
+        load: returns the encoded file; may raise OSError or ValueError.
+        stamp: size and time of the file that it is read from, to notice changes; empty if the file is gone.
     """
 
     name: PurePath
@@ -40,9 +40,9 @@ class FoundImages:
     Args:
         classes: names in the order of their indices.
         images: in the order in which they are best read.
-        left_out: sentences about what is no image or has no label.
+        left_out: sentences about files that are not images or have no label.
         empty: classes without a single image; they keep their index.
-        random_access: False where images must be read nearly in their order.
+        random_access: False if images must be read nearly in their order.
     """
 
     classes: list[str]
@@ -55,11 +55,12 @@ class FoundImages:
 def find_images(
     path: Path, seed: int = 0, image_column: str = "image", label_column: str = "label"
 ) -> FoundImages:
-    """What `path` holds: a folder of class folders, a .csv file, or Parquet files as Hugging Face keeps them.
+    """The images in `path`: a folder of class folders, a .csv file, or Parquet files in Hugging Face's
+    layout.
 
     Raises:
-        ValueError: nothing of the kind is there; names the path and what is missing.
-        ImportError: Parquet files without pyarrow.
+        ValueError: there is nothing of the kind; names the path and what is missing.
+        ImportError: there are Parquet files, but pyarrow is not installed.
     """
     if path.suffix == ".csv" and path.is_file():
         return find_in_csv(path, label_column)
@@ -129,7 +130,7 @@ def find_in_csv(file: Path, label_column: str = "label") -> FoundImages:
 def find_in_parquet(files: Sequence[Path], seed: int, image_column: str, label_column: str) -> FoundImages:
     """Rows of an encoded image (bytes, or Hugging Face's struct of bytes and path) and a label.
 
-    Row groups are the unit of reading: they come in an order shuffled by `seed`, as do the rows of each.
+    Row groups are the unit of reading: their order is shuffled by `seed`, and so are the rows within each.
     """
     open_table = need("pyarrow.parquet", "parquet", "Parquet files need pyarrow").ParquetFile
     rng = Random(seed)
@@ -197,10 +198,10 @@ def split(found: FoundImages, out: Path, val_fraction: float, rng: Random) -> di
 
 
 def number_classes(labels: Iterable[Any], file: Path) -> tuple[list[str], dict[Any, int]]:
-    """Names by index, and {label: index}: whole numbers stay what they are, names are sorted.
+    """Names by index, and {label: index}: whole numbers are kept, names are sorted.
 
     Raises:
-        ValueError: a number is negative or too large; names the `file` that the labels are from.
+        ValueError: a number is negative or too large; names the `file` that the labels come from.
     """
     distinct = set(labels)
     try:

@@ -14,8 +14,8 @@ from packvit.data.shards.shard import Shard
 def write_with_logits(shard: Shard, target: Path, logits: Mapping[str, np.ndarray], field: str) -> None:
     """Write the samples of `shard` that have `logits`, by key, to `target` with the logits in `field`.
 
-    All other fields are copied as they are; `target` appears whole or not at all, and is listed in the
-    manifest of its folder.
+    All other fields are copied unchanged; `target` appears whole or not at all, and is listed in the manifest
+    of its folder.
     """
     partial = target.with_name(f".{target.name}.partial")
     samples = 0

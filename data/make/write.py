@@ -1,7 +1,7 @@
 """Write webdataset shards: one tar holds `key.jpg` and `key.cls` of each sample, side by side.
 
 Equal input gives equal bytes (fixed owner, time and order). Shards are written under temporary names and
-renamed when all of them are complete and on the disk, so a folder never shows a part of a data set.
+renamed when all of them are complete and on the disk, so a folder never shows an incomplete data set.
 """
 
 import json
@@ -26,8 +26,8 @@ class Sample:
         key: unique name without a dot; may have folders.
         image: the encoded file.
         extension: `jpg`, `png` or `webp`.
-        label: class index, or None where the task has none.
-        caption: written as `txt` if there is one; several stand in lines.
+        label: class index, or None if the task needs none.
+        caption: written as `txt` if there is one; several captions are separate lines.
     """
 
     key: str
@@ -40,14 +40,14 @@ class Sample:
 def write_shards(
     samples: Iterable[Sample], out: Path, shard_size: int = 1000, prefix: str = "shard"
 ) -> list[Path]:
-    """Write samples in their order to `out/PREFIX-000000.tar` and on, and list them in `out/manifest.json`;
-    returns the shards.
+    """Write samples in their order to `out/PREFIX-000000.tar` and so on, and list the shards in
+    `out/manifest.json`; returns the shards.
 
     Args:
         samples: read one at a time, so that a large set need not fit in memory.
-        out: folder, made if it is missing.
+        out: folder, created if it is missing.
         shard_size: samples in a shard; the last one may have fewer.
-        prefix: how the shards' names begin.
+        prefix: the beginning of the shards' names.
 
     Raises:
         ValueError: shard_size below 1, shards already in `out`, a key twice or with a dot, or no sample.
@@ -92,7 +92,7 @@ def write_shards(
 
 @contextmanager
 def open_tar(path: Path) -> Iterator[TarWriter]:
-    """A new tar file, whose bytes depend on what is written alone; it has reached the disk at the end."""
+    """A new tar file, whose bytes depend only on what is written; at the end it is on the disk."""
     # A stream, because webdataset takes some names for addresses.
     with (
         path.open("wb") as stream,
@@ -103,7 +103,7 @@ def open_tar(path: Path) -> Iterator[TarWriter]:
 
 
 def check_no_shards(out: Path, prefix: str = "shard") -> None:
-    """Raise a ValueError if `out` holds shards, which a smaller new set would mix with."""
+    """Raise a ValueError if `out` holds shards, because a smaller new set would be mixed with them."""
     if any(out.glob(f"{prefix}-*.tar")):
         raise ValueError(f"{out} already holds shards: name another folder or delete them first")
 

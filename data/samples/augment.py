@@ -1,7 +1,7 @@
 """Colour jitter, and RandAugment (arXiv 1909.13719, 3) with the operations and ranges of big_vision's.
 
-What is done to an image follows from (seed, epoch, key) and is the same in all its views, so a teacher sees
-what the student sees: lengths are shares of a view's sides.
+The operations on an image follow from (seed, epoch, key) and are the same in all its views, so a teacher sees
+what the student sees. Lengths are shares of a view's sides.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,17 +27,17 @@ Operation = Callable[[Image.Image], Image.Image]
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How pixels are changed in training; nothing is by default.
+    """How pixels are changed in training; by default they are not.
 
     Args:
-        brightness: x; multiplied by a factor from U(1 - x, 1 + x), at least 0.
-        contrast: in the same way.
-        saturation: in the same way.
-        hue: x; the hue is moved by a share of its circle from U(-x, x); at most 0.5.
-        randaugment_ops: operations of RandAugment, after the jitter; 0 has none.
+        brightness: x; brightness is multiplied by a factor from U(1 - x, 1 + x), at least 0.
+        contrast: likewise for contrast.
+        saturation: likewise for saturation.
+        hue: x; the hue is shifted by a share of its circle from U(-x, x); at most 0.5.
+        randaugment_ops: number of RandAugment's operations, after the jitter; 0: none.
         randaugment_magnitude: their strength, 0..10.
-        randaugment_moves: whether operations that shear, turn, shift or cover are among them. Targets with
-            places in the image, such as boxes, do not follow those.
+        randaugment_moves: whether operations that shear, rotate, shift or cover are among them. Targets with
+            positions in the image, such as boxes, do not follow these.
     """
 
     brightness: float = 0.0
@@ -114,7 +114,7 @@ def _move_hue(share: float) -> Operation:
 
 
 class Draw(NamedTuple):
-    """What is random in an operation: a sign, and a place in fractions of height and width."""
+    """The random values of an operation: a sign, and a place in fractions of height and width."""
 
     sign: int
     top: float

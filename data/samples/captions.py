@@ -17,11 +17,10 @@ class CaptionTarget(Target):
     """The captions of an image, at least one; each epoch draws one of them.
 
     Args:
-        field: `txt`, or another field of text whose lines are captions; `json:PLACE`, a dotted name inside a
-            JSON document, where a text or a list of texts stands.
-        encode: what becomes of the drawn caption, such as its tokens; what it refuses with a ValueError is a
-            bad sample.
-        pack: from the encoded captions of a batch, the target.
+        field: `txt`, or another field of text whose lines are captions; or `json:PLACE`, a dotted name inside
+            a JSON document that holds a text or a list of texts.
+        encode: turns the drawn caption into, for example, tokens; a ValueError from it makes a bad sample.
+        pack: makes the target from the encoded captions of a batch.
     """
 
     field: str = "txt"
@@ -36,7 +35,7 @@ class CaptionTarget(Target):
             )
 
     def read(self, shard: Shard, member: int) -> list[str]:
-        """All captions, without space at their ends; empty ones are left out.
+        """All captions, stripped; empty ones are left out.
 
         Raises:
             BadSample: the sample has none, or the field holds something else.
@@ -63,7 +62,7 @@ class CaptionTarget(Target):
         return self.encode(Random(derive_seed(seed, "caption")).choice(value))
 
     def collate(self, values: Sequence[Any]) -> Collated | None:
-        """What `pack` makes of them."""
+        """The result of `pack`."""
         return self.pack(values)
 
 

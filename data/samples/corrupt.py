@@ -1,8 +1,8 @@
 """The corruptions of ImageNet-C: 15 kinds, 5 strengths (Hendrycks and Dietterich, arXiv 1903.12261).
 
-They are written from their definitions, with the published strengths. The published set differs in that its
-images were cropped to squares before and stored as JPEGs after it, that its frost is photographed and not
-drawn, and that its glass blur copied pixels where it was meant to exchange them.
+They are implemented from their definitions, with the published strengths. The published set differs in that
+its images were cropped to squares before and stored as JPEGs afterwards, that its frost is photographed and
+not drawn, and that its glass blur copies pixels although it was meant to exchange them.
 """
 
 import math
@@ -67,7 +67,7 @@ def corrupt(image: np.ndarray, kind: str, strength: int, seed: int) -> np.ndarra
         image: uint8 [H, W, 3], of about SIDE x SIDE pixels in area; see `bring_to_area`.
         kind: one of KINDS.
         strength: 1..5.
-        seed: of all that is random.
+        seed: seed of everything random.
     """
     change, numbers = KINDS[kind]
     rng = np.random.default_rng(seed)
@@ -85,7 +85,7 @@ def bring_to_area(image: np.ndarray, side: int = SIDE) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Corruption:
-    """One kind at one strength, the same for an image whenever it is shown.
+    """One kind at one strength, always the same for an image.
 
     Args:
         kind: one of KINDS.
@@ -106,7 +106,7 @@ class Corruption:
 
     @property
     def name(self) -> str:
-        """Such as fog-3: the name of the corrupted set in results."""
+        """The name of the corrupted set in results, such as fog-3."""
         return f"{self.kind}-{self.strength}"
 
     def __call__(self, pixels: np.ndarray, key: str) -> np.ndarray:
@@ -124,7 +124,7 @@ class Corruption:
         """The corruption that a text such as fog:3 names.
 
         Raises:
-            ValueError: it names none.
+            ValueError: it does not name one.
         """
         kind, _, strength = text.partition(":")
         if strength not in map(str, STRENGTHS):
@@ -136,7 +136,7 @@ def parse_corruptions(texts: Sequence[str]) -> list[Corruption]:
     """Every corruption named, once: `all`, a kind with all its strengths such as fog, or fog:3.
 
     Raises:
-        ValueError: a text names none.
+        ValueError: a text does not name one.
     """
     found: list[Corruption] = []
     for text in texts:

@@ -22,11 +22,11 @@ def kept_positions(
 ) -> np.ndarray:
     """Raster positions of the kept tokens, sorted: int64 [num_tokens].
 
-    Decided by `seed` (up to 128 bits) and, for `importance`, the pixels alone; for the same seed and grid,
-    fewer tokens are a subset of more. `random` is uniform without replacement (NaViT 3.3). `block` loses the
-    patches nearest to a random place, in an ellipse of random aspect ratio; what is hidden hangs together as
-    in BEiT's masks (arXiv 2106.08254, 2.3). `importance` keeps patches with probability proportional to
-    the variance of their pixels, one after the other without replacement.
+    They depend only on `seed` (up to 128 bits) and, for `importance`, the pixels. For the same seed and grid,
+    a smaller number of tokens is a subset of a larger one. `random` is uniform without replacement (NaViT
+    3.3). `block` drops the patches nearest to a random place, in an ellipse of random aspect ratio, so that
+    the hidden region is connected as in BEiT's masks (arXiv 2106.08254, 2.3). `importance` keeps patches with
+    probability proportional to the variance of their pixels, one after the other without replacement.
 
     Args:
         patches: uint8 [rows*cols, p*p*3] for `importance`.
@@ -80,8 +80,8 @@ def cut_views(
     """The sample as each of its views shows it, with its targets.
 
     Args:
-        kinds: of the targets, by name.
-        pattern: of dropping; see `kept_positions`.
+        kinds: kinds of the targets, by name.
+        pattern: pattern of dropping; see `kept_positions`.
     """
     images = [
         cut_image(pixels, view, sample.native_size, sample.key, sample.seed, pattern)

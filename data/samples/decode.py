@@ -21,10 +21,10 @@ HEAD_BYTES = 16 * 1024  # enough for the header of nearly every image
 
 
 def read_header(shard: Shard, reference: Reference) -> Header:
-    """What the file says of a sample before it is decoded; raises as `read_native_size`.
+    """What the file says about a sample before it is decoded; raises like `read_native_size`.
 
     Args:
-        shard: the one that `reference` names.
+        shard: the shard that `reference` names.
     """
     member = reference.member
     return Header(reference, shard.key(member), read_native_size(shard, member))
@@ -58,9 +58,9 @@ def decode_sample(
     """A sample's pixels and targets in each view.
 
     Args:
-        shard: the one that `header` was read from.
-        kinds: of the targets, by name.
-        seed: a function of (seed, epoch, key), for what is random from here on.
+        shard: the shard that `header` was read from.
+        kinds: kinds of the targets, by name.
+        seed: a function of (seed, epoch, key), for everything random from here on.
 
     Raises:
         BadSample: it cannot be decoded, or lacks a target.
@@ -84,8 +84,8 @@ def read_sample(shard: Shard, header: Header, kinds: Mapping[str, Target]) -> tu
     """A sample's encoded image, and the values of its targets by name.
 
     Args:
-        shard: the one that `header` was read from.
-        kinds: of the targets, by name.
+        shard: the shard that `header` was read from.
+        kinds: kinds of the targets, by name.
 
     Raises:
         BadSample: it lacks a target.
@@ -107,10 +107,10 @@ def decode(data: bytes, view: View, native_size: tuple[int, int]) -> np.ndarray:
 
     Args:
         data: the whole file.
-        native_size: (height, width) as `native_size_of` gives it; the view's box lies inside.
+        native_size: (height, width) as `native_size_of` returns it; the view's box lies inside.
 
     Raises:
-        ValueError: the file is broken, or is of another size than its header said.
+        ValueError: the file is broken, or has another size than its header said.
     """
     height, width = view.box[2:]
     # The whole image's size at which the box is just as large as the view.
@@ -125,7 +125,7 @@ def show(image: Image.Image, view: View, native_size: tuple[int, int]) -> np.nda
     """The pixels of a view: crop, resize, mirror; uint8 [view.height, view.width, 3].
 
     Args:
-        image: RGB and upright, of `native_size` or smaller.
+        image: RGB and upright, with `native_size` or smaller.
         native_size: (height, width) in which the view's box is given.
     """
     top, left, height, width = view.box

@@ -22,12 +22,12 @@ class MixConfig:
     """How the images of a batch are mixed.
 
     Args:
-        mixup: a; with x from Beta(a, a), an image's own share is the larger of x and 1 - x. 0 has no mixup.
-        cutmix: a; with x from Beta(a, a), the partner's rectangle covers 1 - x of the view. 0 has no cutmix.
-        probability: that an image is mixed.
-        switch: probability of cutmix where there is mixup, too.
-        per: whether every image has a share and a partner of its own, or all images of a batch have one share
-            and rectangle, and each the image before it as its partner, as big_vision has it.
+        mixup: a; with x from Beta(a, a), an image's own share is the larger of x and 1 - x. 0: no mixup.
+        cutmix: a; with x from Beta(a, a), the partner's rectangle covers 1 - x of the view. 0: no cutmix.
+        probability: probability that an image is mixed.
+        switch: probability of cutmix if both are used.
+        per: whether every image has its own share and partner, or all images of a batch have the same share
+            and rectangle and the partner of each is the image before it, as in big_vision.
     """
 
     mixup: float = 0.0
@@ -51,10 +51,10 @@ class MixConfig:
 
 
 def draw_mix(rng: Random, index: int, images: int, config: MixConfig) -> Mix:
-    """What is done to image `index` of `images`; nothing at all where it is its own partner.
+    """How image `index` of `images` is mixed; not at all if it is its own partner.
 
     Args:
-        rng: of the image or, for `per` batch, one in the same state for all images of a batch.
+        rng: the image's generator or, for `per` batch, one in the same state for all images of a batch.
     """
     if images < 2 or rng.random() >= config.probability:
         return Mix(index)
@@ -95,7 +95,7 @@ def pixel_box(mix: Mix, height: int, width: int) -> tuple[int, int, int, int]:
 
 
 def own_share(mix: Mix, image: PackedImage) -> float:
-    """How much of the kept patches of a mixed image is its own: of their values or, in cutmix, pixels."""
+    """The own share of a mixed image's kept patches: of their values or, in cutmix, of their pixels."""
     (height, width), cell = image.grid, np.array(image.cell)
     top, left, bottom, right = pixel_box(mix, height * image.cell[0], width * image.cell[1])
     first = image.coords * cell  # [n, 2], the top left pixel of each kept patch
@@ -107,7 +107,7 @@ def own_share(mix: Mix, image: PackedImage) -> float:
 
 
 def mix_samples(samples: Sequence[Decoded], config: MixConfig) -> list[Decoded]:
-    """The samples of a batch, the pixels of each view mixed; targets are mixed when the views are cut."""
+    """The samples of a batch with the pixels of each view mixed; targets are mixed when the views are cut."""
     mixed = []
     for index, sample in enumerate(samples):
         seed = (samples[0] if config.per == "batch" else sample).seed

@@ -1,4 +1,4 @@
-"""One sample of a shard on its way: its header, the view it gets, its pixels."""
+"""One sample of a shard on its way: its header, its view, its pixels."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from packvit.packing import View
 class Reference(NamedTuple):
     """Where a sample is in a run's data; integers only.
 
-    epoch: of its source.
-    shard: number of the shard among all of the run.
+    epoch: epoch of its source.
+    shard: number of the shard among all shards of the run.
     member: number of the sample in the shard.
-    drawn: good samples that the stream had drawn before.
+    drawn: number of good samples that the stream had drawn before.
     """
 
     epoch: int
@@ -27,7 +27,7 @@ class Reference(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What is known of a sample before anything is decoded.
+    """What is known about a sample before anything is decoded.
 
     Args:
         native_size: upright (height, width) of the stored image in pixels.
@@ -40,7 +40,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A sample with its views, one, or two of a pair: what a packer holds."""
+    """A sample with its views, one or a pair, as a packer holds it."""
 
     header: Header
     views: tuple[View, ...]
@@ -52,9 +52,9 @@ class Planned:
 
 
 class Recalled(NamedTuple):
-    """What a state remembers of a planned sample; it is read and its view drawn when it is decoded.
+    """What a state remembers about a planned sample, which is read and gets its view when it is decoded.
 
-    epoch, shard, member, drawn: its reference. It is flat, as a resumed run may make a million of them.
+    epoch, shard, member, drawn: its reference, flat because a resumed run may make a million of them.
     """
 
     epoch: int
@@ -65,17 +65,17 @@ class Recalled(NamedTuple):
 
     @property
     def reference(self) -> Reference:
-        """Where it is."""
+        """Its reference."""
         return Reference(*self[:4])
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """What is done to one image.
+    """How one image is mixed.
 
     Args:
-        partner: its number in the batch.
-        share: of the own pixels' values; 1 in cutmix.
+        partner: the partner's number in the batch.
+        share: share of the image's own pixel values; 1 in cutmix.
         box: (top, left, bottom, right) of the partner's rectangle as fractions of the view; empty in mixup.
     """
 
@@ -87,7 +87,7 @@ class Mix:
 class Mixing(NamedTuple):
     """How two images are mixed in one view.
 
-    mix: what is done to the pixels.
+    mix: how the pixels are mixed.
     share: how much of the kept patches is the image's own, 0..1.
     view, partner_view: how the image and its partner are shown.
     """
@@ -104,11 +104,11 @@ class Decoded:
 
     Args:
         key, native_size: see Header.
-        seed: a function of (seed, epoch, key); decides what is random from here on.
-        views: how it is shown, first to the student.
+        seed: a function of (seed, epoch, key), for everything random from here on.
+        views: how it is shown; the student's view is the first.
         pixels: uint8 [view.height, view.width, 3] of each view.
         targets: values by name as each view shows them.
-        mix, partner: how it is mixed, and with which sample of its batch; None where nothing is mixed.
+        mix, partner: how it is mixed, and with which sample of its batch; None if it is not mixed.
     """
 
     key: str

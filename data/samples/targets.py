@@ -1,9 +1,9 @@
-"""Targets: what an image comes with besides pixels.
+"""Targets: what belongs to an image besides its pixels.
 
-Each kind knows how its value is read from a sample's fields, which one an epoch draws of several, how it
-follows the image into a view (crop, flip, resize), what becomes of it when images are mixed, and how the
+Each kind knows how its value is read from a sample's fields, which of several values an epoch draws, how the
+value follows the image into a view (crop, flip, resize), how it changes when images are mixed, and how the
 values of a batch are collated. A new kind is a class here or anywhere else; a task names the kinds that it
-needs, and nothing else knows them.
+needs, and no other code knows them.
 """
 
 import json
@@ -21,7 +21,7 @@ from packvit.packing import Collated, Mixed, PackedImage, View, stack
 
 
 class Target:
-    """A kind of target. Values are anything; None is the value of a sample that has none and needs none."""
+    """A kind of target. Values may be anything; None means that a sample has no value and needs none."""
 
     def read(self, shard: Shard, member: int) -> Any:
         """The value of a sample.
@@ -32,7 +32,7 @@ class Target:
         raise NotImplementedError
 
     def draw(self, value: Any, seed: int) -> Any:
-        """The value of a sample in this epoch, where it has several; by default the one that was read.
+        """The value of a sample in this epoch, if it has several; by default the value that was read.
 
         Args:
             seed: a function of (seed, epoch, key).
@@ -46,7 +46,7 @@ class Target:
         """The value as a view shows it; by default a view changes nothing.
 
         Args:
-            view: its box is the crop in native pixels; `flip` mirrors left and right behind it.
+            view: its box is the crop in native pixels; `flip` mirrors left and right afterwards.
             native_size: (height, width) of the stored image.
 
         Raises:
@@ -55,7 +55,7 @@ class Target:
         return value
 
     def mix(self, own: Any, partner: Any, mixing: Mixing) -> Any:
-        """The value of a mixed image; by default it stays its own.
+        """The value of a mixed image; by default its own.
 
         Args:
             own, partner: values of the image and of the one that it is mixed with, each as its own view shows
@@ -64,18 +64,18 @@ class Target:
         return own
 
     def collate(self, values: Sequence[Any]) -> Collated | None:
-        """The values of a batch in one, an empty one without images; None where an image has no value."""
+        """The collated values of a batch, empty without images; None if an image has no value."""
         raise NotImplementedError
 
 
 def collate_targets(kinds: Mapping[str, Target], images: Sequence[PackedImage]) -> dict[str, Collated]:
-    """The targets of a batch; those that not all images have are left out."""
+    """The targets of a batch; a target that some images lack is left out."""
     collated = {name: kind.collate([image.targets[name] for image in images]) for name, kind in kinds.items()}
     return {name: values for name, values in collated.items() if values is not None}
 
 
 class MixedClass(NamedTuple):
-    """Classes of a mixed image: its own and its partner's, and how much of it is its own."""
+    """The classes of a mixed image, its own and its partner's, and its own share."""
 
     own: int | np.ndarray
     partner: int | np.ndarray
@@ -84,13 +84,13 @@ class MixedClass(NamedTuple):
 
 @dataclass(frozen=True)
 class ClassTarget(Target):
-    """Class index, or vector over the classes: where samples keep it, and which are good.
+    """A class index, or a vector over the classes: where samples hold it, and which values are valid.
 
     Args:
         field: `cls`, or another field with a whole number as text; `json:PLACE`, a dotted name inside a JSON
             document, or `json`, the document itself; with `multi` also `NAME.npy`, a vector over the classes.
         multi: an image has any number of classes. In JSON it is then a list of them.
-        classes: labels lie in 0..classes-1; None accepts any, and none.
+        classes: labels lie in 0..classes-1; None accepts any label, and samples without one.
     """
 
     field: str = "cls"
@@ -111,11 +111,11 @@ class ClassTarget(Target):
     def read(self, shard: Shard, member: int) -> int | np.ndarray | None:
         """The class index; with `multi`, one target for each class: uint8 or float32 [classes].
 
-        None where `classes` is None and the sample has no label, or has a list and needs it for a vector.
+        None if `classes` is None and the sample has no label, or has a list, whose vector needs `classes`.
 
         Raises:
-            BadSample: there is none, or it is of another kind.
-            UnknownLabel: one is out of range, or a vector is of another length.
+            BadSample: there is no label, or it has another kind.
+            UnknownLabel: a label is out of range, or a vector has another length.
         """
         label = self.find(shard, member)
         if self.classes is None:
@@ -139,10 +139,10 @@ class ClassTarget(Target):
         return hot
 
     def find(self, shard: Shard, member: int) -> int | list[int] | np.ndarray | None:
-        """A label as it stands, of whatever range and length; None without one.
+        """A label as it is stored, with any range and length; None if there is none.
 
         Raises:
-            BadSample: it is of another kind.
+            BadSample: it has another kind.
         """
         name, _, place = self.field.partition(":")
         if name not in shard.fields(member):
@@ -173,7 +173,7 @@ class ClassTarget(Target):
     def mix(
         self, own: int | np.ndarray | None, partner: int | np.ndarray | None, mixing: Mixing
     ) -> MixedClass | None:
-        """See Target; None where either image has no label."""
+        """See Target; None if either image has no label."""
         return None if own is None or partner is None else MixedClass(own, partner, mixing.share)
 
     def collate(self, values: Sequence[Any]) -> Collated | None:
@@ -192,11 +192,11 @@ class ClassTarget(Target):
 
 @dataclass(frozen=True)
 class LogitsTarget(Target):
-    """A teacher's answer that lies in the shards, as `packvit teach` writes it.
+    """A teacher's logits in the shards, as `packvit teach` writes them.
 
     Args:
-        field: of every sample; a .npy file of floats [classes].
-        classes: how many the student has.
+        field: field of every sample, a .npy file of floats [classes].
+        classes: the student's number of classes.
     """
 
     field: str
@@ -206,7 +206,7 @@ class LogitsTarget(Target):
         """float [classes], as it is stored.
 
         Raises:
-            BadSample: the sample lacks them, or they are of another shape or no numbers.
+            BadSample: the sample lacks them, or they have another shape or are not numbers.
         """
         logits = shard.array(member, self.field)
         if logits.shape != (self.classes,) or logits.dtype.kind != "f":
@@ -227,13 +227,13 @@ class TextTarget(Target):
     """A text about the image, such as a caption.
 
     Args:
-        field: of every sample, such as `txt`.
+        field: field of every sample, such as `txt`.
     """
 
     field: str
 
     def read(self, shard: Shard, member: int) -> str:
-        """The text, without space at its ends.
+        """The text, stripped.
 
         Raises:
             BadSample: the sample lacks the field, or it is not UTF-8.
@@ -249,10 +249,11 @@ class TextTarget(Target):
 
 
 def json_value(shard: Shard, member: int, name: str, place: str) -> Any:
-    """What stands in a JSON field of a sample at `place`, a dotted name, or in all of it; None if nothing.
+    """The value in a JSON field of a sample at `place`, a dotted name, or the whole document; None if there
+    is none.
 
     Raises:
-        BadSample: the sample lacks the field, or it is no JSON document.
+        BadSample: the sample lacks the field, or it is not a JSON document.
     """
     document = shard.read(member, name)
     try:
@@ -265,10 +266,10 @@ def json_value(shard: Shard, member: int, name: str, place: str) -> Any:
 
 
 def suffix(name: str) -> str:
-    """What tells how a field is read: all, or what follows its last dot."""
+    """The part of a field's name that says how it is read: all of it, or the part after its last dot."""
     return name.rpartition(".")[2]
 
 
 def is_whole(value: object) -> bool:
-    """Whether JSON wrote a whole number."""
+    """Whether a JSON value is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)

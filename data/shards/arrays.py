@@ -1,4 +1,4 @@
-"""Arrays from files that somebody else made."""
+"""Arrays from files that are not trusted."""
 
 import io
 import math
@@ -8,10 +8,10 @@ from numpy.lib import format as npy
 
 
 def read_array(data: bytes) -> np.ndarray:
-    """The array of a .npy file; what its header says is believed only as far as there are bytes for it.
+    """The array of a .npy file; its header is trusted only as far as there are bytes for it.
 
     Raises:
-        ValueError: it is no such file, is cut off or longer than its array, or would have to be unpickled.
+        ValueError: it is not such a file, is shorter or longer than its array, or would have to be unpickled.
     """
     file = io.BytesIO(data)
     try:

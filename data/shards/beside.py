@@ -1,8 +1,8 @@
 """The index of a shard that lies beside it, `shard-000000.tar.idx`, as `packvit shards index` writes it.
 
-A reader on another machine then knows where each sample lies, and the native sizes of the images, from some
-60 bytes a sample, without reading the shard. It is a .npz file without compression, and believed as little
-as a shard: it must be of a tar of the same length and beginning, and point into it.
+From some 60 bytes a sample, a reader on another machine then knows where each sample lies, and the native
+sizes of the images, without reading the shard. It is a .npz file without compression, and not trusted more
+than a shard: it must belong to a tar of the same length and beginning, and point into it.
 """
 
 import io
@@ -61,7 +61,7 @@ def encode(index: Index, beginning: bytes, size: int) -> bytes:
 
 
 def decode(data: bytes, beginning: bytes, size: int) -> Index | None:
-    """What `encode` wrote; None if it is of another shard, or damaged."""
+    """The index that `encode` wrote; None if it belongs to another shard, or is damaged."""
     try:
         arrays = _unpack(data)
         about = json.loads(arrays["about"].tobytes())
@@ -121,7 +121,7 @@ def _fits(index: Index, size: int) -> bool:
 
 
 def with_sizes(index: Index, sizes: list[tuple[int, int]]) -> Index:
-    """The index with the native height and width of each sample's image; (0, 0) where there is none."""
+    """The index with the native height and width of each sample's image; (0, 0) if there is none."""
     return replace(index, sizes=np.array(sizes, np.int32).reshape(-1, 2))
 
 

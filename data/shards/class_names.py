@@ -10,7 +10,7 @@ CLASSES = "classes.json"
 
 
 def read_class_names(folder: Path) -> list[str] | None:
-    """The list in a folder's classes.json, as `packvit shards write` leaves it; None if it cannot be read."""
+    """The list in a folder's classes.json, as `packvit shards write` writes it; None if it cannot be read."""
     try:
         names = json.loads((folder / CLASSES).read_text(encoding="utf-8"))
     except (OSError, ValueError):

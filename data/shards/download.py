@@ -1,4 +1,4 @@
-"""Copy a remote or gzipped shard to a file: watched, tried again, and checked to be a whole tar."""
+"""Copy a remote or gzipped shard to a file, with time limits, retries and a check that it is a whole tar."""
 
 import gzip
 import os
@@ -35,15 +35,15 @@ class Partial:
     """A file that is being fetched, perhaps in several attempts.
 
     Args:
-        path: of the file.
-        facts: of the contents that its bytes are of (see Source).
+        path: path of the file.
+        facts: facts about the contents that its bytes belong to (see Source).
     """
 
     path: Path
     facts: dict[str, str] = field(default_factory=dict)
 
     def kept(self) -> int:
-        """Bytes that need not be asked for again: those of contents that can be told from others."""
+        """Number of bytes that need not be requested again, because their contents can be identified."""
         size = self.path.stat().st_size if strong(self.facts) and self.path.exists() else 0
         return size if size < int(self.facts.get("Content-Length", 0)) else 0
 
@@ -54,20 +54,21 @@ class Partial:
 
 
 def download(path: str, partial: Partial, timeout: float, slowest: float, grown: Grown) -> dict[str, str]:
-    """Copy a source to a file, from where an attempt before broke off if it has the same contents still.
+    """Copy a source to a file, continuing where an earlier attempt broke off if the contents are still the
+    same.
 
     Args:
-        path: of the source.
-        partial: the file, and what is known of what is in it.
+        path: path of the source.
+        partial: the file, and what is known about its content.
         timeout: seconds.
         slowest: bytes a second; fewer over `timeout` seconds count as a stall.
-        grown: called with the bytes of the file after every chunk.
+        grown: called with the number of bytes in the file after every chunk.
 
     Returns:
         The source's facts.
 
     Raises:
-        OSError: it cannot be read, or not to its end.
+        OSError: it cannot be read, or not completely.
         TimeoutError: it stalls.
     """
     copy = _Copy(path, partial, timeout, grown)
@@ -169,10 +170,10 @@ class _Copy(threading.Thread):
 
 
 def unzip(file: Path, grown: Grown) -> None:
-    """Replace a gzipped file by what is in it; others stay.
+    """Replace a gzipped file by its content; leave other files unchanged.
 
     Raises:
-        ValueError: it is no whole gzip file.
+        ValueError: it is not a whole gzip file.
     """
     with file.open("rb") as start:
         if start.read(len(GZIP_MAGIC)) != GZIP_MAGIC:
@@ -193,10 +194,10 @@ def unzip(file: Path, grown: Grown) -> None:
 
 
 def check_tar(file: Path, to_its_end: bool) -> None:
-    """Check that a file begins as a tar does, and is no page that asks to log in.
+    """Check that a file begins like a tar and is not a login page.
 
     Args:
-        to_its_end: check its end, too: nothing else tells whether all of it came.
+        to_its_end: check its end, too, if nothing else says whether it is complete.
 
     Raises:
         ValueError: it does not.
@@ -216,7 +217,7 @@ def check_tar(file: Path, to_its_end: bool) -> None:
 
 
 def whole_size(path: str | Path) -> int | None:
-    """Bytes of a local file that ends as a tar does; None for others."""
+    """Size of a local file that ends like a tar; None for others."""
     with suppress(OSError), open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         if size >= len(END_OF_TAR):
@@ -226,10 +227,10 @@ def whole_size(path: str | Path) -> int | None:
 
 
 def try_again(attempt: Callable[[], Answer], retries: int) -> Answer:
-    """What an attempt gives: one, and at most `retries` more after pauses that grow, where it fails.
+    """The result of an attempt; after a failure there are up to `retries` more, with growing pauses.
 
     Raises:
-        OSError, ValueError: what the last attempt raised, or one whose failure is for good.
+        OSError, ValueError: the error of the last attempt, or of one whose failure is permanent.
     """
     for number in range(retries):
         try:

@@ -1,10 +1,10 @@
 """Shards that are not local tar files: fetched once, whole, into a cache folder, and read there.
 
-Packing decides about a sample long before it is decoded, and a resumed run comes back to samples in the
-middle of a shard. Both want random access, which a remote stream lacks and a local copy has. Gzipped tars,
+Packing decides about a sample long before it is decoded, and a resumed run returns to samples in the middle
+of a shard. Both need random access, which a local copy offers and a remote stream does not. Gzipped tars,
 remote or local, are unpacked into the cache. Beside the copy of a web server's shard lies what the server
-said of its contents; each process asks once whether they are still the same. The manifest beside such shards
-is fetched like them.
+said about its contents; each process asks once whether they are still the same. The manifest beside such
+shards is fetched in the same way.
 """
 
 import json
@@ -35,13 +35,13 @@ class FetchConfig:
     """How shards that are not local tar files are fetched.
 
     Args:
-        timeout: seconds with too few bytes (see `min_kb_per_s`) after which a source counts as stalled. One
-            that failed is not asked again for as long.
-        min_kb_per_s: 1000 bytes a second that have to come, as the mean of `timeout` seconds.
+        timeout: seconds with too few bytes (see `min_kb_per_s`) after which a source counts as stalled. A
+            source that failed is not tried again for as long.
+        min_kb_per_s: minimum rate in 1000 bytes a second, as the mean over `timeout` seconds.
         retries: attempts after the first one for shards at a URL; `pipe:` commands are run once.
-        cache_gb: room for fetched shards, in 10**9 bytes; those not used for longest make way for others.
-            It should hold the shards that are being read: `data.streams` times `data.shuffle_shards`. 0 keeps
-            none: shards on web servers and in object stores are read in place, a request a sample.
+        cache_gb: space for fetched shards, in 10**9 bytes; the least recently used are removed for others. It
+            should hold the shards that are being read: `data.streams` times `data.shuffle_shards`. With 0,
+            shards on web servers and in object stores are read in place, one request per sample.
     """
 
     timeout: float = 60.0
@@ -69,7 +69,7 @@ def local_file(path: str, config: FetchConfig) -> str:
 
     Raises:
         OSError: it cannot be fetched, or the source stalls.
-        ValueError: it is no whole gzip file, or no tar.
+        ValueError: it is not a whole gzip file, or not a tar.
     """
     if is_remote(path):
         return _local_copy(path, (path,), ".tar", config)
@@ -80,9 +80,10 @@ def local_file(path: str, config: FetchConfig) -> str:
 
 
 def local_manifest(shard: str, config: FetchConfig) -> str | None:
-    """Where the manifest beside a shard is, or a copy if the shard is on a server; None without one.
+    """The path of the manifest beside a shard, or of a copy if the shard is on a server; None if there is
+    none.
 
-    What cannot be fetched at the first time is not asked for again by this process.
+    A manifest that cannot be fetched the first time is not requested again by this process.
     """
     if not is_remote(shard):
         path = os.path.join(os.path.dirname(shard), MANIFEST)
@@ -126,7 +127,7 @@ def _local_copy(path: str, parts: tuple, suffix: str, config: FetchConfig) -> st
 
 
 def forget() -> None:
-    """Empty the memory of this process; what is on disk stays."""
+    """Empty the memory of this process; files on disk are kept."""
     _failed.clear()
     _asked.clear()
 

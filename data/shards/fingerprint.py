@@ -1,7 +1,7 @@
-"""What tells the shards of a run from others, so that a run is not resumed on other data.
+"""A fingerprint of the shards of a run, so that a run is not resumed on other data.
 
-Names, sizes, and some bytes of some shards: of local files at three places, of shards on servers also their
-beginnings, and what the server says of them (length, ETag, date).
+It consists of names, sizes, and some bytes of some shards: of local files at three places, of shards on
+servers also their beginnings, and what the server says about them (length, ETag, date).
 """
 
 import os
@@ -23,11 +23,11 @@ TAGS = ("ETag", "Last-Modified")  # may be others for the same contents, as wher
 
 
 def fingerprint(paths: Sequence[str], timeout: float) -> dict:
-    """What `same_shards` compares; JSON-serialisable, and without secrets.
+    """The fingerprint that `same_shards` compares; JSON-serialisable, and without secrets.
 
     Args:
-        paths: of all shards, in their order.
-        timeout: seconds that a server has for an answer; what it does not answer is not compared.
+        paths: paths of all shards, in their order.
+        timeout: seconds that a server has to answer; without an answer, nothing is compared.
     """
     names = [os.path.basename(path) for path in paths]
     sizes = [-1 if is_remote(path) else os.path.getsize(path) for path in paths]
@@ -51,9 +51,9 @@ def fingerprint(paths: Sequence[str], timeout: float) -> dict:
 
 
 def same_shards(old: dict, new: dict) -> bool:
-    """Whether two fingerprints are of the same shards.
+    """Whether two fingerprints belong to the same shards.
 
-    A few of them may have been damaged in between, cut for example, and some may not answer.
+    A few of them may have been damaged in between, such as truncated, and some may not answer.
     """
     if any(old[name] != new[name] for name in ("number", "first")):
         return False
@@ -68,7 +68,7 @@ def same_shards(old: dict, new: dict) -> bool:
 
 
 def changed_tags(old: dict, new: dict) -> list[str]:
-    """Shards on servers that were changed since, if their ETags and dates are to be believed."""
+    """Shards on servers that have changed since, according to their ETags and dates."""
     return [
         now["path"]
         for before, now in zip(old.get("remote", ()), new["remote"], strict=False)

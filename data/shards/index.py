@@ -1,7 +1,7 @@
 """The index of a tar file: where each field of each sample lies, built once and kept on disk.
 
-Building it walks the tar's headers. It is held in columns, some 60 bytes a sample, because a run on
-thousands of shards has many of them open at once.
+To build it, the tar's headers are read one after another. It is stored in columns, some 60 bytes a sample,
+because a run on thousands of shards has many of them open at once.
 """
 
 import json
@@ -38,9 +38,9 @@ class Index:
         firsts: int64 [n], place of each sample's first field in `spans`.
         spans: int64 [m, 2], offset and length of each field in the file.
         problems: sentences about members that are lost.
-        whole_bytes: up to where the tar is whole, if it breaks off; else None.
-        sizes: int32 [n, 2], native heights and widths of the images, 0 where they are not known; None where
-            nobody has looked.
+        whole_bytes: number of intact bytes if the tar breaks off, otherwise None.
+        sizes: int32 [n, 2], native heights and widths of the images, 0 if unknown; None if they have not been
+            read.
     """
 
     keys: bytes
@@ -61,7 +61,7 @@ class Index:
 
     @staticmethod
     def of(samples: Samples, problems: Sequence[str] = (), whole_bytes: int | None = None) -> "Index":
-        """Put samples into columns."""
+        """Make an index from samples."""
         encoded = [key.encode() for key, _ in samples]
         kinds: dict[tuple[str, ...], int] = {}
         kind = [kinds.setdefault(tuple(fields), len(kinds)) for _, fields in samples]
@@ -95,7 +95,7 @@ class Index:
 
     @staticmethod
     def load(path: Path) -> "Index | None":
-        """What `save` wrote; None if it is not there or damaged."""
+        """The index that `save` wrote; None if it is missing or damaged."""
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 kinds, problems, whole_bytes = json.loads(str(stored["text"]))
@@ -111,10 +111,10 @@ def open_index(file: TarBytes, cache: Path | None) -> Index:
     """The index of a tar file, from disk or from the file.
 
     Args:
-        cache: where it is kept; None keeps it nowhere.
+        cache: where it is stored; None does not store it.
 
     Raises:
-        ValueError: it is no tar file.
+        ValueError: it is not a tar file.
     """
     index = Index.load(cache) if cache else None
     if index is None:
@@ -125,23 +125,23 @@ def open_index(file: TarBytes, cache: Path | None) -> Index:
 
 
 def drop_index(path: Path) -> None:
-    """Remove the index of a tar file that is about to go, if there is one."""
+    """Remove the index, if there is one, of a tar file that is about to be removed."""
     with suppress(OSError):
         status = path.stat()
         place_of_index(os.path.abspath(path), status.st_size, status.st_mtime_ns).unlink()
 
 
 def place_of_index(*parts: str | int) -> Path:
-    """Where the index of a file is kept that `parts` tell from others: its path, size and time or ETag."""
+    """Where the index of a file is stored; `parts` identify the file: its path, size and time or ETag."""
     # A file that was replaced has others, and so is indexed anew.
     return cache_path("index") / f"{derive_seed(INDEX_VERSION, *parts):032x}.npz"
 
 
 def build_index(file: TarBytes) -> Index:
-    """Walk the headers of a tar file.
+    """Make the index of a tar file from its headers.
 
     Raises:
-        ValueError: it is no tar file.
+        ValueError: it is not a tar file.
     """
     samples: Samples = []
     problems: list[str] = []
@@ -173,7 +173,7 @@ def build_index(file: TarBytes) -> Index:
 
 
 class Bounded:
-    """A file for tarfile, which would make room for as many bytes as a damaged header names."""
+    """A file for tarfile, which would otherwise allocate as many bytes as a damaged header names."""
 
     def __init__(self, file: TarBytes) -> None:
         self.file, self.end, self.at = file, file.size, 0
@@ -203,8 +203,8 @@ class Bounded:
 def all_members(file: TarBytes) -> Iterator[tuple[str, int, int]]:
     """(name, offset, length) of the regular files of any tar, by tarfile; some 30 us each.
 
-    Behind the end of an archive another one may follow, as `cat a.tar b.tar` makes it, and is walked, too.
-    Sparse files are left out.
+    Another archive may follow the end of one, as in `cat a.tar b.tar`, and is read, too. Sparse files are
+    left out.
 
     Raises:
         tarfile.TarError, OSError, ValueError, OverflowError, RecursionError: it is damaged from here on.
@@ -229,7 +229,7 @@ def all_members(file: TarBytes) -> Iterator[tuple[str, int, int]]:
 
 
 def next_archive(file: TarBytes, offset: int) -> int | None:
-    """Where the first block behind `offset` lies that is not of zeros; None without one."""
+    """The offset of the first nonzero block from `offset` on; None if there is none."""
     while chunk := file.read_at(CHUNK, offset):
         zeros = len(chunk) - len(chunk.lstrip(tarfile.NUL))
         if zeros < len(chunk):
@@ -239,9 +239,10 @@ def next_archive(file: TarBytes, offset: int) -> int | None:
 
 
 def plain_members(file: TarBytes) -> list[tuple[str, int, int]] | None:
-    """What `all_members` gives, several times as fast, of a tar of regular files with plain ustar headers.
+    """The same as `all_members`, but several times as fast, for a tar of regular files with plain ustar
+    headers.
 
-    Nearly all shards are such. None if there is anything else, or the least doubt.
+    Nearly all shards are of this kind. None if there is anything else, or any doubt.
     """
     members = []
     offset, end = 0, file.size

@@ -1,4 +1,4 @@
-"""How many samples a damaged shard has lost: from its manifest, or else estimated from its bytes.
+"""How many samples a damaged shard has lost, from its manifest or estimated from its bytes.
 
 A folder of shards, here or on a web server, may hold `manifest.json`:
 {"shards": {"shard-000000.tar": {"samples": 1000, ...}}}.
@@ -21,7 +21,7 @@ ASKED = 32  # other shards whose sizes are looked at
 
 
 def expected_samples(path: str, fetch: FetchConfig) -> int | None:
-    """Samples that the manifest beside a shard names for it; None where none does."""
+    """The number of samples that the manifest beside a shard states for it; None if it does not."""
     manifest = local_manifest(path, fetch)
     if manifest is None:
         return None
@@ -35,7 +35,8 @@ def expected_samples(path: str, fetch: FetchConfig) -> int | None:
 
 
 def count_samples(paths: Sequence[str]) -> int | None:
-    """Samples of local shards by their manifests; None where one is not listed, or is not local."""
+    """The number of samples of local shards by their manifests; None if a shard is not listed or not
+    local."""
     counts = [None if is_remote(path) else expected_samples(path, FETCH) for path in paths]
     return None if None in counts else sum(count for count in counts if count is not None)
 
@@ -54,11 +55,11 @@ def lost_samples(shard: Shard, others: Sequence[str], fetch: FetchConfig) -> tup
     """How many samples are missing from a shard that can be opened, and how that is known.
 
     Args:
-        others: paths of the shards of its set; some of them are looked at where there is no manifest.
+        others: paths of the shards of its set; some of them are examined if there is no manifest.
         fetch: how a manifest is fetched.
 
     Returns:
-        None where the shard is whole, as far as can be told.
+        None if the shard is whole, as far as can be told.
     """
     expected = expected_samples(shard.path, fetch)
     if expected is not None:

@@ -1,4 +1,4 @@
-"""Which shards a run reads: names expanded, opened by number, and told from others."""
+"""The shards that a run reads: their names are expanded, and they are opened by number and identified."""
 
 import glob
 import os
@@ -24,9 +24,9 @@ class ShardSet:
     """Shards by number, and how they are fetched.
 
     Args:
-        paths: of all shards, in a fixed order.
-        counts: how many of them each pattern named, in the patterns' order.
-        fetch: how those that are not local tar files are fetched.
+        paths: paths of all shards, in a fixed order.
+        counts: number of shards that each pattern names, in the patterns' order.
+        fetch: how shards that are not local tar files are fetched.
     """
 
     paths: tuple[str, ...]
@@ -35,7 +35,7 @@ class ShardSet:
 
     @staticmethod
     def find(patterns: str | Sequence[str], fetch: FetchConfig = FETCH) -> "ShardSet":
-        """The shards that patterns name; see `expand_shards`, which also raises."""
+        """The shards that patterns name; see `expand_shards`, also for errors."""
         found = [expand_pattern(pattern) for pattern in _several(patterns)]
         paths = refuse_twice(path for some in found for path in some)
         return ShardSet(tuple(paths), tuple(map(len, found)), fetch)
@@ -44,11 +44,11 @@ class ShardSet:
         return len(self.paths)
 
     def open(self, number: int) -> Shard:
-        """A shard by its number; raises as `Shard.open` does."""
+        """A shard by its number; raises like `Shard.open`."""
         return Shard.open(self.paths[number], self.fetch)
 
     def fingerprint(self) -> dict:
-        """What tells the shards from others, wherever they lie; see `same_shards`."""
+        """A fingerprint that does not depend on where the shards lie; see `same_shards`."""
         return fingerprint(self.paths, min(ASK_TIMEOUT, self.fetch.timeout))
 
 
@@ -58,15 +58,15 @@ def expand_shards(patterns: str | Sequence[str]) -> list[str]:
     Globs and folders may be local or in an object store.
 
     Raises:
-        ValueError: a pattern matches nothing, a file is missing, a file is named twice, or a store does not
-            say what it has.
+        ValueError: a pattern matches nothing, a file is missing or named twice, or a store does not list its
+            objects.
         ImportError: a shard is in an object store, and obstore is not installed.
     """
     return refuse_twice(path for pattern in _several(patterns) for path in expand_pattern(pattern))
 
 
 def expand_pattern(pattern: str) -> list[str]:
-    """What one pattern names; see `expand_shards`."""
+    """The shards that one pattern names; see `expand_shards`."""
     paths: list[str] = []
     for name in expand_braces(pattern):
         if is_object(name):
@@ -77,7 +77,7 @@ def expand_pattern(pattern: str) -> list[str]:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """What `{a,b}` and `{1..3}` stand for, unless there is a file of just this name."""
+    """Expand `{a,b}` and `{1..3}`, unless there is a file with exactly this name."""
     if not is_remote(pattern) and os.path.exists(pattern):
         return [pattern]  # braces that are part of a name
     try:

@@ -1,4 +1,4 @@
-"""Texts without the secrets in them, for files, logs and screens."""
+"""Remove secrets from texts for files, logs and screens."""
 
 import re
 
@@ -25,9 +25,9 @@ _PLACES = (
 
 
 def redact(text: str) -> str:
-    """The text with passwords, tokens and signatures left out; of URLs also all values of the query.
+    """The text without passwords, tokens and signatures, and without all values of URLs' queries.
 
-    Local paths and plain URLs stay as they are.
+    Local paths and plain URLs do not change.
     """
     if not any(sign in text for sign in (":", "=", " ")):
         return text

@@ -1,8 +1,8 @@
 """Shards: tar files of samples, read in any order through an index of byte offsets.
 
-webdataset's conventions: the members of one sample stand side by side and share the name up to its first
-dot, the rest is the field (`cat/01.jpg`, `cat/01.cls`). Through its index a sample, or only its header, is
-one read at a known place.
+They follow webdataset's conventions: the members of one sample are adjacent and share the name up to its
+first dot, and the rest is the field (`cat/01.jpg`, `cat/01.cls`). With the index, a sample or only its header
+is one read at a known place.
 """
 
 import os
@@ -38,7 +38,7 @@ class BadSample(ValueError):
 
 
 class UnknownLabel(BadSample):
-    """One sample's label is none of the classes asked for."""
+    """One sample's label is not one of the classes."""
 
 
 class BadShard(ValueError):
@@ -52,7 +52,8 @@ class BadShard(ValueError):
 
 @dataclass(frozen=True)
 class Known:
-    """What a process keeps of a tar file: where it lies, what it was when it was indexed, and the index."""
+    """What a process remembers about a tar file: its path, its identity when it was indexed, and its
+    index."""
 
     path: str
     identity: tuple[int, int, int]
@@ -60,12 +61,12 @@ class Known:
 
 
 class Shard:
-    """One tar file; use `Shard.open`, which keeps what it knows of files in memory and on disk.
+    """One tar file; use `Shard.open`, which keeps what it knows about files in memory and on disk.
 
     Attributes:
-        path: as it was given.
-        problems: sentences about members that are lost, e.g. behind the place where a file is cut off.
-        whole_bytes: up to where the tar is whole, if it breaks off; else None.
+        path: the path as given.
+        problems: sentences about members that are lost, e.g. beyond the place where a file is cut off.
+        whole_bytes: number of intact bytes if the tar breaks off, otherwise None.
         index, file: where its samples lie, and their bytes.
     """
 
@@ -78,10 +79,10 @@ class Shard:
 
     @staticmethod
     def look(path: str | Path, fetch: FetchConfig = FETCH) -> "Shard":
-        """The shard for whoever wants little of it: on a server it is read by parts, if that gives them.
+        """Open a shard to read only little of it: on a server it is read in parts, if the server allows this.
 
         Raises:
-            BadShard: it is missing, or no tar file.
+            BadShard: it is missing, or not a tar file.
         """
         path = str(path)
         if not has_ranges(path):
@@ -93,10 +94,11 @@ class Shard:
 
     @staticmethod
     def open(path: str | Path, fetch: FetchConfig = FETCH) -> "Shard":
-        """The shard, fetched if it is remote, and indexed. With `fetch.cache_gb` 0 it is read by parts.
+        """Open a shard, which is fetched if it is remote, and index it. With `fetch.cache_gb` 0 it is read in
+        parts.
 
         Raises:
-            BadShard: it is missing, or no tar file.
+            BadShard: it is missing, or not a tar file.
         """
         path = str(path)
         try:
@@ -115,7 +117,7 @@ class Shard:
         """Name of a sample.
 
         Raises:
-            BadShard: there are fewer samples, because the file was replaced since its number was taken.
+            BadShard: there are fewer samples, because the file was replaced since its number was drawn.
         """
         if index >= len(self):
             raise BadShard(self.path, f"it has only {len(self)} samples now, so sample {index} is lost")
@@ -155,7 +157,7 @@ class Shard:
         return isinstance(self.file, LocalFile)
 
     def native_size(self, index: int) -> tuple[int, int] | None:
-        """Upright height and width of a sample's image, if its index tells."""
+        """Upright height and width of a sample's image, if its index has them."""
         if self.index.sizes is None:
             return None
         height, width = self.index.sizes[index].tolist()
@@ -169,7 +171,7 @@ class Shard:
         """The array in a .npy field; raises as `read` does.
 
         Raises:
-            BadSample: the field is no such file.
+            BadSample: the field is not such a file.
         """
         data = self.read(index, field)
         try:
@@ -178,7 +180,7 @@ class Shard:
             raise BadSample(self.path, self.key(index), f"its .{field} is no .npy file ({error})") from error
 
     def label(self, index: int, field: str = "cls") -> int | None:
-        """Class index from a text field, None without one.
+        """Class index from a text field, None if there is none.
 
         Raises:
             BadSample: the field is not a whole number.
@@ -248,6 +250,6 @@ def _open_remote(path: str, fetch: FetchConfig) -> tuple[RemoteFile, Index]:
 
 
 def forget() -> None:
-    """Empty the memory of files; what is on disk stays."""
+    """Forget all files in memory; files on disk are kept."""
     _memory.clear()
     fetch_module.forget()

@@ -1,7 +1,7 @@
-"""Where the bytes of a remote shard come from: a web server, an object store or a command.
+"""The source of a remote shard's bytes: a web server, an object store or a command.
 
 `pipe:COMMAND` and the schemes of `COMMANDS` are read by a program in a process group of its own, so that it
-ends with all that it started. What nobody here knows is left to webdataset's gopen.
+can be ended with all processes that it started. Unknown schemes are left to webdataset's gopen.
 """
 
 import os
@@ -32,7 +32,7 @@ WATCHED = 'exec 3<&0 </dev/null; { read -r _; kill -9 0; } <&3 >/dev/null 2>&1 &
 
 
 class CommandSource:
-    """What a command writes; all that it started ends with it."""
+    """The output of a command; all processes that it started end with it."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self.facts: dict[str, str] = {}
@@ -67,7 +67,7 @@ class CommandSource:
 
 
 class FileSource:
-    """A local file, or what webdataset opens."""
+    """A local file, or anything that webdataset opens."""
 
     def __init__(self, file: Any) -> None:
         self.facts: dict[str, str] = {}
@@ -91,28 +91,28 @@ class FileSource:
 
 
 def is_remote(path: str) -> bool:
-    """Whether it is no local file."""
+    """Whether it is not a local file."""
     return path.startswith("pipe:") or "://" in path
 
 
 def is_web(path: str) -> bool:
-    """Whether a web server is asked for it."""
+    """Whether it is on a web server."""
     return path.lower().startswith(("http:", "https:", "hf:"))
 
 
 def has_ranges(path: str) -> bool:
-    """Whether parts of it can be asked for."""
+    """Whether parts of it can be requested."""
     return is_web(path) or is_object(path)
 
 
 def open_source(path: str, timeout: float, start: int = 0, etag: str | None = None) -> Source:
-    """The source of a shard that is no object in a store (see ObjectCopy).
+    """The source of a shard that is not an object in a store (see ObjectCopy).
 
     Args:
-        path: of a local file, or URL.
-        timeout: seconds of a server's answer.
-        start: of the first byte that is wanted; what comes may begin at 0.
-        etag: of the contents that are wanted, if `start` is not 0.
+        path: path of a local file, or URL.
+        timeout: seconds that a server has to answer.
+        start: the first byte that is needed; the source may begin at 0 nevertheless.
+        etag: ETag of the contents that are needed, if `start` is not 0.
     """
     if not is_remote(path):
         return FileSource(open(path, "rb"))
@@ -135,7 +135,7 @@ def read_range(
     """At most `size` bytes of a shard from `start` on, and its facts, for a path that `has_ranges`.
 
     Raises:
-        OSError: they do not come; Hopeless: nor will they; Changed: it has other contents than `etag` names.
+        OSError: they do not arrive; Hopeless: and never will; Changed: the contents do not match `etag`.
     """
     path = rewrite_url(path)
     if is_object(path):
@@ -146,7 +146,7 @@ def read_range(
 
 
 def current_facts(path: str, timeout: float) -> dict[str, str]:
-    """What is known of a shard's contents now; nothing where its server does not say."""
+    """The facts about a shard's contents now; empty if its server does not state them."""
     try:
         path = rewrite_url(path)
         if is_object(path):

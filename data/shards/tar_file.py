@@ -19,7 +19,7 @@ class TarBytes(Protocol):
 
     @property
     def size(self) -> int:
-        """Of all."""
+        """The number of bytes."""
         ...
 
     def read_at(self, size: int, offset: int) -> bytes:
@@ -32,10 +32,10 @@ class TarBytes(Protocol):
 
 
 class LocalFile:
-    """A descriptor, closed when nothing uses it any more: a file that is removed can be read to its end.
+    """A descriptor, closed when nothing uses it any more, so a removed file can be read to its end.
 
     Attributes:
-        identity: by which a file that was replaced, or written to, is told.
+        identity: identifies the file, to notice that it was replaced or written to.
     """
 
     def __init__(self, path: str) -> None:
@@ -50,7 +50,7 @@ class LocalFile:
             os.close(self.descriptor)
 
     def identify(self) -> tuple[int, int, int]:
-        """What the file is now: inode, size, time of modification in ns."""
+        """The file's current identity: inode, size, time of modification in ns."""
         status = os.fstat(self.descriptor)
         return status.st_ino, status.st_size, status.st_mtime_ns
 
@@ -69,12 +69,12 @@ class LocalFile:
 
 
 class RemoteFile:
-    """A file on a server that is read by parts; what is small is read with some of what follows, and kept.
+    """A file on a server that is read in parts; small parts are read together with what follows, and kept.
 
     Args:
-        path: that `has_ranges`.
+        path: a path that `has_ranges`.
         timeout: seconds for each request.
-        retries: of each request.
+        retries: retries of each request.
 
     Raises:
         OSError: it cannot be read.
@@ -114,7 +114,7 @@ class RemoteFile:
         return data[:size]
 
     def is_changed(self) -> bool:
-        """No: each request asks for the contents of before."""
+        """No: each request asks for the same contents as before."""
         return False
 
     def _request(self, size: int, offset: int) -> tuple[bytes, dict[str, str]]:

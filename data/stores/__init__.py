@@ -1,1 +1,1 @@
-"""Places away from this machine that shards are read from and written to."""
+"""Remote places that shards are read from and written to."""

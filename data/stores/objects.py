@@ -24,7 +24,7 @@ SERVE = Path(__file__).with_name("serve.py")
 
 
 def is_object(path: str) -> bool:
-    """Whether it is an object in a store, or some of them."""
+    """Whether it names an object in a store, or several."""
     scheme, mark, _ = path.partition("://")
     return bool(mark) and scheme.lower() in SCHEMES
 
@@ -49,10 +49,10 @@ class Server:
         )
 
     def send(self, request: dict) -> dict:
-        """Ask; the first line of the answer.
+        """Send a request; returns the first line of the answer.
 
         Raises:
-            OSError: it could not do it.
+            OSError: the request failed.
         """
         assert self._process.stdin is not None
         try:
@@ -63,7 +63,7 @@ class Server:
         return self.line()
 
     def line(self) -> dict:
-        """The next line of an answer; raises as `send`."""
+        """The next line of an answer; raises like `send`."""
         assert self._process.stdout is not None
         text = self._process.stdout.readline()
         if not text.endswith(b"\n"):
@@ -75,7 +75,7 @@ class Server:
         return answer
 
     def bytes(self, size: int) -> bytes:
-        """So many bytes of an answer; raises as `send`."""
+        """So many bytes of an answer; raises like `send`."""
         assert self._process.stdout is not None
         data = self._process.stdout.read(size)
         if len(data) < size:
@@ -83,13 +83,13 @@ class Server:
         return data
 
     def end(self) -> None:
-        """End it, whatever it does."""
+        """End the process, whatever it is doing."""
         self._process.kill()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(END)
 
     def close(self) -> None:
-        """End it, and let go of everything."""
+        """End the process and release everything."""
         self.end()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
@@ -115,7 +115,7 @@ def _give_back(server: Server) -> None:
 
 @atexit.register
 def close_idle() -> None:
-    """End the processes that wait; they also end when this one does."""
+    """End the idle processes; they also end when this process ends."""
     for server in _idle.pop(os.getpid(), []):
         server.close()
 
@@ -138,14 +138,14 @@ def _read_request(path: str, start: int, size: int | None, etag: str | None, tim
 
 
 class ObjectCopy:
-    """A copy of an object's bytes to a file, by another process: they do not come through this one.
+    """A copy of an object's bytes to a file, by another process, so that they do not pass through this one.
 
     Args:
         path: the object's URL.
-        file: gets the bytes from `start` on to the same place, and no others behind them.
+        file: file to which the bytes from `start` on are written at the same place; it ends with them.
         timeout: seconds for a connection and for each read.
-        start: of the first byte.
-        etag: of the contents that are wanted; None takes what is there.
+        start: the first byte.
+        etag: ETag of the contents that are needed; None accepts any.
     """
 
     def __init__(self, path: str, file: Path, timeout: float, start: int, etag: str | None) -> None:
@@ -154,10 +154,10 @@ class ObjectCopy:
         self._done = False
 
     def begin(self) -> dict[str, str]:
-        """Ask for the object; its facts (see Source).
+        """Request the object; returns its facts (see Source).
 
         Raises:
-            OSError: it cannot be read; Changed: its ETag is another one.
+            OSError: it cannot be read; Changed: it has another ETag.
         """
         return self._server.send(self._request)["facts"]
 
@@ -173,7 +173,7 @@ class ObjectCopy:
         self._done = True
 
     def kill(self) -> None:
-        """End it: nothing reaches the file any more."""
+        """End it; nothing more is written to the file."""
         self._server.end()
 
     def close(self) -> None:
@@ -192,7 +192,7 @@ def read_object(
     Arguments and errors are those of ObjectCopy.
 
     Args:
-        timeout: seconds for all of it.
+        timeout: seconds for the whole request.
     """
     server, answer = _ask(_read_request(path, start, size, etag, timeout))
     try:
@@ -208,10 +208,10 @@ def read_object(
 
 
 def list_objects(folder: str) -> list[str]:
-    """The URLs of all objects below a folder, such as `s3://bucket/folder`, in no order.
+    """The URLs of all objects below a folder, such as `s3://bucket/folder`, in any order.
 
     Raises:
-        OSError: the store does not say.
+        OSError: the store does not list them.
     """
     request = {"do": "list", "url": folder, "timeout": ANSWER_TIMEOUT, "retries": RETRIES}
     server, answer = _ask(request)
@@ -220,10 +220,10 @@ def list_objects(folder: str) -> list[str]:
 
 
 def write_object(file: Path, path: str) -> None:
-    """Make an object of a local file; it appears whole, in place of one that is there, or not at all.
+    """Write a local file to an object; it appears whole, replacing an existing one, or not at all.
 
     Raises:
-        OSError: the store does not take it.
+        OSError: the store does not accept it.
     """
     request = {
         "do": "write",

@@ -1,12 +1,12 @@
-"""A process that reads, lists and writes objects for the one that started it; see `objects`, its other end.
+"""A process that reads, lists and writes objects for the process that started it; see `objects`, its client.
 
 Object stores have a process of their own because obstore's threads do not survive a fork, and the workers of
 a run are forks, and because a transfer that hangs can then be ended. It imports nothing of packvit, so that
 it starts in a tenth of a second.
 
-Requests come on standard input, a line of JSON each. An answer is a line of JSON; of `read`, the bytes
-follow, in pieces with four bytes of length before each, a length of 0 behind the last, and another line.
-Where something failed, a line is {"error": sentence, "hopeless": whether asking again will not help}.
+Requests come on standard input, one line of JSON each. An answer is a line of JSON. For `read`, the bytes
+follow in pieces, each preceded by four bytes of length, then a length of 0 and another line. After a failure,
+the line is {"error": sentence, "hopeless": whether a retry would not help}.
 """
 
 import json
@@ -47,7 +47,7 @@ DAY = timedelta(days=1)
 
 
 class Output(Protocol):
-    """What an answer is written to."""
+    """The stream that an answer is written to."""
 
     def write(self, data: bytes, /) -> int:
         """Add bytes."""
@@ -69,8 +69,8 @@ def store_of(bucket: str, timeout: float, whole: bool, retries: int) -> Any:
 
     Args:
         bucket: a URL without a path.
-        timeout: seconds for a connection and for each read; of `whole`, for all of a request.
-        retries: of a request that failed, with pauses that grow.
+        timeout: seconds for a connection and for each read; with `whole`, for the whole request.
+        retries: retries of a failed request, with growing pauses.
     """
     kind = kind_of(bucket.partition(":")[0])
     endpoint = next((os.environ[name] for name in ENDPOINTS[kind] if os.environ.get(name)), "")
@@ -90,9 +90,9 @@ def place_of(request: dict, whole: bool = False, retries: int = 0) -> tuple[Any,
 
 
 def read(request: dict, out: Output) -> None:
-    """Bytes of an object from `start` on, all or `size`; those of one ETag, if it is named.
+    """Bytes of an object from `start` on, all or `size`, and of a given ETag if it is named.
 
-    With `file` they go there, behind `start`, and the pieces are their lengths alone.
+    With `file` they are written there from `start` on, and the pieces are only their lengths.
     """
     start, size = request["start"], request["size"]
     store, path = place_of(request, whole=size is not None)
@@ -129,7 +129,7 @@ def read(request: dict, out: Output) -> None:
 
 @contextmanager
 def place_in_file(request: dict) -> Iterator[BinaryIO | None]:
-    """The file of a request, ready to take what begins at `start`; None without one."""
+    """The file of a request, positioned and truncated at `start`; None if it names none."""
     if not request.get("file"):
         yield None
         return
@@ -154,7 +154,7 @@ def listed(store: Any, folder: str) -> Iterator[Any]:
 
 
 def write(request: dict, out: Output) -> None:
-    """Make an object of a file; it appears whole or not at all."""
+    """Write a file to an object, which appears whole or not at all."""
     store, path = place_of(request, retries=request["retries"])
     with open(request["file"], "rb") as file:
         obstore.put(store, path, file)
@@ -168,7 +168,7 @@ def say(out: Output, line: dict) -> None:
 
 
 def explain(error: Exception, url: str) -> dict:
-    """What went wrong in a sentence without secrets, and whether it is for good."""
+    """What went wrong, in a sentence without secrets, and whether the failure is permanent."""
     text = str(error).partition("\n\nDebug source")[0]
     scheme, _, rest = url.partition("://")
     kind, bucket = kind_of(scheme), rest.partition("/")[0].rpartition("@")[0] or rest.partition("/")[0]
@@ -224,7 +224,7 @@ def main() -> None:
 
 
 def receive(lines: Queue[bytes]) -> None:
-    """Take requests from standard input; at its end nobody waits for an answer, whatever is going on."""
+    """Receive requests from standard input; when it ends, nobody waits for an answer any more."""
     for line in sys.stdin.buffer:
         lines.put(line)
     os._exit(0)

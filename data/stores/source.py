@@ -1,15 +1,15 @@
-"""What gives the bytes of something remote."""
+"""The interface of sources, which provide the bytes of a remote file."""
 
 from typing import Protocol
 
 
 class Source(Protocol):
-    """Something that gives bytes.
+    """A source of bytes.
 
     Attributes:
-        facts: of the contents, to tell whether they changed: `ETag`, `Last-Modified`, and as `Content-Length`
-            the bytes of all; empty where nothing is known.
-        start: where the bytes begin in the contents.
+        facts: facts about the contents, to notice changes: `ETag`, `Last-Modified`, and as `Content-Length`
+            their whole size; empty if nothing is known.
+        start: the position of the first byte in the contents.
     """
 
     facts: dict[str, str]
@@ -24,23 +24,23 @@ class Source(Protocol):
         ...
 
     def kill(self) -> None:
-        """End a `read` of another thread, now or at the source's time-out."""
+        """End a `read` in another thread, now or at the source's time-out."""
         ...
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release everything."""
         ...
 
 
 class Hopeless(OSError):
-    """Asking again will not help."""
+    """A failure that a retry does not solve."""
 
 
 class Changed(OSError):
-    """The contents are others than those that were asked for."""
+    """The contents are not those that were requested."""
 
 
 def strong(facts: dict[str, str]) -> str | None:
-    """The ETag, if equal ones mean equal bytes."""
+    """The ETag if it is a strong one, so that equal ETags mean equal bytes."""
     tag = facts.get("ETag", "")
     return None if tag.startswith("W/") else tag or None

@@ -1,6 +1,6 @@
-"""Results that become objects of a store: written here as a whole, then sent.
+"""Results that become objects in a store: all are written locally first, then uploaded.
 
-They wait in the cache folder until all of them have arrived, so a command that was killed goes on.
+They are kept in the cache folder until all of them have been uploaded, so a killed command can resume.
 """
 
 import shutil
@@ -16,10 +16,10 @@ WRITTEN = ".written"  # a file that says that all others of its folder are whole
 
 
 def look_at_store(out: str) -> list[str]:
-    """The URLs of the objects below `out`, to know before hours of work that the store can be reached.
+    """The URLs of the objects below `out`; shows before hours of work whether the store can be reached.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: it cannot be reached.
         ImportError: obstore is not installed.
     """
     need_stores(out)
@@ -30,16 +30,16 @@ def look_at_store(out: str) -> list[str]:
 
 
 def write_folder(out: str, task: str, work: Callable[[Path], None]) -> None:
-    """Let `work` write shards to a folder: `out`, or one whose files are then sent to `out` in a store.
+    """Let `work` write shards to a folder: `out`, or one whose files are then uploaded to `out` in a store.
 
-    Shards are sent first, what lists them at the end. The same task goes on where it was killed.
+    Shards are uploaded first, the files that list them last. A task that was killed resumes when repeated.
 
     Args:
         out: local folder, or URL such as `s3://bucket/folder`.
-        task: by which a command that is repeated is told from others.
+        task: identifies a command, to recognise its repetition.
 
     Raises:
-        ValueError: there are shards in the store that are not of this task, or the store does not take them.
+        ValueError: there are other shards in the store, or the store does not accept files.
     """
     if not is_object(out):
         work(Path(out))
@@ -60,7 +60,7 @@ def write_folder(out: str, task: str, work: Callable[[Path], None]) -> None:
 
 
 def write_file(out: str, work: Callable[[Path], None]) -> None:
-    """Let `work` write a file, `out`, or one that then becomes the object `out`; raises as `write_folder`."""
+    """Let `work` write a file, `out`, or one that is then uploaded to `out`; raises like `write_folder`."""
     if not is_object(out):
         work(Path(out))
         return

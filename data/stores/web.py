@@ -1,4 +1,4 @@
-"""Shards on web servers and in the hub of Hugging Face."""
+"""Shards on web servers and on the Hugging Face hub."""
 
 import http.client
 import urllib.error
@@ -23,9 +23,9 @@ class WebSource:
     Args:
         path: URL.
         timeout: seconds for an answer, and for each read.
-        start: of the first byte that is wanted. What comes begins at 0 where the server gives no ranges, or
-            has other contents than `etag` names.
-        etag: of the contents that are wanted, if `start` is not 0.
+        start: the first byte that is needed. The body begins at 0 if the server does not support ranges, or
+            if its contents do not match `etag`.
+        etag: ETag of the contents that are needed, if `start` is not 0.
 
     Raises:
         OSError: there is no answer, or it is an error.
@@ -63,11 +63,11 @@ class WebSource:
 def read_web(
     path: str, start: int, size: int, timeout: float, etag: str | None = None
 ) -> tuple[bytes, dict[str, str]]:
-    """At most `size` bytes of what a server has from `start` on, and its facts.
+    """At most `size` bytes of a file on a server from `start` on, and its facts.
 
     Raises:
-        OSError: there is no answer, or not all of it; Hopeless: the server gives no ranges and `start` is not
-            0; Changed: it has other contents than `etag` names.
+        OSError: there is no complete answer; Hopeless: the server does not support ranges and `start` is not
+            0; Changed: the contents do not match `etag`.
     """
     headers = {"Range": f"bytes={start}-{start + size - 1}"} | ({"If-Range": etag} if etag else {})
     with ask(path, "GET", timeout, headers) as answer:
@@ -89,13 +89,13 @@ def read_web(
 
 
 def web_facts(path: str, timeout: float) -> dict[str, str]:
-    """What a server says of its contents now; raises as `ask`."""
+    """What a server says about its contents now; raises like `ask`."""
     with ask(path, "HEAD", timeout) as answer:
         return facts_of(answer.headers)
 
 
 def facts_of(headers: Any) -> dict[str, str]:
-    """Of an answer's headers those that tell one content from another; the length is that of all of it."""
+    """The headers of an answer that identify its content; the length is that of the whole content."""
     if headers.get("Content-Encoding", "identity") != "identity":
         return {}  # the length is another one then
     facts = {name: str(headers[name]) for name in KEPT_HEADERS if headers.get(name)}
@@ -106,7 +106,7 @@ def facts_of(headers: Any) -> dict[str, str]:
 
 
 def ask(path: str, method: str, timeout: float, headers: Mapping[str, str] = NO_HEADERS) -> Any:
-    """A server's answer; the password of an URL, or the user's token for `hf`, goes to that server alone.
+    """A server's answer; the password of a URL, or the user's token for `hf`, is sent only to that server.
 
     Raises:
         OSError: there is none, or it is an error.

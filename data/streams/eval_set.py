@@ -1,9 +1,9 @@
 """A set of images that can be shown whole in any way, every image decoded once for all of them.
 
-Headers are read once. The samples stand in the order of the shards and are cut into chunks of consecutive
-ones, which ranks and workers share. A worker decodes an image of a chunk, shows it in every way asked for,
-and hands over a batch as soon as the images of one way have as many tokens as a batch shall have. Such a
-batch is a single sequence, just long enough for its images, so nothing is padding.
+Headers are read once. The samples keep the order of the shards and are cut into chunks of consecutive
+samples, which ranks and workers share. A worker decodes an image of a chunk, shows it in every requested way,
+and hands over a batch as soon as the images of one way have enough tokens. Such a batch is a single sequence,
+just long enough for its images, so there is no padding.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,10 +50,10 @@ class Piece:
     """Some images of a chunk, shown in one way.
 
     Args:
-        chunk: number of the chunk among those asked for.
+        chunk: number of the chunk among the requested ones.
         way: number of the way.
-        places: int64 [n], where each image of the batch stands in the set; ascending.
-        batch: one sequence of n images, in this order; n is 0 where none could be used.
+        places: int64 [n], the place of each image of the batch in the set; ascending.
+        batch: one sequence of n images, in this order; n is 0 if none could be used.
         last: whether this is the last piece of its chunk.
         skipped: {"shard", "key", "reason"} of the chunk's images that cannot be used; with the last piece.
     """
@@ -70,19 +70,19 @@ class EvalSet:
     """The samples of some shards.
 
     Args:
-        patterns: as `data.val_shards`.
-        targets: kinds that every sample must come with, by name; samples without them are skipped.
+        patterns: like `data.val_shards`.
+        targets: kinds of targets that every sample must have, by name; samples without them are skipped.
         fetch: how shards that are not local tar files are fetched.
-        alter: changes every image before it is shown; its repr says what it does. Views are those of an image
-            of the altered size.
-        as_training: a JPEG is decoded for each view by itself, at the smallest scale that covers it, so that
-            images look as they do in training. Otherwise an image is decoded whole, and what is shown of it
-            depends on nothing else.
+        alter: changes every image before it is shown; its repr says how. Views are drawn for the altered
+            size.
+        as_training: decode a JPEG separately for each view, at the smallest scale that covers it, so that
+            images look as in training. Otherwise an image is decoded whole, and a view depends on nothing
+            else.
 
     Attributes:
-        headers: of the samples that can be used.
-        skipped: {"shard", "key", "reason"} of the others; failures to decode come with the pieces.
-        unknown_labels: those of `skipped` whose labels are none of the classes that a target asks for.
+        headers: headers of the samples that can be used.
+        skipped: {"shard", "key", "reason"} of the others; decoding failures come with the pieces.
+        unknown_labels: those of `skipped` whose labels are not among the classes of a target.
 
     Raises:
         ValueError: no shard matches, or no image can be used.
@@ -131,7 +131,7 @@ class EvalSet:
         return other
 
     def without(self, reasons: Mapping[int, str]) -> "EvalSet":
-        """The same samples but for some, which are skipped.
+        """The same samples except for some, which are skipped.
 
         Args:
             reasons: why a sample is left out, by its place in `headers`.
@@ -147,7 +147,7 @@ class EvalSet:
         return other
 
     def some(self, number: int) -> "EvalSet":
-        """So many of the samples, spread evenly over the set; all, where it has no more or `number` is 0."""
+        """So many of the samples, spread evenly over the set; all if it has no more or `number` is 0."""
         total = len(self.headers)
         if not 0 < number < total:
             return self
@@ -161,8 +161,7 @@ class EvalSet:
         return f"{len(self.shards)} shards ({redact(self.shards.paths[0])}, ...)"
 
     def fingerprint(self) -> dict[str, Any]:
-        """What tells the set from others: its shards, the samples that can be used, and what becomes of
-        them."""
+        """A fingerprint of the set: its shards, the samples that can be used, and how they are altered."""
         samples = derive_seed(*(f"{header.key}\t{header.native_size}" for header in self.headers))
         return {
             "shards": self.shards.fingerprint(),
@@ -173,7 +172,7 @@ class EvalSet:
         }
 
     def class_names(self) -> list[str] | None:
-        """The list in `classes.json` beside the first shard, as `packvit shards write` leaves it, or None."""
+        """The list in `classes.json` beside the first shard, as `packvit shards write` writes it, or None."""
         path = self.shards.paths[0]
         return None if is_remote(path) else read_class_names(Path(path).parent)
 
@@ -191,10 +190,10 @@ class EvalSet:
         way. Chunks come in any order, and those of several workers mixed.
 
         Args:
-            tokens: in a batch; an image with more of them has a batch of its own.
+            tokens: number of tokens in a batch; an image with more has a batch of its own.
             chunks: the places of their samples.
-            workers: processes that decode.
-            device: where batches shall be.
+            workers: number of processes that decode.
+            device: device on which batches are wanted.
         """
         return load_in_order(_Pieces(self, ways, tokens, chunks), workers, device)
 

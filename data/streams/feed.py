@@ -1,9 +1,9 @@
-"""Batches to the device, ahead of whoever takes them.
+"""Bring batches to the device ahead of their use.
 
 A batch comes from its worker as one buffer. A thread brings it into page-locked memory and from there to the
-device in one copy, on a stream of its own, while the device computes on the batch before; its tensors are
-views of the copy. So the device waits for a batch only when the workers are late, and a worker that never
-answers keeps the thread waiting, not the trainer.
+device in one copy, on a separate stream, while the device computes on the previous batch; its tensors are
+views of the copy. So the device waits for a batch only if the workers are late, and a worker that never
+answers blocks the thread, not the trainer.
 """
 
 import time
@@ -28,8 +28,8 @@ def feed(values: Iterator[Any], device: torch.device, watch: Watch | None = None
     """Values with their tensors on `device`, in their order.
 
     Args:
-        values: `Flat` ones where the device is not the CPU; a plain value passes as it is.
-        watch: of the wait for each value; None waits as long as it takes.
+        values: `Flat` values if the device is not the CPU; plain values are passed on unchanged.
+        watch: watches the wait for each value; None waits as long as it takes.
     """
     if device.type != "cpu":
         return _receive(read_ahead(_send(values, device), AHEAD, watch))
@@ -68,7 +68,7 @@ class _End:
 
 
 def read_ahead(values: Iterator[T], ahead: int, watch: Watch | None = None) -> Generator[T, None, None]:
-    """The same values, which a thread takes before they are asked for.
+    """The same values, which a thread takes before they are requested.
 
     An error of `values` is raised where their next value would have come. The thread ends with this iterator,
     unless `values` keeps it waiting longer than `PATIENCE`.

@@ -1,1 +1,1 @@
-"""What corruptions do to pixels, kind by kind."""
+"""The corruptions of pixels, kind by kind."""

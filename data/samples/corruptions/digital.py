@@ -16,7 +16,7 @@ def brightness(image: np.ndarray, rng: np.random.Generator, more: float) -> np.n
 
 
 def contrast(image: np.ndarray, rng: np.random.Generator, share: float) -> np.ndarray:
-    """That share of the distance to each channel's mean is left."""
+    """Only that share of the distance to each channel's mean is left."""
     mean = image.mean((0, 1))
     return (image - mean) * share + mean
 
@@ -46,7 +46,7 @@ def elastic_transform(
 
 
 def pixelate(image: np.ndarray, rng: np.random.Generator, share: float) -> np.ndarray:
-    """That share of the pixels of each side is left, and enlarged again."""
+    """Shrink to that share of the pixels of each side, and enlarge again."""
     height, width = image.shape[:2]
     small = max(1, int(width * share)), max(1, int(height * share))
     pixels = to_pixels(image).resize(small, Image.Resampling.BOX)
@@ -54,7 +54,7 @@ def pixelate(image: np.ndarray, rng: np.random.Generator, share: float) -> np.nd
 
 
 def jpeg_compression(image: np.ndarray, rng: np.random.Generator, quality: int) -> np.ndarray:
-    """Stored as a JPEG of that quality, 1..95."""
+    """Store as a JPEG of that quality, 1..95."""
     file = io.BytesIO()
     to_pixels(image).save(file, "JPEG", quality=quality)
     with Image.open(file) as stored:

@@ -38,13 +38,15 @@ def _blur_matrix(size: int, sigma: float, edge: Edge, truncate: float) -> np.nda
 
 
 def mirror(places: np.ndarray, size: int) -> np.ndarray:
-    """Places 0..size-1 of any integers, as if the image went on mirrored: ... 1 0 | 0 1 2 ..."""
+    """Map any integers to places 0..size-1, as if the image were continued by mirroring: ... 1 0 | 0 1 2
+    ..."""
     places = places % (2 * size)
     return np.where(places < size, places, 2 * size - 1 - places)
 
 
 def convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Each channel with a symmetric kernel of odd sides [K, K]; the image goes on mirrored at its edges."""
+    """Convolve each channel with a symmetric kernel of odd sides [K, K]; the image is mirrored at its
+    edges."""
     margin = len(kernel) // 2
     wide = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), "symmetric")
     shape = wide.shape[:2]
@@ -55,7 +57,7 @@ def convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def motion(image: np.ndarray, radius: float, sigma: float, degrees: float) -> np.ndarray:
-    """The image as it trails in one direction: half a Gaussian along a line, as ImageMagick's motion blur.
+    """Blur the image in one direction by half a Gaussian along a line, like ImageMagick's motion blur.
 
     Args:
         image: float32 [H, W, C].
@@ -94,7 +96,7 @@ def zoom(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def sample(image: np.ndarray, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-    """The image read bilinearly at places [H, W] in pixels; it goes on mirrored at its edges."""
+    """The image interpolated bilinearly at places [H, W] in pixels; it is mirrored at its edges."""
     height, width = image.shape[:2]
     top, left = np.floor(rows).astype(int), np.floor(cols).astype(int)
     down, right = (rows - top)[..., None], (cols - left)[..., None]

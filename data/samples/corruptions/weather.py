@@ -23,13 +23,13 @@ def snow(
     blur: tuple[float, float],
     share: float,
 ) -> np.ndarray:
-    """Flakes that fall, before a picture that is whiter.
+    """Falling flakes in front of a whitened picture.
 
     Args:
         noise: mean and standard deviation of the normal noise that flakes are made of.
         flake: by how much the noise is enlarged, and below which value it is not a flake.
         blur: radius and sigma of the flakes' motion blur, see `motion`.
-        share: of the picture that is left as it is.
+        share: share of the picture that is left unchanged.
     """
     size, threshold = flake
     drawn = rng.normal(*noise, image.shape[:2]).astype(np.float32)
@@ -42,11 +42,12 @@ def snow(
 
 
 def fog(image: np.ndarray, rng: np.random.Generator, density: float, decay: float) -> np.ndarray:
-    """Clouds before the picture.
+    """Clouds in front of the picture.
 
     Args:
-        density: of the thickest cloud, in units of white.
-        decay: of the clouds' amplitude from one scale to the next finer, as its square root.
+        density: density of the thickest cloud, in units of white.
+        decay: square root of the factor by which the clouds' amplitude falls from one scale to the next
+            finer.
     """
     brightest = image.max()
     cloudy = image + density * plasma(image.shape[:2], decay, rng)[..., None]
@@ -54,7 +55,7 @@ def fog(image: np.ndarray, rng: np.random.Generator, density: float, decay: floa
 
 
 def frost(image: np.ndarray, rng: np.random.Generator, clear: float, opaque: float) -> np.ndarray:
-    """Frost on a pane: so much of the picture, and so much of a random part of one of the panes."""
+    """Frost on a pane: a weighted sum of the picture and of a random part of one of the panes."""
     ice = pane(int(rng.integers(PANES)))
     top, left = rng.integers(PANE_SIDE, size=2)
     height, width = image.shape[:2]
@@ -94,8 +95,8 @@ def plasma(shape: tuple[int, int], decay: float, rng: np.random.Generator) -> np
 def pane(number: int) -> np.ndarray:
     """A pane with ice: float32 [PANE_SIDE, PANE_SIDE, 3] in 0..1.
 
-    The original corruption lays one of a few photographs of frosted panes over the picture. Here ferns of ice
-    grow with the 60 degrees of ice crystals between a stem and its branches, over a haze of rime.
+    The original corruption lays one of a few photographs of frosted panes over the picture. Here, ferns of
+    ice grow over a haze of rime, with the 60 degrees of ice crystals between a stem and its branches.
     """
     rng = np.random.default_rng(number)
     drawn = Image.new("L", (PANE_SIDE * FINER, PANE_SIDE * FINER))
