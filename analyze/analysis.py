@@ -1,7 +1,7 @@
 """How well views pack, from sizes alone: drawn, packed and measured without a pixel or a tensor.
 
-Every image is drawn a view as training draws it, and its token count goes through the packers that training
-uses, in a shuffled order. Needs 4 bytes of memory a view and sequence length.
+Every image gets a view drawn as in training, and the token counts go through training's packers in a shuffled
+order. This takes 4 bytes of memory for each view and sequence length.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,10 +33,10 @@ class AnalysisConfig:
         seq_lens: sequence lengths S.
         algorithms: names of packers.
         lookaheads: views that a packer may choose among.
-        model: whose FLOPs are estimated.
-        batch_images: images in a batch that is padded, where packing is compared with padding.
-        epochs: views drawn of every image.
-        seed: of the views and the images' order.
+        model: the model whose FLOPs are estimated.
+        batch_images: images in a padded batch, with which packing is compared.
+        epochs: number of views drawn of every image.
+        seed: seed of the views and of the images' order.
     """
 
     seq_lens: tuple[int, ...] = (256, 512, 1024, 2048)
@@ -65,7 +65,7 @@ class AnalysisConfig:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What came of one way to draw views.
+    """The results for one way to draw views.
 
     Args:
         tokens: int32 [views], as drawn.
@@ -156,12 +156,12 @@ def draw_tokens(
         sizes: int [N, 2], native heights and widths.
         views: how views are drawn; with `NATIVE` as resolution, images are shown as large as stored.
         seq_lens: sequence lengths S.
-        seed: of all views.
+        seed: seed of all views.
         first: number of the first image, so that parts of a set may be drawn apart.
 
     Returns:
-        int32 [1 + len(seq_lens), N]: as drawn; then, for each S, as shown where views longer than S are
-        shrunk, which is what training does.
+        int32 [1 + len(seq_lens), N]: as drawn; then, for each S, with views longer than S shrunk, as in
+        training.
     """
     views = views_at(views, 0)
     tokens = np.empty((1 + len(seq_lens), len(sizes)), np.int32)
@@ -179,8 +179,8 @@ def draw_tokens(
 def histogram(tokens: np.ndarray, bins: int = 40) -> dict[str, Any]:
     """Token counts over about `bins` bars: {"edges": [...], "counts": [...]}.
 
-    Bars have one whole width. Where the longest views have `WIDE` times the tokens of the shortest, as at
-    native sizes, each bar is wider than the one before by the same factor.
+    All bars have the same whole width. If the longest views have `WIDE` times as many tokens as the shortest,
+    as at native sizes, each bar is wider than the previous one by the same factor.
     """
     low, high = int(tokens.min()), int(np.percentile(tokens, 99))
     if high >= WIDE * low:
@@ -196,8 +196,9 @@ def histogram(tokens: np.ndarray, bins: int = 40) -> dict[str, Any]:
 def recommend(packed: Iterable[Packed], longer: dict[int, float], cost: CostConfig) -> tuple[Packed, str]:
     """The result with the smallest S whose waste is within `TOLERANCE` of the best, and why, in words.
 
-    Waste is padding plus what exact fill dropped, so that dropping is not taken for packing. Lengths that
-    would shrink many views are left out as long as others remain; with one S, the fewest FLOPs an image win.
+    Waste is padding plus the tokens that exact fill dropped, so that dropping is not mistaken for packing.
+    Lengths that would shrink many views are left out as long as others remain; among results with the same S,
+    the fewest FLOPs per image win.
 
     Args:
         packed: at least one result.

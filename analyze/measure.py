@@ -1,6 +1,6 @@
 """Pack a list of token counts and measure the sequences.
 
-Counts are streamed through a packer in blocks, so memory grows by 16 bytes a sequence and nothing else.
+Counts are streamed through a packer in blocks, so memory grows only by 16 bytes per sequence.
 """
 
 import time
@@ -18,7 +18,7 @@ BLOCK = 16_384  # items between two measurements
 
 @dataclass(frozen=True)
 class Packed:
-    """What a packer made of a list of views.
+    """The result of packing a list of views.
 
     Args:
         seq_len, algorithm, lookahead: how it was packed.
@@ -26,9 +26,9 @@ class Packed:
         squares: sum of tokens² over images.
         padding_squares: sum of padding² over sequences: the padding of a row is a segment, too.
         images_per_sequence, images_p1, images_p99: mean and percentiles.
-        dropped: tokens that exact fill took away.
-        fill_drop, fill_worst: share of an image's tokens that exact fill took away, mean and largest.
-        fill_images: share of the images that it took any from.
+        dropped: tokens that exact fill dropped.
+        fill_drop, fill_worst: share of an image's tokens that exact fill dropped, mean and largest.
+        fill_images: share of the images that lost any tokens to it.
         microseconds: CPU time per item in the packer.
     """
 

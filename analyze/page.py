@@ -1,4 +1,4 @@
-"""analysis.html: which sequence length to take, and why, on one page that needs nothing from outside."""
+"""analysis.html: which sequence length to use, and why, on one self-contained page."""
 
 import io
 from pathlib import Path
@@ -59,7 +59,7 @@ summary { cursor: pointer; font-weight: 600; margin-top: 1.2rem; }
 
 
 def describe(result: Analysis) -> tuple[str, str, str]:
-    """The recommendation in three sentences: what, what it brings, why."""
+    """The recommendation in three sentences: the choice, its effect, the reason."""
     row = result.choice
     packer = f"{row['algorithm']} (lookahead {row['lookahead']})"
     flags = f"--packing.seq-len {row['seq_len']} --packing.algorithm {row['algorithm']}"
@@ -83,7 +83,7 @@ def write_page(path: Path, report: dict[str, Any]) -> str | None:
 
     Args:
         path: HTML file; its folder exists.
-        report: what analysis.json holds.
+        report: the content of analysis.json.
 
     Returns:
         None, or a sentence about missing matplotlib: the page then has no plots.

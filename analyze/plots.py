@@ -1,6 +1,6 @@
-"""Plots of a packing analysis; each takes one sampler of analysis.json and gives a figure.
+"""Plots of a packing analysis; each function takes one sampler of analysis.json and returns a figure.
 
-matplotlib is optional: every function raises ImportError with a sentence where it is missing.
+matplotlib is optional: every function raises ImportError with one sentence if it is missing.
 """
 
 import math
@@ -75,7 +75,7 @@ def draw_images(sampler: dict[str, Any]) -> "Figure":
 
 
 def draw_histogram(sampler: dict[str, Any]) -> "Figure":
-    """Views by their number of tokens; the last bar holds all that is longer."""
+    """Views by their number of tokens; the last bar holds all longer ones."""
     figure, axes = new_axes(*SIZE)
     edges, counts = (sampler["tokens"]["histogram"][key] for key in ("edges", "counts"))
     shares = [100 * count / sum(counts) for count in counts]
@@ -106,7 +106,7 @@ def draw_histogram(sampler: dict[str, Any]) -> "Figure":
 
 
 def draw_flops(sampler: dict[str, Any]) -> "Figure":
-    """GFLOP an image at the recommended S: packed, and the other ways to make a batch."""
+    """GFLOPs per image at the recommended S: packed, and with the other ways to make a batch."""
     figure, axes = new_axes(*SIZE)
     row = sampler["recommendation"]
     ways = {

@@ -1,4 +1,4 @@
-"""What an analysis prints and leaves in a folder: a table, analysis.json, analysis.csv."""
+"""The output of an analysis: a printed table, analysis.json, analysis.csv."""
 
 import csv
 import json
@@ -66,7 +66,7 @@ def make_report(
     config: AnalysisConfig,
     results: dict[str, Analysis],
 ) -> dict[str, Any]:
-    """All of analysis.json."""
+    """The content of analysis.json."""
     settings = asdict(config)
     return {
         "packvit": version("packvit"),
@@ -95,7 +95,7 @@ def make_report(
 
 
 def write_files(out: Path, report: dict[str, Any]) -> None:
-    """analysis.json and analysis.csv in `out`, which is made if needed."""
+    """analysis.json and analysis.csv in `out`, which is created if needed."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "analysis.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     rows = [{"sampler": s["name"], **row} for s in report["samplers"] for row in s["rows"]]

@@ -1,7 +1,7 @@
 """Native sizes of many images: from the headers in shards, or from a file of sizes.
 
-No pixel is decoded. Sizes are int32 arrays, 8 bytes an image, so millions fit anywhere. Whatever is no size
-is counted, and named with its place, in `Sizes.bad` and `Sizes.examples`.
+No pixel is decoded. Sizes are int32 arrays, 8 bytes an image, so millions fit anywhere. Invalid sizes are
+counted in `Sizes.bad` and named with their places in `Sizes.examples`.
 """
 
 import csv
@@ -27,13 +27,13 @@ HEIGHTS, WIDTHS = ("height", "h"), ("width", "w")
 
 @dataclass
 class Sizes:
-    """Sizes and what was no size.
+    """Sizes, and the invalid ones.
 
     Args:
         values: int32 [N, 2], native heights and widths.
         bad: number of images or rows without a usable size.
         examples: the first `SHOWN` of them, with place and value.
-        notes: what else is wrong with the source, such as a shard that breaks off.
+        notes: other problems of the source, such as a truncated shard.
     """
 
     values: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int32))
@@ -42,7 +42,7 @@ class Sizes:
     notes: list[str] = field(default_factory=list)
 
     def note_bad(self, sentences: Iterable[str], count: int) -> None:
-        """Count bad sizes, and keep what describes the first."""
+        """Count bad sizes, and keep descriptions of the first ones."""
         self.bad += count
         self.examples += islice(sentences, max(0, SHOWN - len(self.examples)))
 

@@ -77,7 +77,7 @@ def check_list(values: list[Any], kinds: Kinds, place: str, length: int | None =
 
 
 def check_value(value: Any, kinds: Kinds, place: str) -> None:
-    """Refuse a value that has none of these kinds; raises as `check_fields`."""
+    """Refuse a value that has none of these kinds; raises like `check_fields`."""
     if not any(_is(value, kind) for kind in kinds):
         wanted = " or ".join(KINDS[kind] for kind in kinds)
         raise ValueError(f"{place} must be {wanted}, not {describe(value)}")

@@ -1,4 +1,4 @@
-"""One model at every budget: what each resolution and patch size costs and buys.
+"""One model at every budget: cost and accuracy at each resolution and patch size.
 
 The module itself can be called: `packvit.evaluate("runs/digits", ...)` is `evaluate` of
 `packvit.evaluate.request.api`.

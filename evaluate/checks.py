@@ -1,4 +1,4 @@
-"""What is refused before any work is done: what no memory holds, and labels of other classes."""
+"""Checks before any work is done: that memory suffices, and that labels are of the model's classes."""
 
 from collections.abc import Sequence
 
@@ -22,8 +22,8 @@ def check_settings(model: ViTConfig, settings: Sequence[Setting], device: torch.
     """Refuse what cannot be evaluated.
 
     Raises:
-        ValueError: a patch size is out of reach, the model's positions have no place for overlapping patches,
-            or a single view takes more memory than there is.
+        ValueError: a patch size is too large, the model's positions do not allow overlapping patches, or a
+            single view takes more memory than there is.
     """
     memory = total_memory(device)
     for setting in settings:
@@ -43,27 +43,27 @@ def check_settings(model: ViTConfig, settings: Sequence[Setting], device: torch.
 
 
 def mean_tokens(setting: Setting) -> int:
-    """About how many tokens an image has; a view keeps the area, whatever the image's shape."""
+    """The approximate number of tokens of an image; a view keeps the area for any shape."""
     if setting.stride is None:
         return max(1, round((setting.side / setting.patch_size) ** 2))
     return max(1, round((setting.side - setting.patch_size) / setting.stride + 1) ** 2)
 
 
 def check_memory(packing: PackingConfig, patch_sizes: Sequence[int]) -> None:
-    """Refuse batches that this machine's memory does not hold, before a process takes all of it.
+    """Refuse batches that do not fit into this machine's memory, before a process takes all of it.
 
     Args:
-        patch_sizes: drawn about equally often.
+        patch_sizes: patch sizes that are drawn about equally often.
 
     Raises:
-        ValueError: the patches of one full batch, 3 bytes a pixel, are more than that.
+        ValueError: the patches of one full batch, 3 bytes a pixel, do not fit.
     """
     mean = sum(p * p for p in patch_sizes) / len(patch_sizes)
     _check_patches(packing, 3 * packing.sequences * packing.seq_len * mean, patch_sizes, "a batch")
 
 
 def check_pieces(packing: PackingConfig, settings: Sequence[Setting]) -> None:
-    """Refuse the batches of a pass, one of each setting at the same time; raises as `check_memory`."""
+    """Refuse the batches of a pass, one of each setting at the same time; raises like `check_memory`."""
     patch_sizes = [setting.patch_size for setting in settings]
     size = 3 * packing.sequences * packing.seq_len * sum(p * p for p in patch_sizes)
     what = "a batch" if len(settings) == 1 else f"for each of {len(settings)} settings a batch"
@@ -90,8 +90,8 @@ def check_classes(
     """Refuse a set whose labels are of other classes than the model's.
 
     Args:
-        classes: of the model.
-        model: its name, or where the classes are from, for the message.
+        classes: the model's number of classes.
+        model: its name, or where the classes come from, for the message.
         advice: what can be done about it.
 
     Raises:

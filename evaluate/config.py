@@ -1,4 +1,4 @@
-"""What a run evaluates its trained model at, and how it validates on the way."""
+"""The settings at which a run evaluates its trained model, and how it validates during training."""
 
 from dataclasses import dataclass
 
@@ -9,22 +9,22 @@ from packvit.packing import ViewsConfig
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What a trained model is evaluated at when training has ended, and every so many steps before that.
+    """The settings at which a model is evaluated when training has ended, and validated during training.
 
     Args:
         resolutions: sides in pixels of the square with a view's area; the model is evaluated at each with
             each of `patch_sizes`. Empty: both ends and the middle of `views.resolution`.
         patch_sizes: sides of a patch in pixels. Empty: those of `views.patch_sizes`.
-        strides: pixels from one patch to the next, with every resolution and every patch size that is not
-            smaller. Empty: those of `views.strides`.
-        sequences: a batch has so many times `packing.seq_len` tokens.
+        strides: pixels from one patch to the next, with every resolution and every patch size that is at
+            least as large. Empty: those of `views.strides`.
+        sequences: number of sequences of `packing.seq_len` tokens in a batch.
         cost: whether each setting's throughput and latency are measured, which takes seconds.
-        every: steps between validations during training, the last step included; 0: none. `best/` in the
-            run's folder keeps the weights of the best one.
-        settings: of these validations, such as r224-p16 (resolution and patch size) or t64-p16 (at most so
-            many tokens). Empty: three of those of the evaluation at the end, of few, middling and many
-            tokens.
-        images: of the validation set that these validations show, spread evenly over it; 0: all.
+        every: steps between validations during training, which also follow the last step; 0: none. `best/` in
+            the run's folder keeps the weights of the best one.
+        settings: settings of these validations, such as r224-p16 (resolution and patch size) or t64-p16 (at
+            most so many tokens). Empty: three settings of the evaluation at the end, with few, a medium
+            number of and many tokens.
+        images: number of images that these validations show, spread evenly over the validation set; 0: all.
         patience: the run ends when so many validations in a row were no better than the best; 0: never.
     """
 
@@ -61,8 +61,8 @@ class EvalConfig:
         """Every patch size at every resolution and stride.
 
         Args:
-            views: of training; what is not configured is all of its patch sizes and strides, and the ends and
-                the middle of its range of resolutions.
+            views: the views of training; by default all their patch sizes and strides are used, and the ends
+                and the middle of their range of resolutions.
 
         Raises:
             ValueError: a patch size is smaller than all strides.

@@ -1,6 +1,6 @@
-"""What an evaluation leaves in its folder: results.json and .csv, predictions, skipped.jsonl, a figure.
+"""The files of an evaluation: results.json and .csv, predictions, skipped.jsonl, a figure.
 
-All of it is written to a hidden folder inside, and moved to its place when it is complete.
+They are written to a hidden folder inside the evaluation's folder, and moved to their places when complete.
 """
 
 import csv
@@ -49,10 +49,10 @@ class Predictions:
         arrays: Mapping[str, np.ndarray],
         shared: Mapping[str, np.ndarray],
     ) -> None:
-        """What is known of each image at a setting, and of the set; see Summary in evaluate/sweep/grid.py.
+        """Add the values of each image at a setting, and of the set; see Summary in evaluate/sweep/grid.py.
 
         Raises:
-            ValueError: other images could be used than at the settings before.
+            ValueError: other images could be used than at earlier settings.
         """
         place = arrays["place"]
         if self._place is None:
@@ -83,7 +83,7 @@ class ResultsFolder:
     """The hidden folder in which results become complete.
 
     Args:
-        out: the evaluation's folder; made if needed.
+        out: the evaluation's folder; created if needed.
     """
 
     def __init__(self, out: Path) -> None:
@@ -96,18 +96,18 @@ class ResultsFolder:
         """The file of a set's predictions.
 
         Args:
-            model: its name where there are several, else None.
-            name: of the set.
+            model: its name if there are several, otherwise None.
+            name: name of the set.
         """
         return Predictions(self.unfinished / predictions_name(model, name))
 
     def finish(
         self, results: Mapping[str, Any], skipped: Sequence[dict], display: Display, keep: bool
     ) -> list[dict[str, Any]]:
-        """Write the other files, and put all in place of what is in `out`; returns the rows, without NaN.
+        """Write the other files, and replace those in `out`; returns the rows, without NaN.
 
         Args:
-            results: all of results.json.
+            results: the content of results.json.
             skipped: lines of skipped.jsonl.
             keep: rename a folder `out` that has results to the first free of `out`-1, -2, ..., instead of
                 replacing its files.
@@ -131,7 +131,7 @@ class ResultsFolder:
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows without lists, as a table with commas; what is unknown is empty."""
+    """The rows without lists, as a table with commas; unknown values are empty."""
     lists = {name for row in rows for name, value in row.items() if isinstance(value, list)}
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in lists]
     file = io.StringIO()

@@ -1,4 +1,4 @@
-"""What a model was trained with, as far as its files say."""
+"""How a model was trained, as far as its files say."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ BEST = "best"  # and so is RUN/best
 
 
 def find_run_config(path: str | Path) -> Path | None:
-    """The config.yaml of the run that a model's folder, checkpoint or file belongs to; None without one."""
+    """The config.yaml of the run to which a model's folder, checkpoint or file belongs, or None."""
     place = Path(path).absolute()
     folder = place if place.is_dir() else place.parent
     if folder.parent.name == CHECKPOINTS:
@@ -25,7 +25,7 @@ def find_run_config(path: str | Path) -> Path | None:
 
 
 def run_section(path: str | Path, name: str) -> Mapping[str, Any]:
-    """A section of the config.yaml of the run that a model belongs to; empty where no file has it.
+    """A section of the config.yaml of the run that a model belongs to; empty if no file has it.
 
     Raises:
         ValueError: config.yaml is not YAML; names it.
@@ -52,7 +52,7 @@ def run_field(path: str | Path, section: str, name: str) -> Any:
 
 
 def loss_kind(path: str | Path) -> LossKind | None:
-    """`train.loss` of the run that a model belongs to; None where no file says it.
+    """`train.loss` of the run that a model belongs to; None if no file says it.
 
     Raises:
         ValueError, OSError: see `run_field`.

@@ -185,7 +185,7 @@ def draw_results(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     Args:
         rows: of results.json; those of the first set are drawn.
-        path: PNG; its folder is made.
+        path: PNG; its folder is created if needed.
 
     Raises:
         ImportError: matplotlib is not installed.

@@ -53,9 +53,9 @@ class ResultsFile:
 
     Args:
         path: of the file.
-        model: path, hash, config and so on; a list of them where several models were evaluated; None where
+        model: path, hash, config and so on; a list of them where several models were evaluated; None if
             the file names no model.
-        device: name and threads; empty where they are not known.
+        device: name and threads; empty if they are not known.
         classes: names, or None.
         rows: of every model, set and setting; each has `setting` and the fields of `NEEDED`.
         corruptions: see `packvit.evaluate.measures.robustness.summarise_corruptions`; empty without any.

@@ -21,7 +21,7 @@ class Setting:
 
     Args:
         patch_size: side in pixels.
-        resolution: side in pixels of the square with the view's area; None where `tokens` decides.
+        resolution: side in pixels of the square with the view's area; None if `tokens` decides.
         tokens: instead of a resolution: every image gets the largest grid of at most so many tokens.
         protocol: `native` shows the whole image at its aspect ratio; `square` the whole image, squashed to a
             square; `crop:0.875` the central square whose side is that share of the shorter side.

@@ -37,10 +37,10 @@ def describe_file(path: str | Path) -> Iterator[tuple[str, str]]:
     """(what, value) pairs that describe a model in a file or folder to a person.
 
     Args:
-        path: as of `load_model`.
+        path: as for `load_model`.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: as of `load_model`.
+        FileNotFoundError, ImportError, ValueError: as for `load_model`.
     """
     weights = find_weights(Path(path))
     yield "weights", str(weights)

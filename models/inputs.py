@@ -18,7 +18,7 @@ def as_batch(
 
     Args:
         given: a batch, or images as `pack_images` takes them.
-        patch_size, resolution: of images, as of `pack_images`, and None for each image's native size.
+        patch_size, resolution: of images, as for `pack_images`, and None for each image's native size.
         usual: patch size of images that none is given for.
 
     Raises:

@@ -84,7 +84,7 @@ class LoaderPart:
         return merge_states(self.ranks.gather(self.loader.state_dict()))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Each rank goes on with its streams."""
+        """Each rank continues with its streams."""
         self.loader.load_state_dict(state)
 
 

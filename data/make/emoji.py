@@ -33,7 +33,7 @@ def write_emoji(out: Path, packages: Path | None = None, seed: int = 0, shard_si
     A caption is a line: the concept's name, then its short names; `key` is DESIGNER-CODEPOINTS.
 
     Args:
-        out: folder, made if it is missing.
+        out: folder, created if missing.
         packages: a folder that holds the four packages, such as node_modules; None has npm fetch them into
             the cache folder, some 300 MB, unless they are there already.
         seed: of the order.

@@ -61,7 +61,7 @@ def write_scenes(out: Path, train_images: int = 20_000, seed: int = 0, shard_siz
     lacks, one picture each.
 
     Args:
-        out: folder, made if it is missing.
+        out: folder, created if missing.
         train_images: scenes for training, of any pair that is not held out.
         seed: of the split and of every scene.
 

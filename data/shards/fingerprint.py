@@ -77,7 +77,7 @@ def changed_tags(old: dict, new: dict) -> list[str]:
 
 
 def _same_contents(before: dict, now: dict) -> bool | None:
-    """Whether the same lies on a server, there or elsewhere; None where nothing is known of one of both."""
+    """Whether the same lies on a server, there or elsewhere; None if nothing is known of one of both."""
     if _differ(before["facts"], now["facts"], "Content-Length"):
         return False
     pairs = [pair for pair in zip(before["pieces"], now["pieces"], strict=True) if all(pair)]
@@ -89,7 +89,7 @@ def _differ(before: dict, now: dict, name: str) -> bool:
 
 
 def _look_at(path: str, timeout: float) -> dict:
-    """What a server has: facts, and digests of pieces; empty where that cannot be known now."""
+    """What a server has: facts, and digests of pieces; empty if that cannot be known now."""
     seen = {"path": redact(path), "facts": {}, "pieces": [""] * (1 + len(QUARTERS))}
     data, facts = _part(path, 0, BEGINNING, timeout)
     try:

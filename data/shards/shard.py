@@ -164,11 +164,11 @@ class Shard:
         return (height, width) if height and width else None
 
     def image(self, index: int, size: int | None = None) -> bytes:
-        """The encoded image of a sample, or its first `size` bytes; raises as `read` does."""
+        """The encoded image of a sample, or its first `size` bytes; raises like `read` does."""
         return self.read(index, self._image_field(index), size)
 
     def array(self, index: int, field: str) -> np.ndarray:
-        """The array in a .npy field; raises as `read` does.
+        """The array in a .npy field; raises like `read` does.
 
         Raises:
             BadSample: the field is not such a file.

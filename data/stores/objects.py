@@ -121,7 +121,7 @@ def close_idle() -> None:
 
 
 def _ask(request: dict) -> tuple[Server, dict]:
-    """The server that answers a request, and the first line of its answer; raises as `Server.send`."""
+    """The server that answers a request, and the first line of its answer; raises like `Server.send`."""
     server = _take()
     try:
         return server, server.send(request)

@@ -1,9 +1,9 @@
 """Bring the streams' batches to the trainer: processes, order, state.
 
-Rank r of R takes batches start + r, start + r + R, ... of the run. Batch k comes from stream k mod
-streams, so with R dividing the number of streams every stream belongs to one rank. Inside a rank each
-stream belongs to one worker. Each worker has a DataLoader of its own, which lets any number of workers
-serve any number of streams in the one fixed order.
+Rank r of R takes batches start + r, start + r + R, ... of the run. Batch k comes from stream k mod streams; R
+divides the number of streams, so every stream belongs to one rank. Within a rank each stream belongs to one
+worker. Each worker has a DataLoader of its own, so that any number of workers can serve any number of streams
+in one fixed order.
 """
 
 import multiprocessing
@@ -35,13 +35,13 @@ def load_in_order(dataset: Dataset, workers: int, device: torch.device = CPU) ->
     """The items of a dataset, such as LoadedBatches, made by `workers` processes, or here without any.
 
     Args:
-        device: where their tensors shall be.
+        device: device on which their tensors are wanted.
     """
     return feed(start_workers(dataset, workers, device), device)
 
 
 def start_workers(dataset: Dataset, workers: int, device: torch.device) -> Iterator[Any]:
-    """Start the processes at once; what comes from them is for `feed`."""
+    """Start the processes at once; their output is for `feed`."""
     if workers:
         # They hand tensors over through sockets in a temporary folder. Made here, it is one for all, and goes
         # with this process; a worker that is killed would leave its own behind.
@@ -80,7 +80,8 @@ def _end_for(trainer: int) -> None:
 
 
 def end_workers() -> None:
-    """Kill all workers of this process at once, also one that is stopped and would keep it from ending."""
+    """Kill all workers of this process at once, even a stopped one, which would keep the process from
+    ending."""
     workers = multiprocessing.active_children()
     if workers:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the DataLoader's handler takes their end for a fault
@@ -102,7 +103,7 @@ class Failure:
 
 
 class StreamDataset(IterableDataset):
-    """The streams of one worker, in turn, for ever."""
+    """The streams of one worker, in turn, forever."""
 
     def __init__(self, plan: DataPlan, streams: Sequence[int], states: dict[int, dict]) -> None:
         self.plan = plan
@@ -123,15 +124,15 @@ class StreamDataset(IterableDataset):
 
 
 class TrainLoader:
-    """Endless batches of one rank, in the run's order; its state follows what was taken, not what was read.
+    """Endless batches of one rank, in the run's order; its state follows the batches taken, not those read.
 
     Args:
         plan: what is read and how it is shown.
         rank, world_size: this process among all of the run; world_size divides data.streams.
-        device: where batches shall be when they are taken; not touched before the first one is.
+        device: device on which batches are wanted; not touched before the first one is taken.
 
     Attributes:
-        watch: of the waits for workers; see `feed`.
+        watch: watches the waits for workers; see `feed`.
 
     Raises:
         ValueError: streams are not a multiple of the ranks.
@@ -155,7 +156,7 @@ class TrainLoader:
         """Start the workers now; otherwise they start when the first batch is taken.
 
         They are forks of this process, and a fork copies neither the threads of CUDA and NCCL nor what these
-        hold: with workers, call it before either has started.
+        hold. With workers, call this method before either has started.
         """
         streams = self.plan.data.streams
         order = [(self.start + rank) % streams for rank in range(self.rank, streams, self.world_size)]
@@ -188,7 +189,7 @@ class TrainLoader:
         self.marked = (self.start, dict(self.states))
 
     def back(self) -> None:
-        """The state is again that of the last `mark`: what was taken since counts as not taken."""
+        """Return to the state of the last `mark`; batches taken since count as not taken."""
         self.start, self.states = self.marked
 
     def next_stream(self) -> int:
@@ -196,12 +197,13 @@ class TrainLoader:
         return (self.start + self.rank) % self.plan.data.streams
 
     def counts(self) -> tuple[int, int]:
-        """(samples read, samples that could not be used) by this rank's streams, resumed runs included."""
+        """(samples read, samples that could not be used) by this rank's streams, including before a
+        resume."""
         states = self.states.values()
         return sum(state["seen"] for state in states), sum(state["bad"] for state in states)
 
     def shrunk(self) -> int:
-        """Views of this rank's streams that `packing.oversize` shrank, resumed runs included."""
+        """Views of this rank's streams that `packing.oversize` shrank, including before a resume."""
         return sum(state.get("shrunk", 0) for state in self.states.values())
 
     def state_dict(self) -> dict:
@@ -215,10 +217,10 @@ class TrainLoader:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on after `state`, which may be the union of several ranks' (`merge_states`).
+        """Continue after `state`, which may be the union of several ranks' states (`merge_states`).
 
         Raises:
-            ValueError: it is of other shards or another number of streams.
+            ValueError: the state is of other shards or another number of streams.
         """
         mine = self.state_dict()
         if not same_shards(state["shards"], mine["shards"]):
@@ -249,6 +251,6 @@ class TrainLoader:
 
 
 def merge_states(states: Sequence[dict]) -> dict:
-    """One state of all ranks' states."""
+    """Merge all ranks' states into one."""
     streams = {index: stream for state in states for index, stream in state["streams"].items()}
     return states[0] | {"streams": streams}

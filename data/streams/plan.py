@@ -1,4 +1,4 @@
-"""All that decides which batches a run sees."""
+"""Everything that determines which batches a run sees."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,13 +16,13 @@ class DataPlan:
 
     Args:
         data, views, packing: configurations.
-        seed: of the order, the views and all else that is random.
-        targets: kinds that every sample must come with, by name.
-        teachers: (patch size, resolution in pixels) of each teacher, which sees every image whole in the crop
-            and flip of its view. They change neither the views nor the state.
-        pairs: whether every sample is shown twice, in one crop and flip, each time at a resolution, patch
-            size, stride and drop rate of its own: images 2i and 2i + 1 of a batch are of one sample.
-        shards: those of `data.shards`, found when the plan is made.
+        seed: seed of the order, the views and everything else that is random.
+        targets: kinds of targets that every sample must have, by name.
+        teachers: (patch size, resolution in pixels) of each teacher, which sees every image with all tokens
+            in the crop and flip of its view. They change neither the views nor the state.
+        pairs: whether every sample is shown twice with the same crop and flip, each time at its own
+            resolution, patch size, stride and drop rate: images 2i and 2i + 1 of a batch are of one sample.
+        shards: the shards of `data.shards`, found when the plan is made.
 
     Raises:
         ValueError: no shard matches; see `expand_shards`.
@@ -42,7 +42,7 @@ class DataPlan:
 
     @property
     def shown(self) -> int:
-        """Images of a batch that one sample gives."""
+        """Number of images in a batch for one sample."""
         return 2 if self.pairs else 1
 
     @property
@@ -55,6 +55,6 @@ class DataPlan:
 
     @property
     def shares(self) -> list[float]:
-        """Share of the samples that each source gives."""
+        """Share of the samples from each source."""
         weights = self.data.weights or (1.0,)
         return [weight / sum(weights) for weight in weights]

@@ -1,8 +1,8 @@
-"""Read: in which order a stream takes the samples of its sources, and what their headers say.
+"""Read: the order in which a stream takes the samples of its sources, and what their headers say.
 
-A source is a list of shards. Its epochs are cut into units, a shard or a fixed part of one; a stream owns
-every `streams`-th unit of the epoch's permutation. The samples of a few units are shuffled together. The
-state of a source is the epoch, the group of units, the place in it and its shards' sizes: some integers.
+A source is a list of shards. Its epochs are cut into units, each a shard or a fixed part of one; a stream
+owns every `streams`-th unit of the epoch's permutation. The samples of a few units are shuffled together. The
+state of a source is the epoch, the group of units, the place in it and its shards' sizes: a few integers.
 """
 
 import math
@@ -42,8 +42,8 @@ class Unit:
 class Lost(NamedTuple):
     """Samples that cannot be used.
 
-    line: of skipped.jsonl: what was lost, and why.
-    samples: how many that stands for.
+    line: a line of skipped.jsonl: what was lost, and why.
+    samples: how many samples it stands for.
     """
 
     line: dict
@@ -56,15 +56,16 @@ def _say_once(sentence: str) -> None:
 
 
 def announce(line: dict) -> None:
-    """Say on standard error what is lost of a shard, once in a process; it also stands in skipped.jsonl."""
+    """Report on standard error what a shard has lost, once per process; skipped.jsonl has it, too."""
     _say_once(f"warning: {line['shard']}: {line['reason']}")
 
 
 def parts_of_shard(num_shards: int, streams: int) -> int:
     """How many units a shard is cut into.
 
-    All streams give equally many batches, so all should own equally many units: otherwise the samples of some
-    would be seen more often. With many shards to a stream the difference is small and shards stay whole.
+    All streams yield the same number of batches, so all should own the same number of units; otherwise the
+    samples of some would be seen more often. With many shards per stream the difference is small, and shards
+    are not divided.
     """
     return 1 if num_shards >= SHARDS_STAY_WHOLE * streams else streams // math.gcd(num_shards, streams)
 
@@ -85,7 +86,7 @@ def _permutation(length: int, seed: int) -> list[int]:
 
 
 class SampleReader:
-    """The headers of one stream's samples, its sources mixed by weight, for ever.
+    """The headers of one stream's samples, its sources mixed by weight, forever.
 
     Args:
         stream: number of the stream, 0..data.streams-1.
@@ -123,7 +124,7 @@ class SampleReader:
         return header
 
     def header(self, reference: Reference) -> Header:
-        """What the file says of a sample before it is decoded.
+        """What the file says about a sample before it is decoded.
 
         Raises:
             BadSample, BadShard: the sample cannot be used.
@@ -131,8 +132,7 @@ class SampleReader:
         return read_header(self.shard(reference.shard), reference)
 
     def shard(self, number: int) -> Shard:
-        """A shard of the run, opened once until `close`, if it is not one of too many; raises as `Shard.open`
-        does."""
+        """A shard of the run, kept open until `close` if there are not too many; raises like `Shard.open`."""
         if number not in self._opened:
             if len(self._opened) >= MOST_OPEN:
                 del self._opened[next(iter(self._opened))]
@@ -149,7 +149,7 @@ class SampleReader:
         return redact(self.plan.shards.paths[self.plan.sources[0][0]])
 
     def state_dict(self) -> dict:
-        """Where each source is, and how many good samples it gave."""
+        """The place of each source, and how many good samples it has yielded."""
         return {
             "readers": [source.state() for source in self._sources],
             "drawn": self._drawn,
@@ -158,10 +158,10 @@ class SampleReader:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on where `state` was taken; other weights count from here on.
+        """Continue where `state` was taken; changed weights apply from here on.
 
         Raises:
-            ValueError: it is of another number of sources.
+            ValueError: the state is of another number of sources.
         """
         if len(state["readers"]) != len(self._sources):
             raise ValueError(
@@ -176,12 +176,12 @@ class SampleReader:
 
 
 class Source:
-    """The references of one source for one stream, for ever.
+    """The references of one source for one stream, forever.
 
     Args:
         reader: opens its shards.
-        number: of the source.
-        shards: numbers of its shards among all of the run.
+        number: number of the source.
+        shards: numbers of its shards among all shards of the run.
 
     Attributes:
         events: references, and what was lost; ends when the source has had no good sample for too long.
@@ -195,11 +195,11 @@ class Source:
         self.restore([0, 0, 0])
 
     def state(self) -> list[int]:
-        """Epoch, groups of it that are done, samples of the next that are done, its shards' sizes."""
+        """The epoch, its finished groups, the finished samples of the next group, its shards' sizes."""
         return [self._epoch, self._groups, self._offset, *self._sizes]
 
     def restore(self, state: Sequence[int]) -> None:
-        """Go on where `state` was taken."""
+        """Continue where `state` was taken."""
         self._epoch, self._groups, self._offset, *self._sizes = state
         self._failed, self._epochs = 0, 0  # since the last good sample
         self._unit_size: int | None = None
@@ -210,7 +210,7 @@ class Source:
         self._failed, self._epochs = 0, 0
 
     def found_bad_shard(self) -> None:
-        """The last reference was into a shard that went bad: this says nothing about the source."""
+        """The last reference was into a shard that has become bad, which says nothing about the source."""
         self._failed -= 1
 
     def _read(self) -> Iterator[Reference | Lost]:

@@ -1,7 +1,7 @@
-"""Whether shared memory holds the batches that workers hand to the trainer.
+"""Whether shared memory can hold the batches that workers hand to the trainer.
 
-A batch travels from a worker to the trainer as one piece of /dev/shm. Where that is full, a worker dies of a
-bus error or waits; containers often have only 64 MB of it.
+A batch travels from a worker to the trainer as one piece of /dev/shm. If that is full, a worker dies of a bus
+error or waits; containers often have only 64 MB of it.
 """
 
 import math
@@ -25,17 +25,17 @@ SURE = 2.0  # an estimate this far above all of the memory cannot be wrong by as
 
 
 def check_shared(plan: DataPlan, ranks: int, held: int) -> str:
-    """Compare the room in /dev/shm with the batches that wait in it when workers are ahead of the trainer.
+    """Compare the space in /dev/shm with the batches that wait in it when workers are ahead of the trainer.
 
     Args:
-        ranks: of the run.
-        held: batches that the trainer of each rank works on, beside those that wait.
+        ranks: number of ranks of the run.
+        held: number of batches that the trainer of each rank works on, besides those that wait.
 
     Returns:
-        Advice if there may be too little room; else empty.
+        Advice if there may be too little space, otherwise empty.
 
     Raises:
-        ValueError: there surely is too little.
+        ValueError: there is certainly too little.
     """
     workers = min(plan.data.workers, plan.data.streams // ranks)
     if not workers or not SHARED.exists():
@@ -58,7 +58,7 @@ def check_shared(plan: DataPlan, ranks: int, held: int) -> str:
 
 
 def batch_bytes(plan: DataPlan) -> float:
-    """About how many bytes a batch takes: full sequences of views as will be drawn, and the teachers'."""
+    """Approximate number of bytes of a batch: full sequences of drawn views, and the teachers' sequences."""
     views, packing = plan.views, plan.packing
     longest = packing.seq_len if packing.oversize == "shrink" else None
     most = 0.0

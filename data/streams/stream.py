@@ -1,9 +1,9 @@
-"""A logical data stream: which sample comes when, whatever the number of processes.
+"""A logical data stream: the order of samples, for any number of processes.
 
-The run's data is cut into a fixed number of streams. Batch k of the run comes from stream k mod streams, so
-the order of batches depends neither on workers nor on ranks. Each sample gets a view drawn from (seed, epoch,
-key), which the stream's packer puts into sequences. Nothing is decoded before its sequence is full, so the
-whole state of a stream is where it reads and which samples wait.
+The run's data is divided into a fixed number of streams. Batch k of the run comes from stream k mod streams,
+so the order of batches depends neither on workers nor on ranks. Each sample gets a view drawn from (seed,
+epoch, key), which the stream's packer puts into sequences. Nothing is decoded before its sequence is full, so
+the whole state of a stream is its reading place and the samples that wait.
 """
 
 from collections.abc import Iterable, Sequence
@@ -44,7 +44,7 @@ STATE_VERSION = 5
 
 
 class DataError(ValueError):
-    """The data cannot go on; `skipped` names the samples that were lost and not reported yet."""
+    """The data cannot continue; `skipped` names lost samples that have not been reported yet."""
 
     of_this_rank = True  # not of all ranks alike: each says its own, see packvit.cli.commands
 
@@ -55,11 +55,11 @@ class DataError(ValueError):
 
 @dataclass
 class LoadedBatch:
-    """A batch with what the trainer has to keep.
+    """A batch with the information that the trainer has to keep.
 
     Args:
         batch: the packed images.
-        facts: of its images.
+        facts: facts about its images.
         teachers: for each teacher the same images, in the same order, as it sees them.
         skipped: {"shard", "key", "reason"} of every sample left out since the stream's last batch.
         stream, state: the stream it came from, and that stream's state after it.
@@ -243,13 +243,13 @@ class Stream:
     def load_state_dict(self, state: dict) -> None:
         """Continue after the batch that `state` followed.
 
-        No sample is read: those that wait are known by reference and length, and what cannot be read any more
-        is bad when its turn comes, as any other sample is. Only where views or sequences are made otherwise
-        than before, the waiting samples get new views now and are packed anew, in their order.
+        No sample is read: waiting samples are known by reference and length, and one that can no longer be
+        read is a bad sample like any other when its turn comes. Only if views or sequences have changed, the
+        waiting samples get new views now and are packed again, in their order.
 
         Raises:
             DataError: a new view is too long, see `next_batch`.
-            ValueError: the state is of another version.
+            ValueError: the state has another version.
         """
         if state["version"] != STATE_VERSION:
             raise ValueError(f"data state has version {state['version']}, this packvit reads {STATE_VERSION}")

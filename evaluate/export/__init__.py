@@ -1,1 +1,1 @@
-"""One artefact for every budget, which other programs run."""
+"""Exports that other programs can run, one for every budget."""

@@ -37,17 +37,17 @@ def write_hub(
     """model.safetensors, config.json and README.md, to a folder that exists.
 
     Args:
-        name: of the model, for the card.
-        results: of `read_results`, or None.
-        licence: as the hub names it, such as apache-2.0, or None.
+        name: name of the model, for the card.
+        results: result of `read_results`, or None.
+        licence: licence as the hub names it, such as apache-2.0, or None.
     """
     save_model(model, folder)
     write_whole(folder / "README.md", model_card(model, name, results, licence))
 
 
 def hub_difference(model: PackedViT, folder: Path) -> float:
-    """The largest difference of any output between the model and what `load_model` and
-    `PackedViT.from_pretrained` make of the folder; see `largest_difference`."""
+    """The largest difference of any output between the model and the models that `load_model` and
+    `PackedViT.from_pretrained` read from the folder; see `largest_difference`."""
     images, p = random_images(), model.config.patch_buffer
     settings = [max(1, p // 2 * (1 + i % 2)) for i in range(len(images))], [3.0 * p] * len(images)
     expected = expected_outputs(model, images, *settings)
@@ -63,7 +63,7 @@ def read_results(path: Path, model: PackedViT) -> ResultsFile:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is damaged, has no rows, or is of other models; names it.
+        ValueError: it is damaged, has no rows, or belongs to other models; names it.
     """
     if not path.exists():
         raise FileNotFoundError(f"--results {path}: {path} does not exist")
@@ -80,7 +80,7 @@ def read_results(path: Path, model: PackedViT) -> ResultsFile:
 
 
 def model_card(model: PackedViT, name: str, results: ResultsFile | None, licence: str | None) -> str:
-    """README.md: what the hub reads, how to use the model, what it is, and its accuracy by budget."""
+    """README.md: the hub's metadata, how to use the model, its architecture, and its accuracy by budget."""
     c = model.config
     about = {
         "library_name": "packvit",

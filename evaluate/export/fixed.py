@@ -1,7 +1,7 @@
 """The graph of one shape: a batch of images of one size at one patch size, for compilers such as TensorRT.
 
-The patch embedding is resized to the patch size and the position of every token is a constant, so that what
-is left is a convolution and a plain Transformer without masks.
+The patch embedding is resized to the patch size and the position of every token is a constant, so the graph
+is a convolution and a plain Transformer without masks.
 """
 
 import torch
@@ -17,7 +17,7 @@ class FixedGraph(nn.Module):
     """The model as a function of plain images.
 
     Args:
-        model: left as it is.
+        model: not changed.
         grid: (rows, cols) of patches.
         patch_size: p, in pixels.
     """

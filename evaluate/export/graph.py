@@ -1,7 +1,7 @@
 """The graph of packed tokens: any number of images of any sizes and patch sizes in one call.
 
-It has no patch size in it: <x, K w K^T> = <K^T x K, w>, so patches that were brought to the side of the
-stored embedding outside (see reader.py) all meet one matrix.
+The graph contains no patch size: <x, K w K^T> = <K^T x K, w>, so patches that were brought to the side of the
+stored embedding outside the graph (see reader.py) are all multiplied by one matrix.
 """
 
 import torch
@@ -13,7 +13,7 @@ from packvit.models.position.embedding import Places, centres, rope_tables
 
 
 class PackedGraph(nn.Module):
-    """The model as a function of four tensors, in operations that every format has.
+    """The model as a function of four tensors, in operations that every format supports.
 
     Attention is dense over all T tokens: heads * (T + N * prefix)^2 * 4 bytes in each layer.
     """
@@ -26,11 +26,11 @@ class PackedGraph(nn.Module):
         """(logits [N, C], features [N, D]), or (features,) of a model without a head.
 
         Args:
-            patches: float32 [T, P * P * 3], normalised and brought to the buffer's side P; row-major
-                (row, col, channel).
+            patches: float32 [T, P * P * 3], normalised and brought to the buffer's side P; row-major (row,
+                col, channel).
             coords: int64 [T, 2], (row, col) of each token in its image's grid.
             grids: int64 [N, 2], rows and cols of each image; every image has a token.
-            segment: int64 [T], image of each token, 0..N-1; -1 is padding. In any order.
+            segment: int64 [T], image of each token in any order, 0..N-1; -1 is padding.
         """
         model = self.model
         c = model.config

@@ -2,8 +2,8 @@
 
 Tokens are [B, n, D]. A graph of packed tokens is one row of all tokens of all images, with a mask that keeps
 attention to each image; a graph of one shape is a row for each image, and needs no mask. Everything that
-treats each token alone is the model's own code; attention, pooling and layout are written anew and dense,
-T x T, because they must be expressible in any format. Tests hold the two together.
+treats each token alone is the model's own code; attention, pooling and layout are written separately and
+dense, T x T, because they must be expressible in any format. Tests compare the two.
 """
 
 import torch
@@ -16,18 +16,18 @@ Rope = tuple[Tensor, Tensor]
 
 
 def plain_copy(model: PackedViT) -> PackedViT:
-    """The model on the CPU in float32 and eval mode, without compiled parts; `model` is left as it is."""
+    """The model on the CPU in float32 and eval mode, without compiled parts; `model` is not changed."""
     copy = PackedViT(model.config)
     copy.load_state_dict({name: tensor.detach().float() for name, tensor in model.state_dict().items()})
     return copy.eval().requires_grad_(False)
 
 
 def encode(model: PackedViT, x: Tensor, rope: Rope | None, mask: Tensor | None) -> Tensor:
-    """Blocks and, if it is of tokens, the last norm: [B, n, D] to [B, n, D].
+    """The blocks and, if it is a norm of tokens, the last norm: [B, n, D] to [B, n, D].
 
     Args:
         rope: cosines and sines [B * n, head_dim / 2] of every token, or None.
-        mask: bool [n, n], True where a token sees another; None where all see all.
+        mask: bool [n, n], True where a token attends to another; None if all attend to all.
     """
     size = x.shape[:2]
     x = x.flatten(0, 1)  # [B * n, D]
@@ -53,7 +53,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def pool(model: PackedViT, x: Tensor, prefix: Tensor, member: Tensor | None) -> Tensor:
-    """Tokens to what enters the last norm or the head, [N, config.pooled_width].
+    """Tokens to the input of the last norm or the head, [N, config.pooled_width].
 
     Args:
         x: [B, n, D], the patches' tokens.
@@ -83,7 +83,7 @@ def pool(model: PackedViT, x: Tensor, prefix: Tensor, member: Tensor | None) -> 
 
 
 def finish(model: PackedViT, x: Tensor) -> tuple[Tensor, ...]:
-    """Pooled [N, config.pooled_width] to (logits, features), or (features,) where there is no head."""
+    """Pooled tokens [N, config.pooled_width] to (logits, features), or (features,) if there is no head."""
     if model.config.last_norm == "pooled":
         x = model.norm(x)
     if model.rep is not None:

@@ -166,7 +166,7 @@ def open_image(file: str | Path | BinaryIO) -> Image.Image:
 def grid_of(
     image: Image.Image, patch_size: int, resolution: float | None, tokens: int | None, protocol: str
 ) -> tuple[int, int]:
-    """(rows, cols) of an image's patches; arguments as of `Reader.inputs`.
+    """(rows, cols) of an image's patches; arguments as for `Reader.inputs`.
 
     Raises:
         ValueError: a setting that cannot be.

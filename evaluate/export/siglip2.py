@@ -1,7 +1,7 @@
-"""A folder that Hugging Face transformers loads as Siglip2VisionModel, where the architecture allows.
+"""A folder that Hugging Face transformers loads as Siglip2VisionModel, if the architecture allows it.
 
-That model takes patches of one size and the grid of each image, as NaFlex processors give them, and answers
-with tokens and with what attention pooling makes of them: our features. It has no classifier.
+That model takes patches of one size and the grid of each image, as NaFlex processors return them. It returns
+tokens and their attention pooling, packvit's features. It has no classifier.
 """
 
 import json
@@ -56,7 +56,7 @@ def write_siglip2(model: PackedViT, folder: Path) -> None:
     """model.safetensors, config.json and preprocessor_config.json, to a folder that exists.
 
     Raises:
-        ValueError: Siglip2VisionModel has no room for a field; names each one and what it would have to be.
+        ValueError: Siglip2VisionModel cannot express a field; names each one and the value that it needs.
     """
     c = model.config
     square = (c.pos_grid[0],) * 2

@@ -1,4 +1,4 @@
-"""Whether what was written answers as the model does: the files are loaded again and run on random images."""
+"""Whether an export gives the same answers as the model: its files are loaded and run on random images."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,10 +23,10 @@ Outputs = dict[str, np.ndarray]
 
 
 def check_difference(difference: float, what: str) -> None:
-    """Refuse what is not the model.
+    """Refuse an export that differs from the model.
 
     Raises:
-        ValueError: the difference is beyond TOLERANCE.
+        ValueError: the difference is above TOLERANCE.
     """
     if not difference <= TOLERANCE:
         raise ValueError(
@@ -38,8 +38,8 @@ def check_difference(difference: float, what: str) -> None:
 def graph_difference(model: PackedViT, folder: Path, kind: Format) -> float:
     """The largest difference of any output between the files in `folder` and the packed model in float32.
 
-    It is absolute for outputs up to 1, and beyond relative to the largest output of the model. Images of
-    several sizes and patch sizes go through one call, and one of them through a call by itself.
+    It is absolute for outputs up to 1, and otherwise relative to the largest output of the model. Images of
+    several sizes and patch sizes go through one call, and one of them through a separate call.
     """
     model, reader = plain_copy(model), Reader(folder)
     if kind == "onnx":
@@ -65,8 +65,8 @@ def random_images(sizes: Sequence[tuple[int, int]] = SIZES) -> list[np.ndarray]:
 
 
 def largest_difference(outputs: Outputs, expected: Outputs) -> float:
-    """Between outputs of the same names: absolute up to 1, and beyond relative to the largest expected one;
-    infinite where an output is not finite or one is missing."""
+    """The largest difference between outputs with the same names: absolute up to 1, and otherwise relative to
+    the largest expected one; infinite if an output is missing or not finite."""
     if outputs.keys() != expected.keys() or any(
         outputs[name].shape != values.shape or not np.isfinite(outputs[name] - values).all()
         for name, values in expected.items()
@@ -81,7 +81,7 @@ def largest_difference(outputs: Outputs, expected: Outputs) -> float:
 def expected_outputs(
     model: PackedViT, images: Sequence[np.ndarray], patch_size: Any, resolution: Any
 ) -> Outputs:
-    """What the packed model says of uint8 images [H, W, 3]; settings as of `pack_images`."""
+    """The packed model's outputs for uint8 images [H, W, 3]; settings as for `pack_images`."""
     with torch.inference_mode():
         outputs = model.outputs(pack_images(images, patch_size, resolution))
     logits = {} if model.head is None else {"logits": outputs.logits.float().numpy()}

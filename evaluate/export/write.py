@@ -36,11 +36,11 @@ INPUTS = {
 
 @dataclass(frozen=True)
 class Answers:
-    """What the numbers that come out mean.
+    """The meaning of the model's outputs.
 
     Args:
-        loss: that the model was trained with: softmax (one class an image) or sigmoid (any number).
-        classes: their names, or None.
+        loss: the loss that the model was trained with: softmax (one class an image) or sigmoid (any number).
+        classes: names of the classes, or None.
     """
 
     loss: Literal["softmax", "sigmoid"] = "softmax"
@@ -50,7 +50,7 @@ class Answers:
         """Refuse names that do not fit the model.
 
         Raises:
-            ValueError: their number is another.
+            ValueError: there is another number of names.
         """
         if self.classes is not None and len(self.classes) != config.num_classes:
             raise ValueError(f"{len(self.classes)} classes are named, the model has {config.num_classes}")
@@ -101,11 +101,11 @@ def write_packed(model: PackedViT, folder: Path, kind: Format, answers: Answers)
 def write_fixed(
     model: PackedViT, folder: Path, kind: Format, answers: Answers, setting: Setting, pixels: str
 ) -> None:
-    """The graph of one shape and its reader, to a folder that exists; raises as `write_packed`.
+    """The graph of one shape and its reader, to a folder that exists; raises like `write_packed`.
 
     Args:
         setting: square or a crop, so that all images get one shape.
-        pixels: uint8 or float32, the type of what the graph takes.
+        pixels: uint8 or float32, the type of the graph's input.
     """
     rows, cols = setting.view((1, 1)).grid
     p = setting.patch_size

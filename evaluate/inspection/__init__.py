@@ -1,1 +1,1 @@
-"""What a model makes of the same images at different budgets."""
+"""How a model processes the same images at different budgets."""

@@ -13,7 +13,7 @@ class Agreement:
     """Accuracies of k nearest neighbours across S settings.
 
     Args:
-        accuracy: float64 [S, S]; row: the setting of the images that ask, column: that of those that answer.
+        accuracy: float64 [S, S]; row: the setting of the classified images, column: that of their neighbours.
         neighbours: k.
     """
 
@@ -22,10 +22,10 @@ class Agreement:
 
     @property
     def mode_switch(self) -> float:
-        """What it costs to ask at another setting: the mean accuracy within a setting less that across two.
+        """The mean accuracy within a setting minus the mean accuracy across two settings.
 
-        It is 0 where all settings share one space, and nears the accuracy itself where each is a model of its
-        own.
+        It is 0 if all settings share one space, and close to the accuracy itself if the model is a different
+        one at each setting.
         """
         settings = len(self.accuracy)
         within = self.accuracy.trace() / settings
@@ -34,12 +34,12 @@ class Agreement:
 
 
 def find_agreement(features: Tensor, labels: Tensor, neighbours: int) -> Agreement:
-    """Each image asks all others, shown at each setting, for its class; never itself.
+    """Classify each image by its neighbours among all other images, shown at each setting.
 
     Args:
         features: [S, N, D] of S >= 2 settings.
         labels: int64 [N].
-        neighbours: k; at most N - 1 are there to be asked.
+        neighbours: k; at most N - 1 are used.
     """
     settings, count, _ = features.shape
     k = min(neighbours, count - 1)

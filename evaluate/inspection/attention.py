@@ -1,4 +1,4 @@
-"""Attention probabilities, which the model's fast kernels never write down: the same sums, plainly.
+"""Attention probabilities, which the model's fast kernels never store, computed directly.
 
 These functions are the slow twins of `attention` in models/attention and of `AttentionPool`: quadratic in all
 tokens of a batch, in float32 or better, and meant for one image at a time.
@@ -19,8 +19,8 @@ def attention_probabilities(block: Block, x: Tensor, context: Context) -> Tensor
     """How much each token attends to each other: [heads, T, T], rows sum to 1.
 
     Args:
-        x: [T, D], what enters the block.
-        context: that the block was called with.
+        x: [T, D], the input of the block.
+        context: the context that the block was called with.
     """
     q, k, _, _ = block.before(block, x, context.rope)  # [T, heads, head_dim]
     dtype = torch.promote_types(q.dtype, torch.float32)
@@ -33,8 +33,8 @@ def probe_probabilities(pool: AttentionPool, x: Tensor, layout: Layout) -> Tenso
     """How much the learned query of each image attends to each token: [heads, N, T], rows sum to 1.
 
     Args:
-        x: [T, D], what enters the pooling.
-        layout: where its tokens stand.
+        x: [T, D], the input of the pooling.
+        layout: the layout of its tokens.
     """
     q = pool.q(pool.probe).unflatten(0, (pool.heads, -1))  # [heads, head_dim]
     k = pool.kv(x).unflatten(1, (2, pool.heads, -1))[:, 0]  # [T, heads, head_dim]
@@ -47,12 +47,12 @@ def probe_probabilities(pool: AttentionPool, x: Tensor, layout: Layout) -> Tenso
 
 @dataclass(frozen=True)
 class Look:
-    """What a model makes of one image.
+    """Attention and tokens of a model for one image.
 
     Args:
-        attention: float32 [rows, cols], the share of attention that each patch gets, mean over heads; of
-            what, `ATTENTION` says.
-        tokens: float32 [rows, cols, D], of the last layer.
+        attention: float32 [rows, cols], the share of attention that each patch gets, averaged over heads;
+            `ATTENTION` says whose attention it is.
+        tokens: float32 [rows, cols, D], tokens of the last layer.
     """
 
     attention: Tensor

@@ -1,8 +1,8 @@
 """Linear CKA with the unbiased HSIC, summed over minibatches.
 
 Centred kernel alignment (Kornblith et al., arXiv 1905.00414) compares two sets of features of the same rows.
-It is 1 where one is the other turned and scaled, and about 0 where they are independent, whatever their
-widths are. The unbiased HSIC of a minibatch has the same mean as that of all rows, so it is averaged over
+It is 1 if one is the other rotated and scaled, and about 0 if they are independent, whatever their widths
+are. The unbiased HSIC of a minibatch has the same mean as that of all rows, so it is averaged over
 minibatches, and no matrix is larger than the square of one (Nguyen et al., arXiv 2010.15327).
 """
 
@@ -17,9 +17,9 @@ LEAST_ROWS = 4  # the unbiased HSIC divides by n - 3
 def centre(features: Tensor) -> Tensor:
     """The U-centred Gram matrix of linear features, float64 [n, n], with zeros on its diagonal.
 
-    Its rows and columns sum to zero, and the diagonal of the Gram matrix, from which the bias of the usual
-    HSIC comes, has no part in it. The sum of the product of two such matrices over n (n - 3) is the unbiased
-    HSIC of Song et al. (JMLR 13, 2012), as Szekely and Rizzo write it (arXiv 1310.2926).
+    Its rows and columns sum to zero, and it does not depend on the diagonal of the Gram matrix, which biases
+    the usual HSIC. The sum of the product of two such matrices over n (n - 3) is the unbiased HSIC of Song et
+    al. (JMLR 13, 2012), as Szekely and Rizzo write it (arXiv 1310.2926).
 
     Args:
         features: [n, D], n at least 4.
@@ -62,7 +62,7 @@ class MinibatchCKA:
         self.minibatches += 1
 
     def result(self) -> Tensor:
-        """CKA by pair, float64 [S, S] in [-1, 1]; NaN where features do not vary."""
+        """CKA by pair, float64 [S, S] in [-1, 1]; NaN if features do not vary."""
         scale = self.hsic.diagonal().sqrt()
         # What is left of rounding where all rows are one.
         scale = scale.masked_fill(scale <= 0, torch.nan)

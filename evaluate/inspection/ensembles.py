@@ -1,7 +1,7 @@
 """Ensembles of one model with itself: the mean of several settings against one setting of at most their cost.
 
-Every other image decides which single setting is the rival. What is reported is measured on the images
-between them, so that nothing is judged by the images on which it was chosen.
+Every second image is used to choose the single setting that is the rival. All reported values are measured on
+the other images, so that nothing is judged by the images on which it was chosen.
 """
 
 import math
@@ -29,8 +29,8 @@ class Share:
 
 
 def gain(new: Tensor, old: Tensor) -> Share:
-    """By how much a share grew on the same images, with the interval of Agresti and Min (2005), which adds
-    half an image to each of the four ways in which the two can agree or not.
+    """The gain of a share on the same images, with the interval of Agresti and Min (2005), which adds half an
+    image to each of the four ways in which the two can agree or differ.
 
     Args:
         new, old: bool [N].
@@ -54,15 +54,15 @@ def compare_ensembles(
     Args:
         logits: [S, N, classes], of at least 2 images.
         labels: int64 [N].
-        gflops: of one image at each setting.
-        names: of the settings.
+        gflops: GFLOPs of one image at each setting.
+        names: names of the settings.
 
     Returns:
         `chosen_on` and `measured_on`, images of the two halves; `singles`, each setting's accuracy on the
-        second half; `rows`, one for each ensemble: `settings`, `gflops_per_image`, `chosen_accuracy` (on
-        the first half), `accuracy`, `single` (the rival's name), `single_gflops_per_image`,
-        `single_accuracy`, and `gain`, the one accuracy less the other. Accuracies and gain on the second half
-        come with `_low` and `_high`, their 95 % interval.
+        second half; `rows`, one for each ensemble: `settings`, `gflops_per_image`, `chosen_accuracy` (on the
+        first half), `accuracy`, `single` (the rival's name), `single_gflops_per_image`, `single_accuracy`,
+        and `gain`, the difference of the two accuracies. Accuracies and gain on the second half come with
+        `_low` and `_high`, their 95 % interval.
     """
     shares = torch.stack([probabilities(z.float(), loss) for z in logits])  # [S, N, classes]
     right = shares.argmax(-1) == labels  # [S, N]

@@ -1,4 +1,4 @@
-"""What a model makes of a minibatch of images at every setting, gathered layer by layer."""
+"""A model's features for a minibatch of images at every setting, gathered layer by layer."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -22,10 +22,10 @@ MOST_ROWS = 512  # of a minibatch's tokens that are compared; a Gram matrix has 
 
 @dataclass(frozen=True)
 class Cells:
-    """Where the tokens of one image are compared across settings.
+    """The places at which the tokens of one image are compared across settings.
 
     Args:
-        grid: (rows, cols) that its tokens are brought to at every setting: the fewest of any setting.
+        grid: (rows, cols) to which its tokens are resampled at every setting: the fewest of any setting.
         chosen: int64 [n], raster positions in this grid.
     """
 
@@ -54,12 +54,12 @@ class Passed:
     """A minibatch of n images at one setting; on the CPU.
 
     Args:
-        logits: float32 [n, classes], or the features where the model has no head.
-        features: float32 [n, feature_dim], what enters the head.
+        logits: float32 [n, classes], or the features if the model has no head.
+        features: float32 [n, feature_dim], the inputs of the head.
         pooled: by place, float32 [n, D]: the mean over each image's tokens.
         tokens: by place, float32 [rows, D]: the images' tokens at their cells.
-        num_tokens: of all images.
-        flops: of all images, forward.
+        num_tokens: number of tokens of all images.
+        flops: forward FLOPs of all images.
     """
 
     logits: Tensor
@@ -77,8 +77,8 @@ def run_setting(
 
     Args:
         model: in eval mode, its blocks not compiled.
-        cells: of each image.
-        autocast: in which the model runs.
+        cells: the cells of each image.
+        autocast: context in which the model runs.
     """
     device = model.patch_embed.weight.device
     pooled: dict[str, list[Tensor]] = {name: [] for name in places(model)}
@@ -125,10 +125,10 @@ def limit_tokens(images: Sequence[PackedImage], most: int) -> Iterator[list[Pack
 
 
 class Gathered:
-    """What a model makes of all images at S settings.
+    """A model's outputs for all images at S settings.
 
     Attributes:
-        pooled, tokens: CKA between the settings, by place; `pooled` also of the `features` that enter the
+        pooled, tokens: CKA between the settings, by place; `pooled` also of `features`, the inputs of the
             head.
     """
 

@@ -24,12 +24,12 @@ LIGHT = 0.62  # of a colour scale; numbers on darker cells are white
 def draw_cka(cka: dict[str, dict[str, list]], names: Sequence[str], path: Path) -> None:
     """CKA of pairs of settings by place in the model, of pooled features above and of tokens below.
 
-    Of many pairs, those are shown that are the least alike in pooled features.
+    If there are many pairs, those with the least similar pooled features are shown.
 
     Args:
-        cka: `pooled` and `tokens`, each by place [S][S], null where features do not vary.
+        cka: `pooled` and `tokens`, each by place [S][S], null if features do not vary.
         names: of the settings.
-        path: PNG; its folder is made.
+        path: PNG; its folder is created if needed.
     """
     every = list(combinations(range(len(names)), 2))
     mean = np.array(list(cka["pooled"].values()), float).mean(0)
@@ -55,7 +55,7 @@ def draw_cka(cka: dict[str, dict[str, list]], names: Sequence[str], path: Path) 
 def draw_agreement(
     accuracy: Sequence[Sequence[float]], neighbours: int, names: Sequence[str], path: Path
 ) -> None:
-    """k-NN accuracy by the setting of the images that ask and of those that answer; see `draw_cka`."""
+    """k-NN accuracy by the setting of the classified images and of their neighbours; see `draw_cka`."""
     side = 1.9 + 0.46 * len(names)
     figure = new_figure(side + 0.6, side)
     axes = figure.add_subplot()
@@ -86,10 +86,11 @@ def draw_numbers(
 
 
 def draw_ensembles(ensembles: Mapping[str, Any], path: Path) -> None:
-    """Accuracy over cost of single settings and of their ensembles, on the images that chose nothing.
+    """Accuracy over cost of single settings and of their ensembles, on the images that were not used to
+    choose.
 
-    The lines go through what the other images choose at each cost; the best of these images would be the
-    luckiest.
+    The lines go through the settings that the other images choose at each cost; the best on these images
+    would merely be the luckiest.
 
     Args:
         ensembles: of inspect.json.

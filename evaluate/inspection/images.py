@@ -32,17 +32,17 @@ class Shown:
 
 
 class InspectedImages:
-    """Some images of a labelled set, the same ones whenever it is the same set.
+    """Some images of a labelled set, always the same ones for the same set.
 
     Args:
         shards: files, patterns or folders.
-        count: at most so many images, drawn from the whole set by a hash of their names.
+        count: maximum number of images, drawn from the whole set by a hash of their names.
         target: their labels.
         fetch: how remote and gzipped shards are fetched.
 
     Attributes:
-        set: all of them.
-        headers: of all images with a label, in the order in which they are drawn.
+        set: all images.
+        headers: headers of all images with a label, in the order in which they are drawn.
         skipped: {"shard", "key", "reason"} of the images that could not be used.
 
     Raises:
@@ -64,7 +64,7 @@ class InspectedImages:
         self.headers = sorted(labelled, key=lambda header: derive_seed("inspect", header.key))
 
     def minibatches(self, settings: Sequence[Setting], size: int) -> Iterator[list[Shown]]:
-        """The images in groups of nearly one size, which is at least `size` where there are so many.
+        """The images in groups of nearly equal size, which is at least `size` if there are enough images.
 
         Images that cannot be decoded are added to `skipped`, and others take their place.
         """

@@ -1,4 +1,4 @@
-"""An inspection: one model over the same images at every setting, and all that is compared."""
+"""An inspection: one model run on the same images at every setting, and all comparisons."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,11 +26,11 @@ class Inspection:
 
     Args:
         settings: at least two.
-        minibatch: least number of images in a minibatch of CKA.
+        minibatch: minimum number of images in a minibatch of CKA.
         neighbours: k of the nearest neighbours.
-        pictures: images that are drawn.
-        loss: the model's probabilities are softmax or sigmoid, as it was trained.
-        autocast: in which the model runs.
+        pictures: number of images that are drawn.
+        loss: softmax or sigmoid, as the model was trained.
+        autocast: context in which the model runs.
 
     Raises:
         ValueError: names the value that is too small.
@@ -59,7 +59,7 @@ class Inspection:
         return [setting.name for setting in self.settings]
 
     def run(self, model: PackedViT, images: InspectedImages, display: Display) -> dict[str, Any]:
-        """What inspect.json says, besides the model; see docs/inspect.md.
+        """The content of inspect.json, except for the model; see docs/inspect.md.
 
         Args:
             model: in eval mode, its blocks not compiled.

@@ -1,4 +1,4 @@
-"""Pictures of what a model makes of single images at every setting, laid over the images."""
+"""Pictures of a model's attention and tokens for single images at every setting."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ PALETTE = 256  # colours of a file, which is a third as large as with all of the
 
 @dataclass(frozen=True)
 class Looked:
-    """One image and what the model makes of it.
+    """One image with the model's attention and tokens.
 
     Args:
         key: its name.
@@ -43,8 +43,8 @@ class Row:
     """One line of a figure: an image, and a map of it at each setting.
 
     Args:
-        title: stands at its left.
-        maps: [rows, cols] of each setting.
+        title: text at its left.
+        maps: map [rows, cols] at each setting.
         high: the value that is red; 0 and less are white.
         marked: whether the centre's patch is marked.
     """
@@ -57,12 +57,12 @@ class Row:
 
 
 def draw_attention(images: Sequence[Looked], names: Sequence[str], title: str, path: Path) -> None:
-    """Where the model looks, by setting; every patch's share of attention over that of an equal one.
+    """Where the model looks, by setting: every patch's share of attention relative to an equal share.
 
     Args:
-        names: of the settings.
-        title: what attention is shown.
-        path: PNG; its folder is made.
+        names: names of the settings.
+        title: which attention is shown.
+        path: PNG; its folder is created if needed.
     """
     rows = []
     for image in images:
@@ -76,8 +76,8 @@ def draw_attention(images: Sequence[Looked], names: Sequence[str], title: str, p
 def draw_similarity(images: Sequence[Looked], names: Sequence[str], path: Path) -> None:
     """How similar the last layer's tokens are to the token at the image's centre, by setting.
 
-    In an image's first row that token is each setting's own, in the second it is the first setting's for all:
-    where the second looks like the first, tokens mean the same at both settings.
+    In an image's first row, that token is from the same setting; in the second row, it is always from the
+    first setting. If the second row looks like the first, tokens mean the same at both settings.
     """
     rows = []
     for image in images:

@@ -1,4 +1,4 @@
-"""What an inspection leaves in a folder and shows: inspect.json, pictures, tables."""
+"""The output of an inspection: inspect.json, pictures, printed tables."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,12 @@ SHOWN_ENSEMBLES = 5
 def write_inspection(
     results: Mapping[str, Any], looked: Sequence[Looked], out: Path, display: Display
 ) -> None:
-    """Write inspect.json and, where matplotlib is installed, the pictures; those of before are replaced.
+    """Write inspect.json and, if matplotlib is installed, the pictures; earlier ones are replaced.
 
     Args:
-        results: what inspect.json says.
+        results: the content of inspect.json.
         looked: the images to draw.
-        out: folder; made if needed.
+        out: folder; created if needed.
     """
     out.mkdir(parents=True, exist_ok=True)
     known = finite(dict(results))
@@ -49,7 +49,7 @@ def draw_all(results: Mapping[str, Any], looked: Sequence[Looked], out: Path) ->
 
 
 def show_inspection(results: Mapping[str, Any], display: Display) -> None:
-    """The settings, how alike they are, and what their ensembles bring."""
+    """Print the settings, how alike they are, and what their ensembles gain."""
     settings, knn, pooled = results["settings"], results["knn"], results["cka"]["pooled"]
     display.table(
         f"{results['images']} images; CKA is the mean with the other settings",
@@ -80,7 +80,7 @@ def show_inspection(results: Mapping[str, Any], display: Display) -> None:
 
 
 def show_ensembles(ensembles: Mapping[str, Any], display: Display) -> None:
-    """The ensembles that are most accurate on the half that chose, each beside its rival."""
+    """Print the ensembles that are most accurate on the half used to choose, each beside its rival."""
     rows = sorted(ensembles["rows"], key=lambda row: (-row["chosen_accuracy"], row["gflops_per_image"]))
     display.table(
         f"Means of probabilities, against one setting of at most the cost; {ensembles['measured_on']} images",
@@ -102,14 +102,14 @@ def show_ensembles(ensembles: Mapping[str, Any], display: Display) -> None:
 
 
 def mean_of_others(matrix: Sequence[Sequence[float]], number: int) -> str:
-    """The mean of a row of CKA without the setting itself; empty where features do not vary."""
+    """The mean of a row of CKA without the setting itself; empty if features do not vary."""
     others = [value for place, value in enumerate(matrix[number]) if place != number]
     mean = sum(others) / len(others)
     return f"{mean:.2f}" if mean == mean else ""
 
 
 def least_alike(results: Mapping[str, Any]) -> tuple[float, str, tuple[str, str]] | None:
-    """The lowest CKA of pooled features, its place and its pair of settings; None where no features vary."""
+    """The lowest CKA of pooled features, its place and its pair of settings; None if no features vary."""
     names = [row["setting"] for row in results["settings"]]
     found = [
         (matrix[a][b], place, (names[a], names[b]))

@@ -1,7 +1,7 @@
 """The residual stream of a model after each of its sublayers, taken while it runs.
 
-Hooks stand on modules that the forward pass calls anyway, so the model computes what it always computes, and
-nothing remains on it afterwards.
+Hooks are set on modules that the forward pass calls anyway, so the model's computation does not change, and
+they are removed afterwards.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ Take = Callable[[str, Tensor, Layout], None]
 def places(model: PackedViT) -> list[str]:
     """The names of the places in their order: `embed`, then `1 attn`, `1 mlp`, `2 attn`, ...
 
-    A block whose attention and MLP stand side by side has one place, such as `1`.
+    A block with parallel attention and MLP has one place, such as `1`.
     """
     names = ["embed"]
     for number, block in enumerate(model.blocks, 1):
@@ -31,7 +31,7 @@ def places(model: PackedViT) -> list[str]:
 
 @contextmanager
 def tapped(model: PackedViT, take: Take) -> Iterator[None]:
-    """While it lasts, every forward pass hands the stream at each place to `take`, in their order.
+    """Within the context, every forward pass hands the stream at each place to `take`, in their order.
 
     The tensors are the model's own: `take` must not change them. The model's blocks must not be compiled.
     """

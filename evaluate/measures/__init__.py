@@ -1,1 +1,1 @@
-"""What predictions are worth: pure functions of arrays."""
+"""Measures of predictions: pure functions of arrays."""

@@ -1,4 +1,4 @@
-"""How often a model is right, and how sure that number is."""
+"""How often a model is right, and the uncertainty of that number."""
 
 import math
 
@@ -10,9 +10,9 @@ DEVIATIONS = 1.959963984540054
 
 
 def label_ranks(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many classes stand before each image's label: int64 [N]; 0 is a correct answer.
+    """The number of classes ranked before each image's label: int64 [N]; 0 is a correct answer.
 
-    Of classes with equal logits the one with the lower number comes first, as in `Tensor.argmax`.
+    Among classes with equal logits, the one with the lower number comes first, as in `Tensor.argmax`.
 
     Args:
         logits: [N, C].

@@ -7,7 +7,7 @@ from torch import Tensor
 def average_precision(scores: Tensor, targets: Tensor) -> Tensor:
     """The average precision of each class over all points of its curve: float64 [C].
 
-    The sum over thresholds of the precision at it times the recall that it adds. Images of equal score pass a
+    It is the sum over thresholds of the precision times the gain in recall. Images with equal scores pass a
     threshold together, so their order does not matter.
 
     Args:
@@ -26,7 +26,7 @@ def average_precision(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def mean_average_precision(scores: Tensor, targets: Tensor) -> float | None:
-    """The mean of `average_precision` over the classes that some image has; None where there are none."""
+    """The mean of `average_precision` over the classes that some image has; None if there are none."""
     found = average_precision(scores, targets)
     found = found[~found.isnan()]
     return float(found.mean()) if len(found) else None

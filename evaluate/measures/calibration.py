@@ -1,4 +1,4 @@
-"""Whether a model's confidence can be believed: likelihood, calibration error, and temperature.
+"""Whether a model's confidence can be trusted: likelihood, calibration error, and temperature.
 
 A softmax model's probabilities are softmax(z) of its logits z. A sigmoid model, trained with a binary
 cross-entropy of each class, has a probability sigmoid(z) for each class, independent of the others. All sums
@@ -22,14 +22,15 @@ BLOCK = 2**22  # values in float64 at a time
 
 
 def by_rows(function: Callable[[Tensor, Tensor], Tensor], logits: Tensor, labels: Tensor) -> Tensor:
-    """`function` of some rows of [N, C] and [N] at a time, in one; the logits come as float64."""
+    """Apply `function` to some rows of [N, C] and [N] at a time, with float64 logits, and join the
+    results."""
     rows = max(1, BLOCK // max(1, logits.shape[1]))
     parts = zip(logits.split(rows), labels.split(rows), strict=True)
     return torch.cat([function(some.double(), own) for some, own in parts])
 
 
 def probabilities(logits: Tensor, loss: LossKind) -> Tensor:
-    """What the model says of each class, [N, C]."""
+    """The model's probability of each class, [N, C]."""
     match loss:
         case "softmax":
             return logits.softmax(1)
@@ -44,7 +45,7 @@ def negative_log_likelihood(
 ) -> Tensor:
     """-log of the probability of each image's label at a temperature: float64 [N].
 
-    A sigmoid model's is the sum over classes of the binary cross-entropies, its loss in training.
+    For a sigmoid model it is the sum over classes of the binary cross-entropies, its loss in training.
 
     Args:
         logits: [N, C]; they are divided by `temperature`.
@@ -80,7 +81,7 @@ def brier_score(logits: Tensor, labels: Tensor, loss: LossKind) -> Tensor:
 def confidences(logits: Tensor, predictions: Tensor, loss: LossKind, temperature: float = 1.0) -> Tensor:
     """The probability of each image's predicted class at a temperature: float64 [N].
 
-    A sigmoid model's is the sigmoid of that class's logit.
+    For a sigmoid model it is the sigmoid of that class's logit.
 
     Args:
         logits: [N, C]; they are divided by `temperature`.
@@ -113,8 +114,8 @@ def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 
 def fit_temperature(logits: Tensor, labels: Tensor, loss: LossKind) -> float:
     """The temperature, between 0.01 and 100, at which the mean negative log-likelihood is lowest.
 
-    L-BFGS over its logarithm, in float64; Guo et al., arXiv 1706.04599, 4.2. NaN without images, and where
-    logits are not finite.
+    It is found by L-BFGS over its logarithm, in float64 (Guo et al., arXiv 1706.04599, 4.2). It is NaN
+    without images and if logits are not finite.
 
     Args:
         logits: [N, C].
@@ -151,6 +152,6 @@ def fit_temperature(logits: Tensor, labels: Tensor, loss: LossKind) -> float:
 def in_fit_half(keys: Sequence[str]) -> Tensor:
     """Whether each image belongs to the half that temperatures and thresholds are fitted on: bool [N].
 
-    It depends on the key alone, so that it is the same at all settings and in all commands.
+    It depends on the key alone, so it is the same at all settings and in all commands.
     """
     return torch.tensor([derive_seed("half", key) % 2 == 0 for key in keys], dtype=torch.bool)

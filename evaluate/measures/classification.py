@@ -1,4 +1,4 @@
-"""What a classifier's answers at one setting are worth: the values of a row of results.json."""
+"""Measures of a classifier's answers at one setting: the values of a row of results.json."""
 
 import math
 from typing import Literal, NamedTuple
@@ -35,9 +35,9 @@ TOP = 5
 
 
 class Measured(NamedTuple):
-    """What `measure_setting` finds.
+    """The result of `measure_setting`.
 
-    values: by name; None or NaN where there is nothing to measure.
+    values: by name; None or NaN if there is nothing to measure.
     prediction: int64 [N], the class with the highest logit.
     confidence: float32 [N], of the predicted class after temperature.
     """
@@ -50,12 +50,12 @@ class Measured(NamedTuple):
 def measure_setting(logits: Tensor, labels: Tensor, fit_half: Tensor, loss: LossKind) -> Measured:
     """Measure the answers to the images of a set.
 
-    The temperature is fitted on one half of the images, and what it does to likelihood and calibration is
-    measured on the other. It divides all logits of an image, so predictions stay what they are.
+    The temperature is fitted on one half of the images, and its effect on likelihood and calibration is
+    measured on the other. It divides all logits of an image, so predictions do not change.
 
     Args:
         logits: float [N, C].
-        labels: int64 [N]; -1 is unknown, and such an image counts for no value.
+        labels: int64 [N]; images with -1, an unknown label, are not counted.
         fit_half: bool [N], the images that the temperature is fitted on.
     """
     prediction = logits.argmax(1)

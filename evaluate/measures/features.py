@@ -17,7 +17,7 @@ class StoredFeatures:
     """The images of one predictions.npz that have labels.
 
     Args:
-        path: of the file, for messages.
+        path: path of the file, for messages.
         labels: int64 [N].
         settings: float32 [N, D] by the setting's name.
     """
@@ -63,7 +63,7 @@ def read_features(path: Path | str) -> StoredFeatures:
 
 
 def stored_model(path: Path) -> str | None:
-    """The hash of the model that features come from, by results.json beside them; None without one."""
+    """The hash of the model that features come from, in results.json beside them, or None."""
     try:
         model = read_results_file(path.parent).model
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""Few-shot linear probes of frozen features, as big_vision's evaluator `fewshot_lsr` has them.
+"""Few-shot linear probes of frozen features, as in big_vision's evaluator `fewshot_lsr`.
 
-A ridge regression onto the classes from a few images of each: features are standardised, a large constant
-feature stands for the bias, targets are 1 for the image's class and -1 for the others.
+A probe is a ridge regression onto the classes from a few images of each: features are standardised, a large
+constant feature takes the place of a bias, targets are 1 for the image's class and -1 for the others.
 """
 
 from collections.abc import Sequence
@@ -41,13 +41,13 @@ class LinearProbe:
 
 
 def fit_probe(features: Tensor, labels: Tensor, classes: int, ridge: float = RIDGE) -> LinearProbe:
-    """The probe that least squares with a penalty of `ridge` on the squared weights give.
+    """The probe by least squares with a penalty of `ridge` on the squared weights.
 
-    Of X^T X [D+1, D+1] and X X^T [N, N] the smaller one is decomposed into its eigenvectors; both ways give
-    the same weights. Costs O(N D min(N, D)).
+    The smaller of X^T X [D+1, D+1] and X X^T [N, N] is decomposed into its eigenvectors; both ways give the
+    same weights. Costs O(N D min(N, D)).
 
     Args:
-        features: [N, D] of at least one image; what is computed has their floating-point type.
+        features: [N, D] of at least one image; their floating-point type is used throughout.
         labels: int64 [N], 0..classes-1.
     """
     mean, spread = features.mean(0, keepdim=True), features.std(0, correction=0, keepdim=True) + SPREAD
@@ -63,7 +63,7 @@ def fit_probe(features: Tensor, labels: Tensor, classes: int, ridge: float = RID
 
 
 def draw_shots(labels: Tensor, shots: int, seed: int) -> Tensor:
-    """Places of `shots` images of each class, the same for the same seed, more shots containing fewer.
+    """Places of `shots` images of each class, the same for the same seed; more shots include those of fewer.
 
     Args:
         labels: int64 [N].
@@ -89,7 +89,7 @@ def draw_shots(labels: Tensor, shots: int, seed: int) -> Tensor:
 def fit_shots(
     features: Tensor, labels: Tensor, shots: Sequence[int], draws: int = DRAWS, ridge: float = RIDGE
 ) -> dict[int, list[LinearProbe]]:
-    """By the number of shots: a probe for each draw of so many images of each class.
+    """For each number of shots, a probe for each draw of so many images of each class.
 
     Args:
         features: [N, D] of the images that are drawn from.

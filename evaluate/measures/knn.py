@@ -22,8 +22,9 @@ def classify_by_neighbours(
 ) -> Tensor:
     """The class that the k nearest images vote for: int64 [M].
 
-    Nearness is the cosine of the angle between features. A neighbour's vote weighs exp(cosine / 0.07) as in
-    DINO (arXiv 2104.14294, after 1805.01978), or 1; of classes with equal votes the lowest is taken.
+    Neighbours are nearest by the cosine between features. A neighbour's vote has the weight exp(cosine /
+    0.07) as in DINO (arXiv 2104.14294, after 1805.01978), or 1; among classes with equal votes the lowest
+    wins.
 
     Args:
         train: features [N, D] and labels int64 [N] of the labelled images.

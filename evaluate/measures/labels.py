@@ -1,8 +1,8 @@
-"""Labels that are not one class of the model's own: maps onto its classes, and sets of right answers.
+"""Labels that are not a single class of the model: maps onto its classes, and sets of right answers.
 
-Sets with other classes, such as ImageNet-A, ImageNet-R and ObjectNet, are read as their authors and the
-ImageNet testbed do (arXiv 1907.07174, 2006.16241, 2007.00644): the model chooses among those of its classes
-that the set has, and is right when its choice is one of the label's classes.
+Sets with other classes, such as ImageNet-A, ImageNet-R and ObjectNet, are evaluated in the same way as by
+their authors and the ImageNet testbed (arXiv 1907.07174, 2006.16241, 2007.00644): the model chooses among
+those of its classes that the set has, and is right if its choice is one of the label's classes.
 """
 
 import json
@@ -20,7 +20,7 @@ IMAGENET_VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 
 class Restricted(NamedTuple):
-    """A model's answers to a set with a label map, ready for the measures of an ordinary set.
+    """A model's answers for a set with a label map, ready for the measures of an ordinary set.
 
     Attributes:
         logits: [M, K], one column for each label of the set that has classes.
@@ -35,10 +35,10 @@ class Restricted(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelMap:
-    """Which classes of the model mean each label of a set.
+    """The classes of the model that correspond to each label of a set.
 
     Args:
-        path: of the file that says so, for messages.
+        path: path of the file, for messages.
         classes: by label; empty for a label that the model does not know.
     """
 
@@ -65,10 +65,10 @@ class LabelMap:
                     )
 
     def restrict(self, logits: Tensor) -> Tensor:
-        """[N, K]: of each label with classes the largest logit among them.
+        """[N, K]: for each label that has classes, the largest logit among them.
 
-        The largest of these is the largest among all mapped classes, so the prediction is what the ImageNet
-        testbed predicts.
+        The largest of these is the largest among all mapped classes, so the prediction is that of the
+        ImageNet testbed.
 
         Args:
             logits: [N, classes of the model].
@@ -102,11 +102,11 @@ class LabelMap:
 def read_label_map(path: Path | str) -> LabelMap:
     """Read a label map: {"LABEL": CLASS or [CLASSES], ...}, or a list of these in the labels' order.
 
-    Labels are the whole numbers that the set's shards hold, classes the model's indices. A label that is
-    missing, or has an empty list, is one that the model does not know.
+    Labels are the whole numbers in the set's shards, classes the model's indices. A label that is missing, or
+    has an empty list, is unknown to the model.
 
     Raises:
-        ValueError: the file is no such map, or gives one class to two labels; names the file and the entry.
+        ValueError: the file is not such a map, or gives a class to two labels; names the file and the entry.
         OSError: the file cannot be read.
     """
     path = Path(path)
@@ -130,10 +130,10 @@ def read_label_map(path: Path | str) -> LabelMap:
 
 @dataclass(frozen=True)
 class LabelSets:
-    """Which answers are right for each image, as in ReaL (arXiv 2006.07159).
+    """The right answers for each image, as in ReaL (arXiv 2006.07159).
 
     Args:
-        path: of the file that says so, for messages.
+        path: path of the file, for messages.
         entries: right classes by key, or in the images' order.
     """
 
@@ -141,7 +141,7 @@ class LabelSets:
     entries: Mapping[str, frozenset[int]] | Sequence[frozenset[int]]
 
     def check(self, num_classes: int) -> None:
-        """Refuse answers of another model.
+        """Refuse answers for another model.
 
         Raises:
             ValueError: a class index is not below `num_classes`; names the file and the entry.
@@ -157,14 +157,14 @@ class LabelSets:
     def find(self, keys: Sequence[str]) -> list[frozenset[int]]:
         """The right classes of each image; none for an image that the file gives no label.
 
-        A list is taken in the order of the sorted keys, as ReaL's own file is; where all keys have the names
-        of ImageNet's validation images, by the number in the name, so that some of them may be missing.
+        A list is in the order of the sorted keys, like ReaL's own file. If all keys are names of ImageNet's
+        validation images, the number in the name is used instead, so some of the images may be missing.
 
         Args:
-            keys: of the images in their shards.
+            keys: keys of the images in their shards.
 
         Raises:
-            ValueError: a list of another length than there are images, or no image has a label.
+            ValueError: a list does not have as many entries as there are images, or no image has a label.
         """
         nothing = frozenset[int]()
         if isinstance(self.entries, Mapping):
@@ -199,7 +199,7 @@ def read_label_sets(path: Path | str) -> LabelSets:
     """Read the right answers of each image: {"KEY": [CLASSES], ...}, or a list of lists.
 
     Raises:
-        ValueError: the file is no such thing; names the file and the entry.
+        ValueError: the file has another content; names the file and the entry.
         OSError: the file cannot be read.
     """
     path = Path(path)
@@ -214,10 +214,10 @@ def judge(predictions: Tensor, sets: Sequence[frozenset[int]]) -> tuple[Tensor, 
 
     Args:
         predictions: int64 [N], class indices.
-        sets: the right answers of each image; an image without any is not judged.
+        sets: the right answers for each image; an image without any is not judged.
 
     Returns:
-        bool [M] of the images that are judged, and bool [N], which these are.
+        bool [M] for the images that are judged, and bool [N], whether each image is judged.
     """
     kept = torch.tensor([bool(answers) for answers in sets], dtype=torch.bool)
     pairs = zip(predictions.tolist(), sets, strict=True)

@@ -1,4 +1,5 @@
-"""Retrieval: where an image's captions stand among all captions, and a caption's image among all images."""
+"""Retrieval: the rank of an image's captions among all captions, and of a caption's image among all
+images."""
 
 from typing import NamedTuple
 
@@ -21,11 +22,11 @@ PAIRS = 2**14  # pairs whose similarity is computed at a time
 
 
 class Ranking(NamedTuple):
-    """What stands before what is right; 0 is a hit at the first place.
+    """How many candidates rank before a right one; 0 is a hit at the first place.
 
-    images: int64 [N], captions before the first one of each image's own.
+    images: int64 [N], captions before the first of each image's own.
     texts: int64 [M], images before each caption's own.
-    first: int64 [N], the caption that stands first for each image.
+    first: int64 [N], the caption that ranks first for each image.
     """
 
     images: Tensor
@@ -36,14 +37,14 @@ class Ranking(NamedTuple):
 def rank_pairs(images: Tensor, texts: Tensor, owner: Tensor) -> Ranking:
     """Rank captions for each image and images for each caption by their inner product.
 
-    Of equal similarities the lower index comes first. Similarities are float64 sums rounded to float32, so
-    that equal embeddings tie wherever they stand. O(N M E) multiply-adds; the N x M similarities are computed
-    some rows at a time, and none of them is kept.
+    Among equal similarities, the lower index comes first. Similarities are float64 sums rounded to float32,
+    so that equal embeddings tie at any place. O(N M E) multiply-adds; the N x M similarities are computed a
+    few rows at a time, and none of them is stored.
 
     Args:
         images: float [N, E].
         texts: float [M, E].
-        owner: int64 [M], the image of each caption. All M stand before those of an image without any.
+        owner: int64 [M], the image of each caption. An image without captions has rank M.
     """
     images, texts = images.double(), texts.double()
     number = torch.arange(len(texts))
@@ -67,11 +68,11 @@ def rank_pairs(images: Tensor, texts: Tensor, owner: Tensor) -> Ranking:
 
 
 def recall(ranks: Tensor, depth: int, candidates: int) -> float | None:
-    """The share of those of which something right stands among the first `depth`.
+    """The share of queries with a right candidate among the first `depth`.
 
     Args:
         ranks: int64 [N], see `Ranking`.
-        candidates: that were ranked; with no more than `depth` of them there is nothing to find, and the
-            recall is None.
+        candidates: number of ranked candidates; with no more than `depth`, the recall is None, because it
+            would say nothing.
     """
     return float((ranks < depth).double().mean()) if candidates > depth else None

@@ -1,4 +1,4 @@
-"""What corruptions cost: results of the corrupted sets in a few numbers."""
+"""The effect of corruptions: results of the corrupted sets in a few numbers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,8 @@ def summarise_corruptions(rows: Sequence[Row], measure: str = "accuracy") -> lis
     """For each model and setting that has corrupted sets, the mean accuracy by kind and by strength.
 
     Args:
-        rows: of results.json; those of corrupted sets have the corruption's name as `set`.
-        measure: the value that is meant by accuracy.
+        rows: rows of results.json; those of corrupted sets have the corruption's name as `set`.
+        measure: the value that is used as accuracy.
 
     Returns:
         {"model" if rows have it, "setting", "clean": accuracy without corruption or None, "corrupted": mean
@@ -44,14 +44,14 @@ def summarise_corruptions(rows: Sequence[Row], measure: str = "accuracy") -> lis
 def mean_corruption_error(rows: Sequence[Row], reference: Sequence[Row]) -> float:
     """The mean over kinds of the errors at all strengths over those of a reference model.
 
-    As the mCE of arXiv 1903.12261, section 4.1, whose reference is AlexNet.
+    It is the mCE of arXiv 1903.12261, section 4.1, whose reference is AlexNet.
 
     Args:
-        rows: of results.json, of one model at one setting; see `summarise_corruptions`.
-        reference: the same of the other model.
+        rows: rows of results.json for one model at one setting; see `summarise_corruptions`.
+        reference: the same for the other model.
 
     Raises:
-        ValueError: they are not of the same corruptions, or the reference makes no error.
+        ValueError: they have different corruptions, or the reference makes no error.
     """
     errors, others = _errors(rows), _errors(reference)
     if errors.keys() != others.keys() or not errors:

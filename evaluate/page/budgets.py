@@ -81,7 +81,7 @@ def compute_section(results: Results) -> Element:
 
 
 def cost_section(results: Results) -> Element | None:
-    """The measure over what was measured on this machine; None where nothing was."""
+    """The measure over what was measured on this machine; None if nothing was."""
     charts = [chart for key in MACHINE if (chart := _trade(results, key)) is not None]
     if not charts:
         return None
@@ -164,7 +164,7 @@ def _series_name(results: Results, row: Row) -> str:
 
 
 def _trade(results: Results, key: str) -> Element | None:
-    """The measure over a cost; None where no row has both."""
+    """The measure over a cost; None if no row has both."""
     measure = results.measure
     rows = [row for row in results.main if row.get(measure) is not None and (row.get(key) or 0) > 0]
     if not rows:

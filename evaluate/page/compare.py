@@ -81,7 +81,7 @@ HEADS = {
 
 
 def models_section(results: Results) -> Element | None:
-    """The models by their best settings, and by every setting; None where there is one."""
+    """The models by their best settings, and by every setting; None if there is one."""
     if len(results.names) < 2:
         return None
     measure = results.measure
@@ -104,7 +104,7 @@ def models_section(results: Results) -> Element | None:
 
 
 def _models_by_setting(results: Results) -> Element | None:
-    """The measure at each setting that several models have; None where no setting has."""
+    """The measure at each setting that several models have; None if no setting has."""
     numbers = Counter(str(row["setting"]) for row in results.main)
     settings = [name for name, models in numbers.items() if models > 1][:MOST_ROWS]
     cells = {}
@@ -122,7 +122,7 @@ def _models_by_setting(results: Results) -> Element | None:
 
 
 def sets_section(results: Results) -> Element | None:
-    """What the model reaches on the other sets but for corrupted ones; None where there are none."""
+    """What the model reaches on the other sets but for corrupted ones; None if there are none."""
     others: dict[tuple[str, str], dict[str, Row]] = {}
     corrupted = corrupted_sets(results)
     for row in results.rows:

@@ -32,7 +32,7 @@ def corrupted_sets(results: Results) -> dict[str, Corruption]:
 
 
 def corruption_section(results: Results) -> Element | None:
-    """The measure under corruption; None where nothing was corrupted."""
+    """The measure under corruption; None if nothing was corrupted."""
     summaries = results.corruptions
     if not summaries:
         return None

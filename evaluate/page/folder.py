@@ -86,7 +86,7 @@ class Results:
         return shorten(str(self.classes[number]), LONGEST_NAME)
 
     def predictions(self, row: Row) -> "Predictions | None":
-        """What the model of a row said to each image of the main set; None where it was not kept.
+        """What the model of a row said to each image of the main set; None if it was not kept.
 
         Raises:
             ValueError: the file is damaged, or lacks what it must hold; names it.
@@ -95,7 +95,7 @@ class Results:
         return read_predictions(path, row["setting"]) if path.is_file() else None
 
     def retrieved(self, row: Row) -> "Retrieved | None":
-        """What was found for each image of the main set at a row's setting; None where it was not kept.
+        """What was found for each image of the main set at a row's setting; None if it was not kept.
 
         Raises:
             ValueError: the file is damaged, or lacks what it must hold; names it.
@@ -137,7 +137,7 @@ class Predictions:
         fit_half: bool [N], the half that the temperature was fitted on.
         prediction: int64 [N], classes.
         confidence: float32 [N], of the predicted class, after temperature.
-        logits: float32 [N, C], or None where they were not kept.
+        logits: float32 [N, C], or None if they were not kept.
     """
 
     keys: np.ndarray
@@ -168,7 +168,7 @@ def read_results(folder: Path) -> Results:
 
 
 def read_predictions(path: Path, setting: str) -> Predictions | None:
-    """See `Results.predictions`; None where the file does not hold the setting."""
+    """See `Results.predictions`; None if the file does not hold the setting."""
     kinds = {f"prediction/{setting}": "i", f"confidence/{setting}": "f"}
     kinds |= {"keys": "U", "shards": "U", "labels": "i", "fit_half": "b"}
     arrays = read_arrays(path, {*kinds, f"logits/{setting}"}.__contains__)
@@ -185,7 +185,7 @@ def read_predictions(path: Path, setting: str) -> Predictions | None:
 
 
 def read_retrieved(path: Path, setting: str) -> Retrieved | None:
-    """See `Results.retrieved`; None where the file does not hold the setting."""
+    """See `Results.retrieved`; None if the file does not hold the setting."""
     rank, first = f"image_to_text_rank/{setting}", f"retrieved/{setting}"
     of_images = {"keys": "U", "shards": "U", rank: "i", first: "i"}
     of_texts = {"captions": "U", "caption_image": "i"}
@@ -224,7 +224,7 @@ def shorten(text: str, signs: int) -> str:
 
 
 def model_name(row: Row) -> str:
-    """The model that a row is of; empty where there is only one."""
+    """The model that a row is of; empty if there is only one."""
     return str(row.get("model") or "")
 
 
@@ -247,7 +247,7 @@ def cost(row: Row) -> float:
 
 
 def best_of(rows: Iterable[Row], measure: str) -> Row | None:
-    """The row with the highest value, the cheapest of several; None where no row has one."""
+    """The row with the highest value, the cheapest of several; None if no row has one."""
     known = [row for row in rows if row.get(measure) is not None]
     return max(known, key=lambda row: (row[measure], -cost(row)), default=None)
 

@@ -103,7 +103,7 @@ def _card(
 
 
 def draw(picture: Picture | None, shard: str, key: str, row: Row, words: str) -> Element | None:
-    """An image again, see `draw_patches`; why there is none, or None where pictures are left out."""
+    """An image again, see `draw_patches`; why there is none, or None if pictures are left out."""
     if picture is None:
         return None
     try:
@@ -169,7 +169,7 @@ def encode(image: Image.Image) -> str:
 
 
 def skipped_section(skipped: Sequence[dict]) -> Element | None:
-    """How many images could not be used, by reason; None where all could."""
+    """How many images could not be used, by reason; None if all could."""
     if not skipped:
         return None
     numbers, names = Counter[str](), defaultdict[str, list[str]](list)

@@ -49,7 +49,7 @@ def calibration_section(results: Results, row: Row, predictions: Predictions | N
 def raw_confidence(
     predictions: Predictions, loss: str | None, temperature: float | None
 ) -> np.ndarray | None:
-    """Confidence of the predicted class before temperature: float64 [N]; None where nothing tells it.
+    """Confidence of the predicted class before temperature: float64 [N]; None if nothing tells it.
 
     A softmax needs the logits; a sigmoid can be taken back to them.
     """
@@ -190,7 +190,7 @@ def _matrix(found: Mapping[tuple[int, int], int], numbers: Sequence[int], names:
 
 
 def class_section(results: Results, row: Row, predictions: Predictions | None) -> Element | None:
-    """Accuracy of each class at the best setting and at the cheap one; None where it was not measured."""
+    """Accuracy of each class at the best setting and at the cheap one; None if it was not measured."""
     found = row.get("class_accuracy")
     if not found or all(value is None for value in found):
         return None

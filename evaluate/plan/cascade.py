@@ -7,7 +7,7 @@ That answers every budget, and every accuracy asked for, without another search.
 
 Two stages: exact. With the N images sorted by the first setting's confidence, cumulative sums give the cost
 and the right answers at all N thresholds: O(N log N) for each pair of settings.
-Three stages, each dearer than the one before: thresholds lie on a grid of G by G, closer together where few
+Three stages, each more expensive than the one before: thresholds lie on a grid of G by G, closer together where few
 images go on. Sums over its cells, accumulated along both axes, give all thresholds at once: O(N + G^2 log G)
 for each triple. It is exact where G is at least the number of different confidences.
 """

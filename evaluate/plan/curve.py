@@ -28,8 +28,8 @@ class Point:
 
     Args:
         budget: mean cost of an image at most.
-        single: the best setting in hindsight; None where even the cheapest is beyond the budget.
-        cascade: the best one found on the other half; None where there is none.
+        single: the best setting in hindsight; None if even the cheapest is beyond the budget.
+        cascade: the best one found on the other half; None if there is none.
         p_value: of McNemar's exact test between the two.
     """
 
@@ -47,7 +47,7 @@ class Point:
 
 
 def make_curve(halves: Halves, front: Front) -> list[Point]:
-    """A point for every budget, from the cheapest setting to the dearest."""
+    """A point for every budget, from the cheapest setting to the most expensive."""
     costs = halves.costs.mean(1)
     singles = [halves.measure(Cascade((index,))) for index in range(len(costs))]
     # A setting is within a budget that either its mean over this half or that over all images meets.

@@ -21,7 +21,7 @@ class Row:
     Args:
         accuracy, accuracy_low, accuracy_high: share of the images that are right, by `Evaluated.measure`.
         tokens, gflops: means over images, of one forward pass.
-        p50, p99: milliseconds at batch 1; None where they were not measured.
+        p50, p99: milliseconds at batch 1; None if they were not measured.
         latency_tokens: tokens of the image whose latency was measured.
         images_per_s: in packed batches.
         predicted: whether p50 and p99 come from a fitted model instead of a measurement.
@@ -42,7 +42,7 @@ class Row:
     predicted: bool = False
 
     def cost(self, unit: Unit) -> float | None:
-        """Its cost; None where it is not known."""
+        """Its cost; None if it is not known."""
         return getattr(self, unit)
 
 

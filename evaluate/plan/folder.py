@@ -84,7 +84,7 @@ def _one_model(results: ResultsFile, model: str | None) -> tuple[dict[str, Any],
 
 
 def _read_row(values: dict[str, Any], measure: str, place: str) -> tuple[str, Row | None]:
-    """A setting's name and its row of results.json, None where a needed value is null."""
+    """A setting's name and its row of results.json, None if a needed value is null."""
     names = [measure, f"{measure}_low", f"{measure}_high", *(["temperature"] if measure == ACCURACY else [])]
     needed = check_fields(values, dict.fromkeys((*names, *COSTS), (float, NONE)), place, others=True)
     setting = setting_of(values)

@@ -34,8 +34,8 @@ class Planned:
     Args:
         halves: the settings whose costs are known.
         chosen: index of the best single setting.
-        comparison: None where no cascade is within the budget, or none was asked for.
-        points: the curve; empty where no cascade was asked for.
+        comparison: None if no cascade is within the budget, or none was asked for.
+        points: the curve; empty if no cascade was asked for.
     """
 
     plan: Plan

@@ -184,7 +184,7 @@ class Plan:
 
 
 def write_plan(plan: Plan, path: Path) -> None:
-    """Write plan.json; its folder is made."""
+    """Write plan.json; its folder is created if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(plan.to_dict(), indent=1, allow_nan=False) + "\n")
 

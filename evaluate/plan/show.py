@@ -54,7 +54,7 @@ def show_plan(planned: Planned, device: str, display: Display) -> None:
 
 
 def under_corruption(evaluated: Evaluated, name: str) -> str | None:
-    """What corruptions leave of the chosen setting's accuracy, and of the best; None where it is not known.
+    """What corruptions leave of the chosen setting's accuracy, and of the best; None if it is not known.
 
     Args:
         name: of the chosen setting.

@@ -118,7 +118,7 @@ def for_labels(choice: Choice, labels: Sequence[str], measured: Sequence[str] | 
     Temperatures and thresholds are of the classes that were measured, and nothing is known of others.
 
     Args:
-        measured: names of the classes that the choice goes by; None where they are not known.
+        measured: names of the classes that the choice goes by; None if they are not known.
 
     Raises:
         ValueError: it is a cascade of other classes.

@@ -23,7 +23,7 @@ from packvit.models import (
 class Read(NamedTuple):
     """What is read of a batch's outputs.
 
-    logits: [N, C]; None where there are no classes.
+    logits: [N, C]; None if there are no classes.
     features: [N, D].
     """
 
@@ -35,7 +35,7 @@ class Head(Protocol):
     """Reads what a model gives.
 
     Attributes:
-        num_classes: C; 0 where there are none.
+        num_classes: C; 0 if there are none.
         num_features: D.
         names: of the classes, where the head has them.
         remark: what the caller should know, or empty.

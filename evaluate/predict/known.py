@@ -63,7 +63,7 @@ class Results:
 
 
 def read_results(folder: Path, weights: Callable[[], str]) -> Results | None:
-    """The evaluation in a run's folder; None where there is none, or it is one of other weights.
+    """The evaluation in a run's folder; None if there is none, or it is one of other weights.
 
     Args:
         weights: gives the hash of the model's weights; called only where the file names one.

@@ -13,12 +13,12 @@ class Prediction:
         labels: classes, the most likely first.
         scores: of these classes, in [0, 1]: softmax, or sigmoid for a model that was trained so, of the
             logits divided by the setting's temperature.
-        names: of these classes; None where names are not known.
+        names: of these classes; None if names are not known.
         features: float32 [D], what enters the head, or of two towers the image's embedding, of length 1; None
             unless asked for.
         tokens: that the model has seen of the image, in all stages together.
         setting: name of the setting whose answer this is.
-        error: why there is no answer; None where there is one.
+        error: why there is no answer; None if there is one.
     """
 
     labels: tuple[int, ...] = ()

@@ -56,7 +56,7 @@ class Predictor:
         resolution, patch_size, tokens, protocol: as in Setting.
         top: classes in an answer.
         features: whether answers have the model's features; of two towers, the images' embeddings.
-        device: auto takes a GPU if there is one; a model that is no path stays where it is.
+        device: auto takes a GPU if there is one; a model that is not a path stays where it is.
         precision: of matrix products: bf16, fp32, or auto, which is bf16 on CUDA and fp32 on a CPU.
         loss: that the model was trained with, softmax or sigmoid; None asks the run's configuration, or
             whether two towers' logits have a bias, and takes softmax where nothing tells.

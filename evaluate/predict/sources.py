@@ -88,7 +88,7 @@ def find_named(names: Sequence[str], stdin: BinaryIO, separator: bytes, fetch: F
 
 
 def _not_empty(images: Iterator[Named], otherwise: str) -> Iterator[Named]:
-    """The same images; a ValueError where there is none."""
+    """The same images; a ValueError if there is none."""
     first = next(images, None)
     if first is None:
         raise ValueError(otherwise)

@@ -69,7 +69,7 @@ def carry_out(request: Request, quiet: bool = False) -> Done:
 
 
 def choose_words(request: Request, first: Loaded) -> Words | None:
-    """What two towers are measured with; None where models have one; raises as `find_words`."""
+    """What two towers are measured with; None if models have one; raises like `find_words`."""
     if first.towers is None:
         refuse_words(request, first.path)
         return None

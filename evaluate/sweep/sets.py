@@ -86,7 +86,7 @@ def open_judged(shards: Sequence[str], file: Path | str, classes: int, fetch: Fe
         classes: of the model.
 
     Raises:
-        ValueError: the file is no such thing or one for another model or set; names it.
+        ValueError: the file is not such a thing or one for another model or set; names it.
         OSError: the file cannot be read.
     """
     label_sets = read_label_sets(file)

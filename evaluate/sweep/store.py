@@ -1,6 +1,6 @@
 """What a pass over a set has found so far, on the disk: one file for each chunk of images.
 
-A file is written whole or not at all, so an evaluation that was killed goes on with the chunks that are
+A file is written whole or not at all, so an evaluation that was killed continues with the chunks that are
 missing, whatever the number of ranks and workers. Its tensors are read back one setting at a time.
 """
 

@@ -49,7 +49,7 @@ def write_weights(model: nn.Module, config: ViTConfig, folder: Path) -> None:
 
 
 def read_weights(path: Path, config: dict[str, Any], **options: Any) -> Weights:
-    """Weights of any project under our names; arguments and errors as of `load_model`.
+    """Weights of any project under our names; arguments and errors as for `load_model`.
 
     Args:
         options: of a download from the hub; see `download`.
@@ -185,7 +185,7 @@ def unreadable(path: Path, error: Exception) -> ValueError:
 
 
 def tensor_names(path: Path) -> list[str]:
-    """The names of all tensors of a .safetensors or .npz file; raises as `read_tensors`."""
+    """The names of all tensors of a .safetensors or .npz file; raises like `read_tensors`."""
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:

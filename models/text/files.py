@@ -56,12 +56,12 @@ def load_two_towers(
     The format is recognised by the keys: ours, big_vision's SigLIP, or SigLIP and SigLIP 2 of transformers.
 
     Args:
-        path: as of `load_model`.
+        path: as for `load_model`.
         image, text: fields of ViTConfig and TextConfig that replace stored ones, or that the weights do not
             determine, such as `heads` (by default width // 64) and `pad_id`.
 
     Raises:
-        FileNotFoundError, ImportError: as of `load_model`.
+        FileNotFoundError, ImportError: as for `load_model`.
         ValueError: weights and configuration do not fit, or there is no text tower; names the file.
     """
     weights = find_weights(Path(path))
@@ -88,10 +88,10 @@ def find_own_tokenizer(path: str | Path) -> tuple[Tokenizer, Path] | None:
     """The tokeniser beside a model's weights, and its file; None if there is none.
 
     Args:
-        path: of the model, as of `load_model`.
+        path: of the model, as for `load_model`.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: as of `load_model` and `load_tokenizer`.
+        FileNotFoundError, ImportError, ValueError: as for `load_model` and `load_tokenizer`.
     """
     folder = find_weights(Path(path)).parent
     file = next((folder / name for name in FILES if (folder / name).exists()), None)

@@ -15,7 +15,7 @@ def pack_in_order(
     """One batch whose image i is `images[i]`; sequences hold at least the longest image.
 
     Args:
-        collate: as of `PackedBatch.build`.
+        collate: as for `PackedBatch.build`.
     """
     lengths = [image.num_tokens for image in images]
     seq_len = max([seq_len, *lengths])

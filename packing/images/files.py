@@ -115,7 +115,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1..8; 1 where there is none or no such."""
+    """EXIF orientation, 1..8; 1 if there is none or no such."""
     if "exif" not in image.info:
         return 1
     try:

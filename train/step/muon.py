@@ -63,7 +63,7 @@ class Muon(torch.optim.Muon):
         lr, momentum: defaults of all groups.
 
     Raises:
-        ValueError: a parameter is no matrix, or is cut in another way.
+        ValueError: a parameter is not a matrix, or is cut in another way.
     """
 
     found_inf: Tensor | None = None

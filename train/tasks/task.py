@@ -35,7 +35,7 @@ class Task(Protocol):
         ...
 
     def initial(self) -> tuple[PackedViT, str] | None:
-        """A model whose weights the trained one starts with, and its name; None where the task has none."""
+        """A model whose weights the trained one starts with, and its name; None if the task has none."""
         ...
 
     def prepare(self, engine: Engine) -> None:

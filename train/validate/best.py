@@ -35,7 +35,7 @@ class BestModel:
 
         Args:
             note: for best.json; has its `step`.
-            save: writes the model to a folder, which is made if needed.
+            save: writes the model to a folder, which is created if needed.
         """
         partial = self.run_dir / PARTIAL
         shutil.rmtree(partial, ignore_errors=True)

@@ -12,7 +12,7 @@ FEW = 3  # settings of a validation during training, unless they are given
 
 
 def open_validation(config: Config, task: Task) -> EvalSet | None:
-    """The run's validation set, or None without one.
+    """The run's validation set, or None if there is none.
 
     Raises:
         ValueError: it cannot be used, the task has nothing to measure on it, or it is missing where the run

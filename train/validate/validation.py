@@ -178,7 +178,7 @@ def mean_of(values: list[float | None]) -> float | None:
 
 
 def numbers_of(row: dict[str, Any]) -> dict[str, float | None]:
-    """The evaluators' values of a row that a curve can show: numbers, and None where one is not known."""
+    """The evaluators' values of a row that a curve can show: numbers, and None if one is not known."""
     return {name: row[name] for name in measured(row) if not isinstance(row[name], list)}
 
 

@@ -117,7 +117,7 @@ class BadShare:
 
 
 def commonest_reason(run_dir: Path) -> str:
-    """The commonest reason of skipped.jsonl with one of its samples; empty where it has none.
+    """The commonest reason of skipped.jsonl with one of its samples; empty if it has none.
 
     Reasons that differ in numbers and quoted names only are of one kind.
     """

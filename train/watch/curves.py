@@ -24,7 +24,7 @@ def draw_loss(lines: Lines, path: Path) -> None:
 
     Args:
         lines: of metrics.jsonl.
-        path: PNG; its folder is made.
+        path: PNG; its folder is created if needed.
     """
     figure = new_figure(11, 4.6)
     left, right = figure.subplots(1, 2, sharey=True)
@@ -56,7 +56,7 @@ def draw_drop(lines: Lines, path: Path) -> None:
 
     Args:
         lines: of metrics.jsonl.
-        path: PNG; its folder is made.
+        path: PNG; its folder is created if needed.
     """
     figure = new_figure(11, 4.2)
     left, right = figure.subplots(1, 2, sharey=True)
@@ -91,7 +91,7 @@ def draw_curves(lines: Lines, path: Path) -> None:
 
     Args:
         lines: of metrics.jsonl.
-        path: PNG; its folder is made.
+        path: PNG; its folder is created if needed.
     """
     panels = [("lr", "learning rate", 1), ("grad_norm", "gradient norm", 1), ("images_per_s", "images/s", 1)]
     for name, title in (("padding_fraction", "padding, %"), ("data_wait_fraction", "data wait, %")):

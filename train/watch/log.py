@@ -64,7 +64,7 @@ class RunLog:
         """Count a step; what came of the one before it is read now, while the device computes this one.
 
         Args:
-            result: None where no rank had an image.
+            result: None if no rank had an image.
             lr: AdamW's.
 
         Raises:

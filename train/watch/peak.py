@@ -23,7 +23,7 @@ PEAK_TFLOPS = {
 
 
 class Peaks(NamedTuple):
-    """TFLOP/s of a device; None where it is unknown.
+    """TFLOP/s of a device; None if it is unknown.
 
     sheet: as stated, or as the vendor's data sheet says.
     measured: the best of some large matrix products in bf16; on a CPU nobody waits for it.
@@ -53,7 +53,7 @@ def measure_tflops(device: torch.device, side: int, repeats: int) -> float:
 
 
 def peak_tflops(device: torch.device, stated: float | None) -> float | None:
-    """The peak of the data sheet in TFLOP/s: as stated, from the table, or None where it is unknown."""
+    """The peak of the data sheet in TFLOP/s: as stated, from the table, or None if it is unknown."""
     if stated is not None or device.type != "cuda":
         return stated
     name = torch.cuda.get_device_name(device)

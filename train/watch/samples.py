@@ -29,7 +29,7 @@ def draw_samples(
 
     Args:
         batch: uint8 patches, on the CPU.
-        path: PNG; its folder is made.
+        path: PNG; its folder is created if needed.
         max_sequences: sequences shown.
         classes: names of the labels; None shows their numbers.
     """

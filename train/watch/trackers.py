@@ -1,6 +1,6 @@
 """Trackers: what a run logs, shown by TensorBoard or Weights & Biases; metrics.jsonl is written in any case.
 
-A resumed run goes on with the same curves. What a killed run logged after its last checkpoint is hidden by
+A resumed run continues with the same curves. What a killed run logged after its last checkpoint is hidden by
 TensorBoard, and logged a second time to Weights & Biases, at the same step.
 """
 
@@ -63,7 +63,7 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of Weights & Biases, in project `packvit` or $WANDB_PROJECT.
 
-    `wandb-id` in the run's folder names it, and a resumed run goes on with it.
+    `wandb-id` in the run's folder names it, and a resumed run continues with it.
 
     Raises:
         ImportError: wandb is not installed.

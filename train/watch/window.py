@@ -83,10 +83,10 @@ class Came(NamedTuple):
 
     step: its number.
     facts: of its batches on this rank.
-    losses: float32 [N], of their images; None where the step was left out.
-    grad_norm: before clipping, over all ranks; None where it was not finite and the step left out.
+    losses: float32 [N], of their images; None if the step was left out.
+    grad_norm: before clipping, over all ranks; None if it was not finite and the step left out.
     depth: blocks that ran; None: all, as in every step.
-    reported: what the task reported, by name; empty where the step was left out.
+    reported: what the task reported, by name; empty if the step was left out.
     """
 
     step: int
@@ -210,7 +210,7 @@ class Window:
     def summary(self, ranks: Ranks, peaks: Peaks) -> dict[str, Any]:
         """Rates and means over all ranks.
 
-        A share of a peak is None where that is unknown, `loss` where no step of the window counted.
+        A share of a peak is None if that is unknown, `loss` where no step of the window counted.
         """
         seconds = time.perf_counter() - self.start
         b = self.batches
