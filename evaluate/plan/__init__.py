@@ -1,1 +1,1 @@
-"""Which setting, or cascade of settings, a budget should buy."""
+"""The best setting, or cascade of settings, for a budget."""

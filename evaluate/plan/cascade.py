@@ -1,15 +1,15 @@
 """Cascades: images whose confidence at one setting is below a threshold are shown again at the next.
 
-With settings of costs n1 and n2, and a share a of images that goes on, an image costs n1 + a * n2 (NaViT,
-arXiv 2307.06304, appendix). The search is over all settings and thresholds at once: every cascade is a point
-of cost and of images that it gets right, and `Front` keeps the cheapest one for each number of right images.
-That answers every budget, and every accuracy asked for, without another search.
+With settings of costs n1 and n2, and a share a of images that continue, an image costs n1 + a * n2 (NaViT,
+arXiv 2307.06304, appendix). The search is over all settings and thresholds at once: every cascade is a pair
+of its cost and its number of right answers, and `Front` keeps the cheapest one for each number of right
+answers. This answers every budget, and every requested accuracy, without another search.
 
 Two stages: exact. With the N images sorted by the first setting's confidence, cumulative sums give the cost
-and the right answers at all N thresholds: O(N log N) for each pair of settings.
-Three stages, each more expensive than the one before: thresholds lie on a grid of G by G, closer together where few
-images go on. Sums over its cells, accumulated along both axes, give all thresholds at once: O(N + G^2 log G)
-for each triple. It is exact where G is at least the number of different confidences.
+and the right answers at all N thresholds: O(N log N) for each pair of settings. Three stages, each more
+expensive than the one before: thresholds lie on a grid of G by G, more closely spaced where few images
+continue. Sums over its cells, accumulated along both axes, give all thresholds at once: O(N + G^2 log G) for
+each triple. It is exact if G is at least the number of different confidences.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ ROUNDING = 1e-9  # relative: sums of costs in another order still meet the same 
 
 @dataclass(frozen=True)
 class Cascade:
-    """Indices of settings in the order of the stages, and the threshold of each stage but the last."""
+    """Indices of settings in the order of the stages, and the threshold of each stage except the last."""
 
     stages: tuple[int, ...]
     thresholds: tuple[float, ...] = ()
@@ -182,8 +182,8 @@ def stage_costs(stages: tuple[int, ...], costs: np.ndarray, worst: bool = False)
 
     Args:
         costs: float64 [K, N].
-        worst: every image pays for all stages at the first one, as if it passed them all: a limit on the
-            slowest images, of which no mean says anything.
+        worst: charge every image for all stages at the first one, as if it passed them all, to limit the cost
+            of the slowest images, which a mean would not show.
     """
     paid = costs[list(stages)]
     if worst:
@@ -195,7 +195,7 @@ def cascade_costs(cascade: Cascade, end: np.ndarray, costs: np.ndarray, worst: b
     """float64 [N]: what each image costs at all stages that it passes.
 
     Args:
-        end: what `follow` says.
+        end: the result of `follow`.
         costs, worst: see `stage_costs`.
     """
     passed = np.cumsum(stage_costs(cascade.stages, costs, worst), 0)

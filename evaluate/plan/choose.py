@@ -1,4 +1,4 @@
-"""The single setting that a budget should buy, and what else comes into question."""
+"""The best single setting for a budget, and its alternatives."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,12 +15,12 @@ ALIKE = 4  # alternatives that no test tells apart
 
 @dataclass(frozen=True)
 class Budget:
-    """What is asked for: the most accurate within a cost, or the cheapest of an accuracy.
+    """What is requested: the most accurate setting within a cost, or the cheapest with an accuracy.
 
     Args:
-        unit: of costs; p50 and p99 are milliseconds at batch 1.
-        most: mean cost of an image at most; None: any.
-        accuracy: share of images at least; None: the most accurate is asked for.
+        unit: unit of costs; p50 and p99 are milliseconds at batch 1.
+        most: maximum mean cost of an image; None: any.
+        accuracy: minimum share of images; None: as accurate as possible.
 
     Raises:
         ValueError: a limit is not above 0, or an accuracy not in [0, 1].
@@ -49,7 +49,7 @@ def make_budget(
     min_accuracy: float | None = None,
     percentile: Literal["p50", "p99"] = "p50",
 ) -> Budget:
-    """The budget that one of the limits makes; without any, the most accurate is asked for.
+    """The budget for one of the limits; without any, the most accurate setting is requested.
 
     Raises:
         ValueError: there are several limits, or one is impossible.
@@ -75,9 +75,9 @@ class Alternative:
     """Another setting.
 
     Args:
-        index: of the row.
-        p_value: of McNemar's exact test against the chosen setting, on all images.
-        why: it is named, in words.
+        index: index of the row.
+        p_value: p-value of McNemar's exact test against the chosen setting, on all images.
+        why: why it is named, in words.
     """
 
     index: int
@@ -108,10 +108,10 @@ def choose_setting(rows: tuple[Row, ...], budget: Budget, measure: str = ACCURAC
     """Index of the most accurate setting within the budget, or of the cheapest that is accurate enough.
 
     Args:
-        measure: what is meant by accuracy, for messages.
+        measure: the value that is used as accuracy, for messages.
 
     Raises:
-        ValueError: there is none; names the one that comes closest.
+        ValueError: there is none; names the closest one.
     """
     unit = UNITS[budget.unit]
     costs = [known_cost(row, budget.unit) for row in rows]
@@ -139,8 +139,8 @@ def choose_setting(rows: tuple[Row, ...], budget: Budget, measure: str = ACCURAC
 def find_alternatives(evaluated: Evaluated, chosen: int, budget: Budget) -> list[Alternative]:
     """The neighbours on the Pareto front, and the cheapest that a paired test does not tell apart, by cost.
 
-    Those must be within the budget, where there is one. The test is made for each setting by itself, on the
-    same images: of twenty that are alike, about one will seem different.
+    The latter must be within the budget, if there is one. The test is made for each setting separately, on
+    the same images: of twenty equally good settings, about one will seem different.
     """
     rows = evaluated.rows
     costs = [known_cost(row, budget.unit) for row in rows]

@@ -1,4 +1,4 @@
-"""Comparisons of what was measured: a paired test, and the Pareto front."""
+"""Comparisons of measurements: a paired test, and the Pareto front."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,8 @@ ALPHA = 0.05  # two answers whose p-value is at least this are not told apart
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     """Exact two-sided p-value that two answers to the same images are equally often right (McNemar 1947).
 
-    Only images count where just one of the two is right: under the hypothesis each is a fair coin's toss.
+    Only images for which exactly one of the two is right count; under the hypothesis, each is a fair coin
+    toss.
 
     Args:
         first, second: bool [N], whether each is right.
@@ -26,9 +27,9 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def pareto(costs: Sequence[float], accuracies: Sequence[float]) -> list[int]:
-    """Indices of what nothing else beats, by increasing cost: all cheaper ones are less accurate.
+    """Indices of the Pareto front by increasing cost: all cheaper points are less accurate.
 
-    Of several with the same cost and accuracy the first stands for all.
+    Of several points with the same cost and accuracy, only the first is returned.
     """
     front: list[int] = []
     for index in sorted(range(len(costs)), key=lambda i: (costs[i], -accuracies[i], i)):

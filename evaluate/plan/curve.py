@@ -1,7 +1,7 @@
-"""Accuracy over budget: the best cascade that was found against the best single setting there is.
+"""Accuracy over budget: the best cascade that was found, against the best single setting in hindsight.
 
-The comparison favours single settings: of them the best on the reported half itself is taken, at the budget
-or at what the cascade cost there, whichever is more; the cascade was found on the other half.
+The comparison favours single settings: the best on the reported half itself is used, at the budget or at the
+cost of the cascade there, whichever is more; the cascade was found on the other half.
 """
 
 from collections.abc import Sequence
@@ -27,10 +27,10 @@ class Point:
     """One budget.
 
     Args:
-        budget: mean cost of an image at most.
+        budget: maximum mean cost of an image.
         single: the best setting in hindsight; None if even the cheapest is beyond the budget.
         cascade: the best one found on the other half; None if there is none.
-        p_value: of McNemar's exact test between the two.
+        p_value: p-value of McNemar's exact test between the two.
     """
 
     budget: float
@@ -40,7 +40,7 @@ class Point:
 
     @property
     def gain(self) -> float:
-        """By how much the cascade is more accurate; 0 where there is no comparison."""
+        """How much more accurate the cascade is; 0 if there is no comparison."""
         if self.single is None or self.cascade is None:
             return 0.0
         return self.cascade.measured.accuracy - self.single.measured.accuracy

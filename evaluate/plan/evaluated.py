@@ -1,4 +1,4 @@
-"""What a planner knows of a model: each setting's cost and accuracy, and its answer to each image."""
+"""What a planner knows about a model: each setting's cost and accuracy, and its answer for each image."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,7 @@ class Row:
         tokens, gflops: means over images, of one forward pass.
         p50, p99: milliseconds at batch 1; None if they were not measured.
         latency_tokens: tokens of the image whose latency was measured.
-        images_per_s: in packed batches.
+        images_per_s: throughput in packed batches.
         predicted: whether p50 and p99 come from a fitted model instead of a measurement.
     """
 
@@ -48,18 +48,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The settings of one model with their answers to N images of known labels.
+    """The settings of one model with their answers for N images with known labels.
 
     Args:
         rows: K settings.
-        device: on which latency was measured, and with how many threads.
-        fit_half: bool [N]; the images that temperatures were fitted on. What is chosen is chosen by these.
+        device: the device on which latency was measured, and its number of threads.
+        fit_half: bool [N]; the images that temperatures were fitted on. All choices are made on these.
         correct: bool [K, N]; whether the predicted class is the image's label.
-        confidence: float64 [K, N]; of the predicted class, after temperature.
+        confidence: float64 [K, N]; confidence in the predicted class, after temperature scaling.
         tokens: int64 [K, N].
-        left_out: a sentence for each setting that cannot be planned with.
-        measure: by which an image is right: ACCURACY, or FIRST (recall@1), without a confidence.
-        corruptions: what corruptions cost, by the setting's name; see `packvit.evaluate.results.ResultsFile`.
+        left_out: a sentence for each setting that cannot be used for planning.
+        measure: which answers count as right: ACCURACY, or FIRST (recall@1), without a confidence.
+        corruptions: the effect of corruptions by the setting's name; see
+            `packvit.evaluate.results.ResultsFile`.
     """
 
     model: PlannedModel
@@ -78,8 +79,8 @@ class Evaluated:
     def costs(self, unit: Unit) -> np.ndarray:
         """float64 [K, N]: what each setting costs on each image.
 
-        Tokens and FLOPs are each image's own. Latency was measured on one image of each setting, so every
-        image of a setting has the same.
+        Tokens and FLOPs are each image's own. Latency was measured on one image at each setting, so it is the
+        same for every image.
         """
         if unit == "tokens":
             return self.tokens.astype(np.float64)
@@ -94,7 +95,7 @@ class Evaluated:
         return costs
 
     def only(self, indices: Sequence[int], reason: str) -> "Evaluated":
-        """The same with these settings only; of the others it says that they are left out for this reason."""
+        """The same with these settings only; the others are listed as left out, for the given reason."""
         others = [row for index, row in enumerate(self.rows) if index not in indices]
         kept = list(indices)
         return replace(

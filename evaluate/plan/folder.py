@@ -1,4 +1,4 @@
-"""An evaluation's folder, as far as a planner needs it: rows and the predictions of the main set."""
+"""The parts of an evaluation's folder that a planner needs: rows and the predictions of the main set."""
 
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,11 @@ def read_evaluation(folder: Path, model: str | None = None) -> Evaluated:
     """Read results.json and the predictions of its main set.
 
     Args:
-        model: name of one model of an evaluation of several.
+        model: name of the model, if several were evaluated together.
 
     Raises:
-        ValueError: a file is missing or damaged, files do not belong together, or no setting can be planned
-            with; names the file and the field.
+        ValueError: a file is missing or damaged, files do not belong together, or no setting can be used for
+            planning; names the file and the field.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no evaluation: it is no folder")

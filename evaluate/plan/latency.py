@@ -1,4 +1,4 @@
-"""A fitted model of latency: milliseconds of a setting that was not measured, from those that were.
+"""A fitted model of latency, which predicts settings that were not measured from those that were.
 
 One image of n tokens of side p costs a sum of parts, each with a weight that is at least 0:
 
@@ -9,9 +9,9 @@ One image of n tokens of side p costs a sum of parts, each with a weight that is
     pP (p + P)   resizing the stored P x P patch embedding to p x p, axis by axis; nothing where p = P
     p != P       starting the operations of that
 
-n counts the tokens that the model puts before the image's own. The weights minimise the sum of squared
-relative errors: milliseconds of large views must not outweigh those of small ones. Non-negative least squares
-is solved by the active-set method of Lawson and Hanson (Solving Least Squares Problems, 1974, chapter 23).
+n includes the tokens that the model puts before the image's own. The weights minimise the sum of squared
+relative errors, so that large views do not outweigh small ones. Non-negative least squares is solved by the
+active-set method of Lawson and Hanson (Solving Least Squares Problems, 1974, chapter 23).
 """
 
 from collections.abc import Sequence
@@ -39,10 +39,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """Weights fitted to samples, and how well they predict what they were not fitted to.
+    """Weights fitted to samples, and how well they predict samples that they were not fitted to.
 
     Args:
-        weights: float64 [6], milliseconds a unit of each part.
+        weights: float64 [6], milliseconds per unit of each part.
         errors: float64 [M], relative error at each sample when it is left out of the fit.
         tokens: the fewest and the most that were measured.
     """
@@ -58,7 +58,7 @@ class LatencyModel:
 
 
 def parts(config: ViTConfig, tokens: float, patch_size: int) -> np.ndarray:
-    """float64 [6]: how much of each part an image has."""
+    """float64 [6]: the amount of each part for an image."""
     n, p, stored = tokens + config.prefix, patch_size, config.patch_buffer
     resize = 0 if p == stored else p * stored * (p + stored)
     return np.array([1, n, n * n, tokens * p * p, resize, p != stored], np.float64)
@@ -91,8 +91,8 @@ def fit_latency(samples: Sequence[Sample], config: ViTConfig) -> LatencyModel:
 def solve_nonnegative(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
     """The x >= 0 with the smallest |matrix x - target|, by the method of Lawson and Hanson.
 
-    Columns enter one by one where the error falls fastest; after each, the solution without limits moves
-    back to the first limit that it meets, and the column there leaves.
+    Columns enter one by one, the one along which the error falls fastest first; after each, the unconstrained
+    solution moves back to the first limit that it meets, and the column there leaves.
 
     Args:
         matrix: float64 [M, F].
@@ -148,7 +148,7 @@ def interpolate(evaluated: Evaluated, percentile: Literal["p50", "p99"]) -> Eval
     """The same with this latency at batch 1 predicted for the settings where it was not measured.
 
     Raises:
-        ValueError: as `fit_latency`.
+        ValueError: see `fit_latency`.
     """
     if all(row.cost(percentile) is not None for row in evaluated.rows):
         return evaluated

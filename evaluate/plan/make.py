@@ -1,4 +1,5 @@
-"""From an evaluation and a budget to a plan: the best setting, the best cascade, and which it is."""
+"""From an evaluation and a budget to a plan: the best setting, the best cascade, and the choice between
+them."""
 
 from dataclasses import dataclass
 
@@ -14,10 +15,10 @@ from packvit.evaluate.plan.plan import Measured, Plan, Preprocessing, Stage
 
 @dataclass(frozen=True)
 class Comparison:
-    """The best cascade against the chosen setting, both on the half that the cascade was not chosen by.
+    """The best cascade against the chosen setting, both on the half that the cascade was not chosen on.
 
     Args:
-        p_value: of McNemar's exact test.
+        p_value: p-value of McNemar's exact test.
         taken: whether the cascade is the plan.
     """
 
@@ -34,8 +35,8 @@ class Planned:
     Args:
         halves: the settings whose costs are known.
         chosen: index of the best single setting.
-        comparison: None if no cascade is within the budget, or none was asked for.
-        points: the curve; empty if no cascade was asked for.
+        comparison: None if no cascade is within the budget, or none was requested.
+        points: the curve; empty if no cascade was requested.
     """
 
     plan: Plan
@@ -47,11 +48,11 @@ class Planned:
 
 
 def make_plan(evaluated: Evaluated, budget: Budget, stages: int) -> Planned:
-    """Choose a setting and, where `stages` is 2 or 3 and answers have a confidence, a cascade.
+    """Choose a setting and, if `stages` is 2 or 3 and answers have a confidence, a cascade.
 
-    A cascade becomes the plan if, on the half of the images that it was not chosen by, it is more accurate
-    than the chosen setting; where an accuracy was asked for, if it reaches it there, or at least what the
-    chosen setting reaches there, at less cost.
+    A cascade becomes the plan if, on the half of the images that it was not chosen on, it is more accurate
+    than the chosen setting. If an accuracy was requested, the cascade must be cheaper there and reach it, or
+    at least the accuracy of the chosen setting there.
 
     Raises:
         ValueError: no setting is within the budget, or none has a known cost.

@@ -1,4 +1,4 @@
-"""What a setting or a cascade gives on the half of the images that nothing was chosen by."""
+"""The results of a setting or a cascade on the half of the images that was not used to choose."""
 
 from dataclasses import dataclass, field
 
@@ -20,8 +20,8 @@ class Outcome:
     Args:
         right: bool [n]; whether the answer to each image of this half is right.
         cost: mean over images, in the budget's unit.
-        shares: of the images that reach each stage.
-        measured: as plan.json says it.
+        shares: shares of the images that reach each stage.
+        measured: the measurements in the form of plan.json.
     """
 
     cascade: Cascade
@@ -49,13 +49,13 @@ class Halves:
         object.__setattr__(self, "gflops", self.evaluated.costs("gflops"))
 
     def search(self, stages: int) -> Front:
-        """All cascades of two up to so many stages on the half that chooses."""
+        """All cascades of two up to so many stages, on the half used to choose."""
         known, half = self.evaluated, self.evaluated.fit_half
         arrays = known.correct[:, half], known.confidence[:, half], self.costs[:, half]
         return search(*arrays, stages, worst=self.budget.worst)
 
     def measure(self, cascade: Cascade) -> Outcome:
-        """What a cascade gives on the other half."""
+        """The results of a cascade on the other half."""
         known, half = self.evaluated, ~self.evaluated.fit_half
         confidence = known.confidence[:, half]
         end = follow(cascade, confidence)

@@ -1,7 +1,7 @@
-"""A plan: which setting, or which cascade of settings, a model is run at, and what that was measured to give.
+"""A plan: the setting, or cascade of settings, at which a model is run, and its measured accuracy and cost.
 
-plan.json holds all that prediction needs besides the weights. It names its model by the hash of the weights,
-so that no plan is used with another model.
+plan.json holds everything that prediction needs besides the weights. It names its model by the hash of the
+weights, so that no plan is used with another model.
 """
 
 import json
@@ -20,10 +20,10 @@ RESIZE, DECODE = "bicubic_antialias", "whole"
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """Whose plan it is.
+    """The model that a plan is for.
 
     Args:
-        path: where the model was when it was evaluated.
+        path: path of the model when it was evaluated.
         hash: SHA-256 of its weights in hexadecimal digits.
     """
 
@@ -37,8 +37,8 @@ class Stage:
 
     Args:
         setting: how images are shown.
-        temperature: what logits are divided by before they become confidences.
-        threshold: images whose confidence in their predicted class is below it go on to the next stage; in
+        temperature: divisor of the logits before they become confidences.
+        threshold: images whose confidence in their predicted class is below it continue to the next stage; in
             [0, 1], None at the last stage.
 
     Raises:
@@ -61,7 +61,7 @@ class Preprocessing:
     """How the pixels of a view become the model's input.
 
     Args:
-        mean, std: per channel, of pixels in [0, 1].
+        mean, std: of each channel, for pixels in [0, 1].
         resize: the filter that resizes images.
         decode: `whole`: images are decoded at full size before they are resized.
     """
@@ -83,16 +83,16 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the plan gave: a setting on all images, a cascade on the half that it was not chosen by.
+    """The measurements of a plan: a setting on all images, a cascade on the half that it was not chosen on.
 
-    What was not measured is None.
+    Values that were not measured are None.
 
     Args:
         accuracy, accuracy_low, accuracy_high: share of images, with its 95 % interval (Wilson).
         ece_calibrated: expected calibration error of the confidences.
         tokens_per_image, gflops_per_image: means over images, of all stages that an image passes.
-        latency_ms_p50: median at batch 1; of a cascade the mean over images of the medians of the stages
-            that an image passes.
+        latency_ms_p50: median at batch 1; for a cascade, the mean over images of the sum of the medians of
+            the stages that an image passes.
     """
 
     accuracy: float
@@ -106,20 +106,20 @@ class Measured:
 
 @dataclass(frozen=True)
 class Plan:
-    """What plan.json holds.
+    """The content of plan.json.
 
     Args:
-        model: whose plan it is.
+        model: the model that the plan is for.
         stages: one setting, or a cascade: every image begins at the first stage.
-        preprocessing: of the images.
-        measured: what was measured.
-        classes: names of the model's classes, where they are known.
+        preprocessing: how images become the model's input.
+        measured: the measurements.
+        classes: names of the model's classes, if they are known.
         curve: accuracy of the best single setting and of the best cascade at several budgets, as JSON
-            objects; for figures, prediction does not need it.
-        measure: what `measured` calls accuracy: accuracy, or image_to_text_r1 (recall@1).
+            objects; for figures, not needed for prediction.
+        measure: the value that `measured` calls accuracy: accuracy, or image_to_text_r1 (recall@1).
 
     Raises:
-        ValueError: there is no stage, or a threshold is missing or too much.
+        ValueError: there is no stage, or a threshold is missing or superfluous.
     """
 
     model: PlannedModel
@@ -140,10 +140,10 @@ class Plan:
                 raise ValueError(f"stages[{index}]: threshold={stage.threshold}: {rule}")
 
     def check(self, model_hash: str) -> None:
-        """Refuse a plan of another model.
+        """Refuse a plan for another model.
 
         Args:
-            model_hash: SHA-256 of the weights, as `hash_model` gives it.
+            model_hash: SHA-256 of the weights, as `hash_model` returns it.
 
         Raises:
             ValueError: the plan was made for other weights.
@@ -190,7 +190,7 @@ def write_plan(plan: Plan, path: Path) -> None:
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan that `write_plan` wrote; a file without a curve or a measure is one, too.
+    """The plan that `write_plan` wrote; a file without a curve or a measure is accepted, too.
 
     Raises:
         ValueError: one sentence that names the file and the field.

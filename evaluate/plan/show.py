@@ -1,4 +1,4 @@
-"""What `packvit plan` prints."""
+"""The output of `packvit plan`."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,8 @@ from packvit.evaluate.setting import Setting
 
 
 def show_plan(planned: Planned, device: str, display: Display) -> None:
-    """The chosen setting and its alternatives, the best cascade, and where cascades are worth it."""
+    """Print the chosen setting and its alternatives, the best cascade, and the budgets at which cascades
+    win."""
     evaluated = planned.halves.evaluated
     for sentence in evaluated.left_out:
         display.say(sentence)
@@ -54,10 +55,10 @@ def show_plan(planned: Planned, device: str, display: Display) -> None:
 
 
 def under_corruption(evaluated: Evaluated, name: str) -> str | None:
-    """What corruptions leave of the chosen setting's accuracy, and of the best; None if it is not known.
+    """The accuracy under corruption of the chosen setting and of the best one; None if it is not known.
 
     Args:
-        name: of the chosen setting.
+        name: name of the chosen setting.
     """
     known = evaluated.corruptions
     if name not in known:
@@ -84,7 +85,7 @@ def _cells(row: Row, p_value: str, why: str) -> list[str]:
 
 
 def show_comparison(planned: Planned, display: Display) -> None:
-    """The best cascade beside the chosen setting, and which of them is the plan."""
+    """Print the best cascade beside the chosen setting, and which of them is the plan."""
     found, unit = planned.comparison, UNITS[planned.halves.budget.unit]
     if found is None:
         display.say("No cascade meets this budget on the half of the images that chooses.")
@@ -141,7 +142,7 @@ def _single(planned: Planned) -> str:
 
 
 def show_curve(planned: Planned, display: Display) -> None:
-    """At which budgets a cascade is above every single setting, or that there are none."""
+    """Print the budgets at which a cascade is above every single setting, or that there are none."""
     unit, points, halves = UNITS[planned.halves.budget.unit], planned.points, planned.halves
     runs = runs_above(points)
     images = "on images that it was not chosen by"
@@ -179,7 +180,7 @@ def show_curve(planned: Planned, display: Display) -> None:
 
 
 def show_predictions(settings: Sequence[Setting], evaluated: Evaluated, display: Display) -> None:
-    """The predicted latency of settings, and how well such predictions are at those that were measured.
+    """Print the predicted latency of settings, and the errors of such predictions for measured settings.
 
     Raises:
         ValueError: too few settings have a measured latency.
@@ -215,7 +216,7 @@ def show_predictions(settings: Sequence[Setting], evaluated: Evaluated, display:
 
 
 def say_errors(what: str, model: LatencyModel, display: Display) -> None:
-    """How well a fitted latency predicts settings that are left out of its fit."""
+    """Print how well a fitted latency predicts settings that are left out of its fit."""
     errors = model.errors
     display.say(
         f"{what}: predicted from {len(errors)} measured settings; each, predicted from the others, is off "

@@ -1,1 +1,1 @@
-"""Answers for images, streamed, at a chosen setting or plan."""
+"""Streamed predictions for images, at a chosen setting or plan."""

@@ -1,4 +1,4 @@
-"""One forward pass over a batch of images, and what it says of each."""
+"""One forward pass over a batch of images, and the answer for each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ from packvit.packing import PackedBatch, PackedImage
 
 @dataclass(frozen=True)
 class Asked:
-    """What answers hold.
+    """What answers contain.
 
     Args:
         head: reads the model's outputs.
-        loss: softmax or sigmoid, which makes scores of logits.
-        top: classes.
+        loss: softmax or sigmoid, which turns logits into scores.
+        top: number of classes.
         features: whether there are features.
-        precision: of matrix products.
-        classes: names, or None.
+        precision: precision of matrix products.
+        classes: names of the classes, or None.
     """
 
     head: Head
@@ -38,10 +38,10 @@ class Asked:
 
 @torch.inference_mode()
 def answer(vit: PackedViT, images: Sequence[PackedImage], stage: Stage, asked: Asked) -> list[Prediction]:
-    """The model's answers to images, packed without padding, in their order.
+    """The model's answers for images, packed without padding, in their order.
 
     Args:
-        vit: in eval mode.
+        vit: the model, in eval mode.
         images: at least one.
         stage: its setting was used to cut the images; its temperature divides the logits.
     """
@@ -75,9 +75,9 @@ def answer(vit: PackedViT, images: Sequence[PackedImage], stage: Stage, asked: A
 
 
 def best_classes(logits: Tensor, stage: Stage, asked: Asked) -> tuple[Tensor, Tensor]:
-    """Labels int64 [N, k] and scores float32 [N, k] on the CPU, the best first; k is at most the classes.
+    """Labels int64 [N, k] and scores float32 [N, k] on the CPU, the best first; k is limited by the classes.
 
-    Classes are ordered by their logits: scores of several may round to 1.
+    Classes are ordered by their logits, because several scores may round to 1.
     """
     best, labels = logits.topk(min(asked.top, logits.shape[1]))
     if asked.loss == "sigmoid":
@@ -88,7 +88,7 @@ def best_classes(logits: Tensor, stage: Stage, asked: Asked) -> tuple[Tensor, Te
 
 
 def is_unsure(prediction: Prediction, stage: Stage) -> bool:
-    """Whether an image goes on to the next stage: its best score is below the threshold."""
+    """Whether an image continues to the next stage: its best score is below the threshold."""
     if prediction.error is not None or stage.threshold is None:
         return False
     return prediction.scores[0] < stage.threshold

@@ -1,4 +1,4 @@
-"""Which setting, or cascade, a prediction takes: a plan's, the caller's, or the best that was measured."""
+"""The setting, or cascade, that prediction uses: a plan's, the caller's, or the best measured one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from packvit.models import PackedViT, ViTConfig, hash_model
 
 @dataclass(frozen=True)
 class Wish:
-    """What the caller asks for; None leaves it open.
+    """What the caller requests; None leaves it open.
 
     Args:
         resolution, patch_size, tokens, protocol: see Setting.
@@ -37,13 +37,13 @@ class Wish:
 
     @property
     def is_open(self) -> bool:
-        """Whether nothing is asked for but perhaps a protocol."""
+        """Whether nothing is requested except perhaps a protocol."""
         return self.resolution is None and self.tokens is None
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What is run.
+    """The chosen stages.
 
     Args:
         stages: one setting, or a cascade.
@@ -58,10 +58,11 @@ def stages_of_plan(plan: Plan | str | Path, model: PackedViT, classes: int | Non
     """A plan, read if it is a file, and its stages.
 
     Args:
-        classes: that the plan must have, if it names any; None for a model whose classes are given as texts.
+        classes: number of classes that the plan must have, if it names any; None for a model whose classes
+            are given as texts.
 
     Raises:
-        ValueError: it cannot be read, or is of another model.
+        ValueError: it cannot be read, or is for another model.
     """
     plan = plan if isinstance(plan, Plan) else read_plan(Path(plan))
     plan.check(hash_model(model))
@@ -81,16 +82,15 @@ def stages_of_plan(plan: Plan | str | Path, model: PackedViT, classes: int | Non
 
 
 def choose(wish: Wish, config: ViTConfig, results: Results | None) -> Choice:
-    """The setting that the caller asks for; what is left open is taken from an evaluation, or else from the
-    model.
+    """The setting that the caller requests; open values are taken from an evaluation, or else from the model.
 
-    Without a resolution and a number of tokens it is the most accurate setting of the evaluation, with its
-    temperature. A number of tokens alone goes with the patch size that the evaluation favours. Without an
-    evaluation the patch size is that of the stored patch embedding, and the number of tokens that of the
+    Without a resolution and a number of tokens, it is the most accurate setting of the evaluation, with its
+    temperature. A number of tokens alone is used with the patch size that the evaluation favours. Without an
+    evaluation, the patch size is that of the stored patch embedding, and the number of tokens that of the
     position table.
 
     Raises:
-        ValueError: the wish is no setting.
+        ValueError: the request does not make a setting.
     """
     protocol = wish.protocol or "native"
     rows = [row for row in results.rows if wish.protocol in (None, row.setting.protocol)] if results else []
@@ -115,13 +115,13 @@ def choose(wish: Wish, config: ViTConfig, results: Results | None) -> Choice:
 def for_labels(choice: Choice, labels: Sequence[str], measured: Sequence[str] | None) -> Choice:
     """The choice for classes that are given as texts.
 
-    Temperatures and thresholds are of the classes that were measured, and nothing is known of others.
+    Temperatures and thresholds hold only for the classes that were measured.
 
     Args:
-        measured: names of the classes that the choice goes by; None if they are not known.
+        measured: names of the classes for which the choice was made; None if they are not known.
 
     Raises:
-        ValueError: it is a cascade of other classes.
+        ValueError: it is a cascade for other classes.
     """
     if measured is not None and tuple(measured) == tuple(labels):
         return choice

@@ -1,4 +1,4 @@
-"""What a run's folder tells prediction: settings that were measured, and names of classes."""
+"""What prediction learns from a run's folder: measured settings, and names of classes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ class Row:
     """A setting that was measured.
 
     Args:
-        accuracy: or what stands for it; in [0, 1].
-        measure: which of MEASURES that is.
+        accuracy: accuracy, or the measure used in its place; in [0, 1].
+        measure: which of MEASURES it is.
         tokens: mean over images.
-        temperature: 1 where none was fitted.
+        temperature: 1 if none was fitted.
     """
 
     setting: Setting
@@ -39,7 +39,7 @@ class Row:
     temperature: float
 
     def as_mapping(self) -> dict[str, float]:
-        """What `favoured_patch_size` looks at."""
+        """The values that `favoured_patch_size` needs."""
         return {
             "patch_size": self.setting.patch_size,
             "tokens_per_image": self.tokens,
@@ -52,9 +52,9 @@ class Results:
     """An evaluation of one model.
 
     Args:
-        path: of results.json.
+        path: path of results.json.
         rows: settings on the main set.
-        classes: names, where they are known.
+        classes: names of the classes, if they are known.
     """
 
     path: Path
@@ -63,10 +63,10 @@ class Results:
 
 
 def read_results(folder: Path, weights: Callable[[], str]) -> Results | None:
-    """The evaluation in a run's folder; None if there is none, or it is one of other weights.
+    """The evaluation in a run's folder; None if there is none, or it is of other weights.
 
     Args:
-        weights: gives the hash of the model's weights; called only where the file names one.
+        weights: returns the hash of the model's weights; called only if the file names one.
 
     Raises:
         ValueError: results.json is damaged; names it and the field.
@@ -95,7 +95,7 @@ def find_classes(folder: Path, number: int) -> tuple[str, ...] | None:
     """Names of a run's classes: classes.json in its folder, or beside the shards that it was trained on.
 
     Args:
-        number: of classes; a file with another number of names is not this model's.
+        number: number of classes; a file with another number of names belongs to another model.
     """
     for place in (folder, *_shard_folders(folder)):
         names = read_class_names(place)

@@ -1,7 +1,7 @@
-"""Answers of one model to any images, at one setting or along a cascade of settings.
+"""Predictions of one model for any images, at one setting or along a cascade of settings.
 
-Images of all sizes are packed into batches of at most so many tokens, without padding. At most one batch is
-on the device and one more is decoded ahead, so memory does not grow with the number of images.
+Images of all sizes are packed into batches with a limited number of tokens, without padding. At most one
+batch is on the device and one more is decoded ahead, so memory does not grow with the number of images.
 """
 
 import os
@@ -47,33 +47,33 @@ WINDOW = 2048  # images that a cascade takes from its first stage to its last be
 class Predictor:
     """A model and how it is run; callable on a list of images, from any number of threads.
 
-    Without plan, resolution and tokens it takes the most accurate setting of the evaluation in the run's
-    folder, or else what the model's own shapes suggest; `choice.why` says which.
+    Without plan, resolution and tokens, it uses the most accurate setting of the evaluation in the run's
+    folder, or one that fits the model's own shapes; `choice.why` says which.
 
     Args:
-        model: a PackedViT or TwoTowers, which is put in eval mode, or whatever load_model reads.
-        plan: of this model, or its file; excludes the four below.
+        model: a PackedViT or TwoTowers, which is put in eval mode, or a path that load_model reads.
+        plan: a plan for this model, or its file; excludes the next four.
         resolution, patch_size, tokens, protocol: as in Setting.
-        top: classes in an answer.
-        features: whether answers have the model's features; of two towers, the images' embeddings.
-        device: auto takes a GPU if there is one; a model that is not a path stays where it is.
-        precision: of matrix products: bf16, fp32, or auto, which is bf16 on CUDA and fp32 on a CPU.
-        loss: that the model was trained with, softmax or sigmoid; None asks the run's configuration, or
-            whether two towers' logits have a bias, and takes softmax where nothing tells.
-        batch_tokens: most tokens in a batch, unless a single image has more.
-        workers: threads that decode; 0 decodes in the caller's. None: one for each core, at most 16.
-        labels: classes that two towers, for images and for texts, are to choose from, as texts.
-        templates: each with `{}` where a label goes: a class is the mean of all its prompts.
-        tokenizer: of two towers, or its file; None takes the one beside their weights.
+        top: number of classes in an answer.
+        features: whether answers have the model's features or, for two towers, the images' embeddings.
+        device: auto uses a GPU if there is one; a model in memory stays on its device.
+        precision: precision of matrix products: bf16, fp32, or auto, which is bf16 on CUDA and fp32 on a CPU.
+        loss: the loss that the model was trained with, softmax or sigmoid; None: that of the run's
+            configuration, or according to the bias of two towers' logits, or softmax.
+        batch_tokens: maximum number of tokens in a batch, unless a single image has more.
+        workers: threads that decode; 0 decodes in the caller's thread. None: one for each core, at most 16.
+        labels: texts that two towers, for images and for texts, choose from.
+        templates: texts with `{}` in place of a label; a class is the mean of all its prompts.
+        tokenizer: tokeniser of two towers, or its file; None: the one beside their weights.
 
     Attributes:
         vit: the model, or its image tower.
         choice: the stages that are run, and why.
-        classes: names, or None.
-        head: what makes classes of the model's outputs.
+        classes: names of the classes, or None.
+        head: turns the model's outputs into classes.
 
     Raises:
-        ValueError: the plan is of another model, the setting is impossible or beyond all memory, there is
+        ValueError: the plan is for another model, the setting is impossible or beyond all memory, there is
             nothing to predict, or labels are given to a model that takes none.
         FileNotFoundError, ImportError: see load_model.
     """
@@ -214,11 +214,11 @@ class Predictor:
         return list(self.stream(images))
 
     def stream(self, images: Iterable[Source]) -> Generator[Prediction, None, None]:
-        """As a call, for any number of images that need not be in memory: an answer comes when its batch, and
-        in a cascade its window of images, is done.
+        """Like a call, for any number of images that need not be in memory: an answer is yielded when its
+        batch or, in a cascade, its window of images is done.
 
         Args:
-            images: may also be functions that give the bytes of a file; a cascade calls them once a stage.
+            images: may also be functions that return the bytes of a file; a cascade calls them at each stage.
         """
         with self._decoders(images) as pool:
             if len(self.choice.stages) == 1:

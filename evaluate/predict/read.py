@@ -1,7 +1,7 @@
-"""From whatever a caller calls an image to the patches of one view.
+"""From images in any form to the patches of one view.
 
-Images are decoded whole, and turned upright as EXIF says, so that what the model sees depends on the image
-and the setting alone, and is what `packvit eval` shows it.
+Images are decoded whole and turned upright according to EXIF, so that what the model sees depends on the
+image and the setting alone, and is the same as in `packvit eval`.
 """
 
 from collections import deque
@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 
 def read_view(source: Source, setting: Setting) -> PackedImage | str:
-    """The patches that a setting shows of an image; a sentence where the image cannot be used."""
+    """The patches of an image at a setting, or a sentence if the image cannot be used."""
     try:
         image = read_pixels(source)
     except OSError as error:
@@ -49,10 +49,10 @@ def read_pixels(source: Source) -> Image.Image:
 def in_order(
     pool: Executor | None, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[Result]:
-    """`function` of each item, in order; the pool works on at most `ahead` items before they are wanted.
+    """`function` of each item, in order; the pool computes at most `ahead` items in advance.
 
     Args:
-        pool: None computes each one when it is wanted.
+        pool: None computes each item when it is needed.
     """
     if pool is None:
         yield from map(function, items)

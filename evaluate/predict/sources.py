@@ -1,7 +1,7 @@
-"""Which images a command line names: files, folders, globs, shards, and names on standard input.
+"""The images that a command line names: files, folders, globs, shards, and names on standard input.
 
-What is named on the command line must be there before the work begins. Folders, shards and standard input
-are read as the work goes on; what turns out to be missing there is an image with an error.
+Everything named on the command line must exist before the work begins. Folders, shards and standard input are
+read during the work; an image that turns out to be missing then is an image with an error.
 """
 
 import glob
@@ -33,8 +33,8 @@ class Named:
     """One image by its name.
 
     Args:
-        name: the path, or that of the shard with the sample's key behind it, without secrets.
-        source: the path, or what gives the bytes, or raises.
+        name: the path, or that of the shard followed by the sample's key, without secrets.
+        source: the path, or a function that returns the bytes, or raises.
     """
 
     name: str
@@ -43,11 +43,11 @@ class Named:
 
 @dataclass(frozen=True)
 class Found:
-    """What the names stand for.
+    """The images that the names stand for.
 
     Args:
         images: in the order of the names; those of a folder and a glob are sorted by name. To be read once.
-        number: of images, where it is known before they are read.
+        number: number of images, if it is known before they are read.
     """
 
     images: Iterator[Named]
@@ -58,14 +58,14 @@ def find_named(names: Sequence[str], stdin: BinaryIO, separator: bytes, fetch: F
     """The images of all names.
 
     Args:
-        names: files, folders (with all below them, hidden ones left out), globs (`**` for any folders),
+        names: files, folders (with everything below them except hidden files), globs (`**` for any folders),
             shards (local, URLs, brace patterns), and `-` for standard input, whose names are those of image
             files and local shards, taken literally.
-        separator: between the names on standard input.
+        separator: separator of the names on standard input.
         fetch: how shards that are not local are fetched.
 
     Raises:
-        ValueError: something is not there, a folder or glob has no image, or there is no name on standard
+        ValueError: something does not exist, a folder or glob has no image, or there is no name on standard
             input.
     """
     if not names:
@@ -112,7 +112,7 @@ def _expand(name: str, fetch: FetchConfig) -> tuple[Iterator[Named], int | None]
 
 
 def is_shard(path: str) -> bool:
-    """Whether a path is that of a shard, by its name."""
+    """Whether a path is that of a shard, judging by its name."""
     return is_remote(path) or path.endswith(SHARD_SUFFIXES)
 
 

@@ -1,7 +1,7 @@
 """Predictions as lines of JSON, CSV or Parquet.
 
-A file appears under its name when it is complete. Until then, and after an interruption, what there is stands
-beside it under a hidden name, and can be read.
+A file appears under its name when it is complete. Until then, and after an interruption, a readable partial
+file is beside it under a hidden name.
 """
 
 import csv
@@ -25,7 +25,7 @@ class Writer(Protocol):
     """Takes one prediction after the other."""
 
     def write(self, image: str, prediction: Prediction) -> None:
-        """The answer to an image."""
+        """Write the answer for an image."""
         ...
 
     def close(self) -> None:
@@ -67,9 +67,9 @@ def columns(top: int, names: bool, features: int) -> list[str]:
     """Columns of `as_row`.
 
     Args:
-        top: classes in an answer.
-        names: whether they are named.
-        features: their number; 0 without.
+        top: number of classes in an answer.
+        names: whether classes have names.
+        features: number of features; 0: none.
     """
     kinds = ("label", "score", "name") if names else ("label", "score")
     best = [f"{kind}_{place}" for place in range(1, top + 1) for kind in kinds]
@@ -162,7 +162,7 @@ class TableWriter:
 
 
 def printable(text: str) -> str:
-    """The text, with an escape for each byte of a file's name that is no UTF-8."""
+    """The text, with an escape for each byte of a file's name that is not UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -177,10 +177,10 @@ def need_parquet() -> tuple[Any, Any]:
 
 
 def check_kind(name: str) -> None:
-    """Refuse a file whose kind is not known by the end of its name.
+    """Refuse a file with an unknown suffix.
 
     Raises:
-        ValueError: it is none of `SUFFIXES`.
+        ValueError: the suffix is not one of `SUFFIXES`.
     """
     if not name.endswith(SUFFIXES):
         raise ValueError(f"--out {name} must end in one of {', '.join(SUFFIXES)}")
@@ -190,7 +190,7 @@ def check_out(path: Path) -> None:
     """Refuse a file that cannot be written, before any work.
 
     Raises:
-        ValueError: its name has no known end, it is a folder, or its folder cannot be written to.
+        ValueError: it has an unknown suffix, it is a folder, or its folder cannot be written to.
         ImportError: it is a .parquet file, and pyarrow is not installed.
     """
     check_kind(path.name)
@@ -203,7 +203,7 @@ def check_out(path: Path) -> None:
 
 @contextmanager
 def open_out(path: Path, names: list[str]) -> Iterator[Writer]:
-    """A writer to a file, which replaces one that is there when all is written.
+    """A writer to a file, which replaces an existing one when everything is written.
 
     After a failure the answers so far are left in the file that `partial_name` names.
 
@@ -229,5 +229,5 @@ def open_out(path: Path, names: list[str]) -> Iterator[Writer]:
 
 
 def partial_name(path: Path) -> Path:
-    """Where a file stands until it is complete."""
+    """The path of a file until it is complete."""
     return path.with_name(f".{path.name}.partial")

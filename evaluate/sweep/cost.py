@@ -1,7 +1,7 @@
-"""What a setting costs on this machine: throughput, latency of a single image, and memory.
+"""The cost of a setting on this machine: throughput, latency of a single image, and memory.
 
-Images are blank, as the time does not depend on what they show, and lie on the device; neither decoding nor
-the copy is counted.
+Images are blank, because the time does not depend on their content, and already on the device; neither
+decoding nor the copy is included.
 """
 
 import math
@@ -30,7 +30,7 @@ SECONDS = 1.0  # of latencies for a setting, after which rounds have a single ti
 
 @dataclass(frozen=True)
 class Trial:
-    """What is run at a setting.
+    """The batches that are run at a setting.
 
     Args:
         one: a batch of one image with the median number of tokens.
@@ -54,9 +54,9 @@ def measure_costs(
 
     Returns:
         images_per_s: of a batch of about `tokens` tokens, median pass. latency_ms_p50, latency_ms_p99: of one
-        image with the median number of tokens, latency_tokens. memory_mb: peak of what PyTorch allocated for
-        that batch and the model, in 10**6 bytes; None on a CPU, where nothing tells it from the rest of the
-        process.
+        image with the median number of tokens, latency_tokens. memory_mb: peak memory that PyTorch allocated
+        for that batch and the model, in 10**6 bytes; None on a CPU, where it cannot be separated from the
+        rest of the process.
     """
     device = next(model.parameters()).device
 
@@ -94,7 +94,7 @@ def make_trial(images: EvalSet, setting: Setting, tokens: int, device: torch.dev
 
 
 def fill(views: Sequence[View], tokens: int) -> list[View]:
-    """Views, again from the first one where they are too few, of at most `tokens` tokens; at least one."""
+    """Views of at most `tokens` tokens in total, repeated if there are too few; at least one."""
     chosen, used = [views[0]], views[0].num_tokens
     while used + (view := views[len(chosen) % len(views)]).num_tokens <= tokens:
         chosen.append(view)
@@ -112,7 +112,7 @@ def blank_batch(views: Sequence[View]) -> PackedBatch:
 
 
 def time_passes(run: Callable[[], None], number: int) -> list[float]:
-    """Seconds of each of so many passes, after one that is not timed."""
+    """Seconds of each of so many passes, after a warm-up pass."""
     run()
     times = []
     for _ in range(number):

@@ -1,7 +1,7 @@
-"""Evaluators: what a model's answers to a set of images are worth, as names and values.
+"""Evaluators: measures of a model's answers for a set of images, as names and values.
 
-A task lists its evaluators. Whoever runs a model over the images asks each of them what to keep of a batch,
-and at the end what all that was kept says.
+A task lists its evaluators. The code that runs a model over the images asks each of them what to keep of each
+batch, and at the end for the values of everything that was kept.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,11 +36,12 @@ from packvit.packing import PackedBatch
 class Evaluator(Protocol):
     """Two pure functions: of a batch's images, and of all images of a set at one setting.
 
-    All ranks make it together, when the model is as it will be evaluated: what ranks must do together, such
-    as gathering a head that FSDP has sharded, has its place there.
+    All ranks make it together, when the model is ready to be evaluated. Work that ranks must do together,
+    such as gathering a head that FSDP has sharded, belongs there.
 
     Attributes:
-        name: says what `collect` gives; a killed evaluation goes on only with evaluators of the same names.
+        name: identifies the result of `collect`; a killed evaluation resumes only with evaluators of the same
+            names.
     """
 
     @property
@@ -54,7 +55,7 @@ class Evaluator(Protocol):
         Called by any rank, any number of times, in inference mode.
 
         Args:
-            outputs, batch: the model's answers to n images, both on its device.
+            outputs, batch: the model's outputs for n images, both on its device.
         """
         ...
 
@@ -62,14 +63,14 @@ class Evaluator(Protocol):
         """(name, value) over all images; called by the main rank alone.
 
         A number, a list of numbers or None is a value of the setting's row in results.json; NaN becomes null.
-        A tensor [N, ...] says something of each image and goes to predictions.npz, under its name and the
-        setting's; a NumPy array says something of the set, the same at every setting, and goes there once,
-        under its name. A task's first value of all is a share, the higher the better; reports compare
-        settings by it.
+        A tensor [N, ...] has a value for each image and goes to predictions.npz, under its name and the
+        setting's. A NumPy array belongs to the set, is the same at every setting, and goes there once, under
+        its name. The very first value of a task is a share, the higher the better; reports compare settings
+        by it.
 
         Args:
-            columns: what `collect` gave for all N images, in the order of the set, and `place`, int64 [N],
-                where each stands in it; on the CPU.
+            columns: the results of `collect` for all N images, in the order of the set, and `place`, int64
+                [N], the place of each in it; on the CPU.
         """
         ...
 
@@ -78,16 +79,16 @@ MakeEvaluator = Callable[[EvalSet], Evaluator]  # of the set that it will measur
 
 
 class Scores(Protocol):
-    """Logits of images, where they are not what the model's own head gives."""
+    """Logits of images that do not come from the model's own head."""
 
     @property
     def name(self) -> str:
-        """Tells them from those of other classes or models."""
+        """A name that distinguishes them from logits for other classes or models."""
         ...
 
     @property
     def num_classes(self) -> int:
-        """How many of them an image has."""
+        """The number of logits of an image."""
         ...
 
     def __call__(self, outputs: Outputs) -> Tensor:
@@ -100,12 +101,12 @@ UNKNOWN: dict[str, float | None] = dict.fromkeys(VALUES)  # in a row where there
 
 @dataclass(frozen=True)
 class Answers:
-    """A classifier's logits to each image, from which the evaluators below make their values.
+    """A classifier's logits for each image, from which the evaluators below compute their values.
 
     Args:
-        loss: that the model was trained with; decides what its logits say of probabilities.
-        logits, features: whether predictions.npz holds each image's.
-        scores: what makes the logits; None takes the model's own.
+        loss: the loss that the model was trained with; determines how logits become probabilities.
+        logits, features: whether predictions.npz holds each image's logits and features.
+        scores: computes the logits; None: the model's own.
     """
 
     loss: LossKind = "softmax"
@@ -126,7 +127,7 @@ class Answers:
         return columns | ({"features": outputs.features.float()} if self.features else {})
 
     def kept(self, columns: Columns) -> Iterator[tuple[str, Tensor]]:
-        """What predictions.npz holds of each image because it was asked for."""
+        """The values of each image that predictions.npz holds on request."""
         if self.logits:
             yield "logits", columns["logits"]
         if self.features:
@@ -153,12 +154,12 @@ class Accuracy(Answers):
 
 @dataclass(frozen=True)
 class MappedAccuracy(Accuracy):
-    """Accuracy on a set with labels of its own: the model chooses among the classes that these mean.
+    """Accuracy on a set with its own labels: the model chooses among the classes that correspond to them.
 
-    Predictions are labels of the set, and accuracy by class is by them.
+    Predictions are labels of the set, and so are the classes of accuracy by class.
 
     Args:
-        label_map: which classes of the model mean each label of the set. Every image's label has some.
+        label_map: the model's classes for each label of the set. Every image's label has some.
     """
 
     label_map: LabelMap = field(kw_only=True)
@@ -180,9 +181,9 @@ class MappedAccuracy(Accuracy):
 
 @dataclass(frozen=True)
 class SetAccuracy(Answers):
-    """Accuracy where an image has several right answers, as in ReaL (arXiv 2006.07159).
+    """Accuracy if images have several right answers, as in ReaL (arXiv 2006.07159).
 
-    What needs a single label is None.
+    Values that need a single label are None.
 
     Args:
         answers: the right classes of each image, by its place in the set; every image has some.
@@ -212,8 +213,8 @@ class SetAccuracy(Answers):
 class AveragePrecision(Answers):
     """Classification with any number of classes of an image: how well scores rank the images of each class.
 
-    What needs a single label is None. A softmax model's scores are its probabilities, a sigmoid model's its
-    logits, which rank images as its probabilities do.
+    Values that need a single label are None. The scores are a softmax model's probabilities or a sigmoid
+    model's logits, which rank images in the same order as its probabilities.
     """
 
     measure: ClassVar[str] = "average precision"

@@ -1,4 +1,4 @@
-"""Which patch size a number of tokens is best spent at, as the measurements of a grid say."""
+"""The best patch size for a number of tokens, according to the measurements of a grid."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ BEYOND = 1.5
 def favoured_patch_size(rows: Sequence[Mapping[str, Any]], tokens: int, measure: str) -> int:
     """The patch size of the highest value at a number of tokens, interpolated over log(tokens).
 
-    Patch sizes that were measured at about so many tokens are compared; where none was, those whose
-    measurements come nearest. Of equal ones the largest, whose images are shown in most detail, is taken.
+    Patch sizes that were measured at about so many tokens are compared or, if there is none, those with the
+    nearest measurements. Of equally good ones, the largest is chosen, at which images have the most detail.
 
     Args:
-        rows: of results.json, of one model and set, of which one at least has no `stride`; each has
-            `patch_size`, `tokens_per_image` and `measure`. Patches that overlap are not compared.
+        rows: rows of results.json for one model and set, at least one of them without `stride`; each has
+            `patch_size`, `tokens_per_image` and `measure`. Overlapping patches are not compared.
         measure: name of the value, the higher the better.
     """
     wanted, found = math.log(tokens), []

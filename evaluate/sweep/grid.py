@@ -1,7 +1,7 @@
 """One pass over a set of images: a model at all settings at once, chunk by chunk.
 
-Every image is decoded once. What evaluators keep of a chunk goes to a file as soon as the chunk is done; the
-numbers of ranks and workers decide who does which chunk, and nothing else.
+Every image is decoded once. The values that evaluators keep of a chunk are written to a file as soon as the
+chunk is done. The numbers of ranks and workers only determine which of them does which chunk.
 """
 
 import hashlib
@@ -40,14 +40,14 @@ class Subject:
     """A model to evaluate.
 
     Args:
-        name: in rows and names of files, where there are several.
+        name: its name in rows and file names, if there are several models.
         path: where it came from.
-        model: in eval mode.
-        weights: its hash, see `packvit.models.hash_model`.
+        model: the model, in eval mode.
+        weights: hash of its weights, see `packvit.models.hash_model`.
         evaluators: what is measured.
-        loss: what it was trained with.
-        of_sets: what is measured instead on sets whose labels or captions are others, by the set's name.
-        facts: what else results.json says of it.
+        loss: the loss that it was trained with.
+        of_sets: evaluators to use instead on sets with other labels or captions, by the set's name.
+        facts: further entries about it in results.json.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Subject:
 
     @property
     def num_classes(self) -> int:
-        """How many classes are told apart; 0 where that is not measured."""
+        """The number of classes; 0 if classification is not measured."""
         answers = [one for one in self.evaluators if isinstance(one, Answers)]
         if not answers:
             return 0
@@ -78,12 +78,12 @@ class Evaluation:
     """How models are run over sets of images; every rank holds one.
 
     Args:
-        out: folder that gets the results; on storage that all ranks share.
-        packing: `seq_len` times `sequences` tokens are in a batch.
-        ranks: share the chunks.
+        out: folder for the results, on storage that all ranks share.
+        packing: `seq_len` times `sequences` is the number of tokens in a batch.
+        ranks: the ranks, which share the chunks.
         workers: processes of each rank that decode.
-        precision: of matrix products.
-        display: of progress.
+        precision: precision of matrix products.
+        display: shows the progress.
     """
 
     out: Path
@@ -101,10 +101,10 @@ class Evaluation:
     def collect(
         self, subject: Subject, images: EvalSet, settings: Sequence[Setting], brief: bool = False
     ) -> ChunkStore:
-        """Run a model over a set at some settings; every rank calls it, and has everything when it returns.
+        """Run a model over a set at some settings; every rank calls it and then has all results.
 
         Args:
-            brief: the store will be finished, so it is apart from one whose columns stay.
+            brief: whether the store will be finished, so that it is separate from one that keeps its columns.
 
         Raises:
             ValueError: no image could be decoded, or ranks do not share `out`.
@@ -185,7 +185,7 @@ def cut_chunks(images: int, settings: Sequence[Setting]) -> list[range]:
 
 
 def answer(model: PackedViT, evaluators: Sequence[Evaluator], batch: PackedBatch) -> dict[str, Tensor]:
-    """The columns of a batch: `tokens`, `label` where each image has one, and evaluator k's as `k/name`."""
+    """The columns of a batch: `tokens`, `label` if each image has one, and evaluator k's as `k/name`."""
     outputs = model.outputs(batch)
     columns = {"tokens": batch.image_lengths().int()}
     if batch.labels is not None and batch.labels.ndim == 1:
@@ -197,12 +197,12 @@ def answer(model: PackedViT, evaluators: Sequence[Evaluator], batch: PackedBatch
 
 
 class Summary(NamedTuple):
-    """What a pass found at a setting.
+    """The results of a pass at a setting.
 
-    row: of results.json, without costs.
-    arrays: what is known of each image: `place` int64 [N], where it stands in the set, `label` int64 [N], -1
-        where it is unknown, `tokens` int32 [N], and what evaluators say.
-    shared: what evaluators say of the set, the same at every setting.
+    row: a row of results.json, without costs.
+    arrays: the values of each image: `place` int64 [N], its place in the set, `label` int64 [N], -1 if it is
+        unknown, `tokens` int32 [N], and the evaluators' values.
+    shared: the evaluators' values for the set, the same at every setting.
     """
 
     row: dict[str, Any]
@@ -211,7 +211,7 @@ class Summary(NamedTuple):
 
 
 def summarise(store: ChunkStore, subject: Subject, setting: Setting, set_name: str) -> Summary:
-    """What a pass found at a setting; for the main rank.
+    """The results of a pass at a setting, for the main rank.
 
     tokens_per_image is the mean over images, gflops_per_image that of one forward pass (2 FLOPs a
     multiply-add).

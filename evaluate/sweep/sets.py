@@ -1,4 +1,4 @@
-"""Sets of images with labels that are not one class of the model's own, opened for an evaluation."""
+"""Sets of images with labels that are not a single class of the model, opened for an evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class MakeSetEvaluator(Protocol):
 
 @dataclass(frozen=True)
 class OpenedSet:
-    """A set, and what measures a model on it."""
+    """A set, and the evaluator of a model on it."""
 
     images: EvalSet
     evaluator: MakeSetEvaluator
@@ -32,11 +32,11 @@ class OpenedSet:
 
 @dataclass(frozen=True)
 class KnownClass(ClassTarget):
-    """A label of a set with a label map; samples whose label no class of the model means are skipped.
+    """A label of a set with a label map; samples whose label has no class of the model are skipped.
 
     Args:
-        known: the labels that classes mean.
-        path: of the map, for the reason.
+        known: the labels that have classes.
+        path: path of the map, for the reason.
     """
 
     known: tuple[int, ...] = ()
@@ -53,15 +53,15 @@ class KnownClass(ClassTarget):
 def open_mapped(
     shards: Sequence[str], file: Path | str, classes: int, field: str, fetch: FetchConfig
 ) -> OpenedSet:
-    """Open a set that has a label map, without the images whose label no class of the model means.
+    """Open a set that has a label map, without the images whose label has no class of the model.
 
     Args:
         file: see `read_label_map`.
-        classes: of the model.
-        field: of each sample's label.
+        classes: the model's number of classes.
+        field: field of each sample's label.
 
     Raises:
-        ValueError: the map is no map or one for another model or set, or no image is left; names the file.
+        ValueError: the file is not a map for this model and set, or no image is left; names the file.
         OSError: the file cannot be read.
     """
     label_map = read_label_map(file)
@@ -79,14 +79,14 @@ def open_mapped(
 
 
 def open_judged(shards: Sequence[str], file: Path | str, classes: int, fetch: FetchConfig) -> OpenedSet:
-    """Open a set with several right answers to an image, without the images that have none.
+    """Open a set with several right answers for an image, without the images that have none.
 
     Args:
         file: see `read_label_sets`.
-        classes: of the model.
+        classes: the model's number of classes.
 
     Raises:
-        ValueError: the file is not such a thing or one for another model or set; names it.
+        ValueError: the file does not hold answers for this model and set; names it.
         OSError: the file cannot be read.
     """
     label_sets = read_label_sets(file)

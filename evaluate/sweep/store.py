@@ -1,4 +1,4 @@
-"""What a pass over a set has found so far, on the disk: one file for each chunk of images.
+"""The results of a pass over a set so far, on the disk: one file for each chunk of images.
 
 A file is written whole or not at all, so an evaluation that was killed continues with the chunks that are
 missing, whatever the number of ranks and workers. Its tensors are read back one setting at a time.
@@ -23,8 +23,8 @@ class ChunkStore:
     """Columns of values by chunk and setting.
 
     Args:
-        folder: of this pass alone, on storage that all ranks share; made with the first chunk.
-        number: of chunks.
+        folder: a folder for this pass alone, on storage that all ranks share; created with the first chunk.
+        number: number of chunks.
     """
 
     def __init__(self, folder: Path, number: int) -> None:
@@ -32,19 +32,19 @@ class ChunkStore:
         self.number = number
 
     def done(self) -> list[int]:
-        """Numbers of the chunks whose files are there and can be read; ascending. All, once finished."""
+        """Numbers of the chunks whose files exist and can be read, ascending; all, once finished."""
         if self._result.exists():
             return list(range(self.number))
         return [chunk for chunk in range(self.number) if self._is_whole(chunk)]
 
     def written(self) -> list[int]:
-        """As `done`, without a look into the files."""
+        """Like `done`, but without opening the files."""
         if self._result.exists():
             return list(range(self.number))
         return [chunk for chunk in range(self.number) if self._path(chunk).exists()]
 
     def write(self, chunk: int, columns: Mapping[str, Columns], skipped: Sequence[dict]) -> None:
-        """Keep what is known of a chunk's images: columns by the setting's name, on any device."""
+        """Store the values of a chunk's images: columns by the setting's name, on any device."""
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             f"{setting}:{name}": tensor.cpu().contiguous()
@@ -74,13 +74,14 @@ class ChunkStore:
         return [line for facts in self._facts() for line in json.loads(facts["skipped"])]
 
     def finish(self, result: Any) -> None:
-        """Keep a result, as JSON, in place of the columns that it was made from; when no rank reads them."""
+        """Store a result as JSON in place of the columns that it was made from, when no rank reads them any
+        more."""
         write_whole(self._result, json.dumps({"facts": list(self._facts()), "result": result}))
         for chunk in range(self.number):
             self._path(chunk).unlink(missing_ok=True)
 
     def result(self) -> Any:
-        """What `finish` kept; None before."""
+        """The result that `finish` stored; None before."""
         return json.loads(self._result.read_text())["result"] if self._result.exists() else None
 
     @property
