@@ -14,12 +14,12 @@ from packvit.train.run import run
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run has made.
+    """The results of a run.
 
     Args:
-        model: in eval mode, on the CPU.
-        history: the lines of metrics.jsonl, one a logged step.
-        folder: the run's folder, which `load_model` and `packvit eval` take.
+        model: the trained model, in eval mode, on the CPU.
+        history: the lines of metrics.jsonl, one for each logged step.
+        folder: the run's folder, which `load_model` and `packvit eval` accept.
     """
 
     model: PackedViT
@@ -32,9 +32,9 @@ def train(recipe: str | Config, init: str | Path | None = None, **overrides: Any
 
     Args:
         recipe: a recipe's name, the path of a saved config.yaml, or a Config.
-        init: a model to start with, as load_model reads it; gives the run its architecture and weights.
-        overrides: values for fields of the configuration, sections as dictionaries:
-            `run_dir="runs/mine", data={"shards": ["shards/train"]}, train={"steps": 100}`.
+        init: a model that load_model reads; gives the run its architecture and initial weights.
+        overrides: values for fields of the configuration, sections as dictionaries: `run_dir="runs/mine",
+            data={"shards": ["shards/train"]}, train={"steps": 100}`.
 
     Raises:
         ValueError: there is no such recipe or field, or a value is impossible; names it.
@@ -51,18 +51,18 @@ def train(recipe: str | Config, init: str | Path | None = None, **overrides: Any
 
 
 def recipes() -> dict[str, str]:
-    """{name: what it is, in a line} of all recipes."""
+    """All recipes as {name: a line about it}."""
     return {name: (recipe.__doc__ or "").splitlines()[0] for name, recipe in RECIPES.items()}
 
 
 def merge(fields: dict[str, Any], changes: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """`fields` with what `changes` says of them, section by section.
+    """`fields` with `changes` applied, section by section.
 
     Args:
         place: where the fields are, such as "train.", for messages.
 
     Raises:
-        ValueError: a change is of no field, or a section is not given as a mapping.
+        ValueError: a change names an unknown field, or a section is not given as a mapping.
     """
     merged = dict(fields)
     for name, value in changes.items():

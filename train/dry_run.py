@@ -1,4 +1,4 @@
-"""`packvit train RECIPE --dry-run`: a few real steps in a folder that is removed, and what they foretell."""
+"""`packvit train RECIPE --dry-run`: a few real steps in a folder that is removed, and what they predict."""
 
 import os
 import shutil
@@ -18,10 +18,10 @@ STEPS, SETTLED = 8, 3  # steps that are run, and the first of them that count
 
 
 def dry_run(config: Config) -> None:
-    """Run STEPS steps of a run without checkpoints or evaluation, and say what the whole would take.
+    """Run STEPS steps of a run without checkpoints or evaluation, and print what the whole run would cost.
 
     Raises:
-        ValueError: as `run`.
+        ValueError: see `run`.
     """
     folder = config.run_dir.with_name(f".{config.run_dir.name}.dry-run")
     train = replace(
@@ -47,10 +47,10 @@ def dry_run(config: Config) -> None:
 
 
 def foretell(config: Config, lines: list[dict[str, Any]]) -> list[list[str]]:
-    """(what, value) of a run whose first steps left these lines of metrics.jsonl, one a step.
+    """(what, value) pairs about a run whose first steps wrote these lines of metrics.jsonl, one a step.
 
-    Packers begin with long views, so what the first steps hold is not what later ones will: images come from
-    `mean_tokens`, seconds and padding from the steps.
+    Packers begin with long views, so the first steps do not hold as many images as later ones. The number of
+    images is therefore computed from `mean_tokens`; seconds and padding are measured in the steps.
     """
     settled = lines[SETTLED:]
     tokens = statistics.mean(b["tokens_seen"] - a["tokens_seen"] for a, b in pairwise(lines[SETTLED - 1 :]))

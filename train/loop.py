@@ -39,7 +39,7 @@ VALIDATION = "validation"  # a part of checkpoints that not all runs have
 
 @dataclass
 class Training:
-    """All that a run holds while it trains; `set_up` makes it."""
+    """Everything that a run holds while it trains; `set_up` makes it."""
 
     config: Config
     ranks: Ranks
@@ -52,16 +52,16 @@ class Training:
     validation: Validation | None = None
 
     def done(self) -> float:
-        """How far the run is, in the unit of its length."""
+        """The progress of the run, in the unit of its length."""
         return getattr(self.counters, self.length.unit)
 
     def over(self) -> bool:
-        """Whether nothing is left to train: the run has its length, or its validation ends it early."""
+        """Whether training is complete: the run has reached its length, or its validation ends it early."""
         stopped = self.validation is not None and self.validation.stopped
         return stopped or self.done() >= self.length.total
 
     def save(self) -> None:
-        """Write a checkpoint of the step that was taken last, unless there is one.
+        """Write a checkpoint of the last step, unless there is one.
 
         Raises:
             OSError: it cannot be written.
@@ -91,10 +91,10 @@ class LoaderPart:
 def set_up(
     config: Config, task: Task, ranks: Ranks, display: Display, validation: Validation | None = None
 ) -> Training:
-    """Everything that a run needs, as it was after its newest checkpoint if there is one.
+    """Everything that a run needs, in the state of its newest checkpoint if there is one.
 
     Args:
-        validation: of a run that validates on the way.
+        validation: the validation of a run that validates during training.
 
     Raises:
         FileNotFoundError, ValueError: data, configuration, a model to start with or the checkpoint cannot be
@@ -217,7 +217,7 @@ def train(
 
 
 def write_down(training: Training, log: RunLog) -> None:
-    """Validate, write a line of the log and save a checkpoint, each where it is due after this step."""
+    """Validate, write a line of the log and save a checkpoint, each if it is due after this step."""
     config, counters = training.config.train, training.counters
     validation, checkpointer = training.validation, training.checkpointer
     save = counters.step % config.checkpoint_every == 0

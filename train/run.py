@@ -1,4 +1,4 @@
-"""A run from start to finish: train, save the model, evaluate it, draw, and say what was made."""
+"""A run from start to finish: train, save the model, evaluate it, draw, and list the files."""
 
 import signal
 from functools import partial
@@ -70,7 +70,7 @@ def run(config: Config, measure: bool = True) -> None:
 
     Raises:
         ValueError, ImportError: see `packvit.train.loop` and `packvit.evaluate`.
-        KeyboardInterrupt: it was asked to end by Ctrl-C, and has saved unless that came twice.
+        KeyboardInterrupt: Ctrl-C asked it to end; it has saved, unless Ctrl-C was pressed twice.
     """
     if not config.data.shards:
         raise ValueError("data.shards names no training shards: add --data.shards PATH")
@@ -159,11 +159,11 @@ def finish(
 
 
 def say_losses(last: dict, bad: int, config: Config, display: Display) -> None:
-    """Say what was lost, so that nothing is lost in silence.
+    """Report what was lost, so that nothing is lost silently.
 
     Args:
-        last: line of metrics.jsonl.
-        bad: samples that could not be used, resumed runs included.
+        last: the last line of metrics.jsonl.
+        bad: number of samples that could not be used, including before a resume.
     """
     if last["loss"] is None:
         display.say(
@@ -196,6 +196,6 @@ def lock_folder(folder: Path) -> FileLock:
 
 
 def list_files(folder: Path) -> list[list[str]]:
-    """(path, meaning) of what a run has left in its folder; empty files are not worth a line."""
+    """(path, meaning) of the files that a run has written to its folder, except empty ones."""
     found = [(path, meaning) for name, meaning in MADE.items() for path in sorted(folder.glob(name))]
     return [[str(path), meaning] for path, meaning in found if path.stat().st_size > 0]

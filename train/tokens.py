@@ -1,4 +1,4 @@
-"""How many tokens an image of a run has, before any image is read."""
+"""The mean number of tokens of a run's images, before any image is read."""
 
 from random import Random
 

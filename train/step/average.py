@@ -1,4 +1,4 @@
-"""The moving average of all that is trained: of the model, and of the heads that a task puts on it."""
+"""The moving average of all trained weights: those of the model, and of the heads that a task adds to it."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ class Average:
     """Copies of a model and its heads, in eval mode and without gradients, which follow their weights.
 
     Args:
-        module: on its device, and not cut over ranks yet.
+        module: on its device, and not sharded over ranks yet.
     """
 
     def __init__(self, module: TrainedModule) -> None:
@@ -33,7 +33,7 @@ class Average:
         return self._heads
 
     def update(self, module: TrainedModule, decay: float, updates: int, skip: Tensor | None) -> None:
-        """Follow the weights of `module`, the one that this was made of; see `update_ema`."""
+        """Follow the weights of `module`, from which this was made; see `update_ema`."""
         if isinstance(self.model, FSDPModule):
             self.model.reshard()  # as a teacher it stays gathered after its forward pass
         own, theirs = (
@@ -43,12 +43,12 @@ class Average:
         update_ema(own, theirs, decay, updates, skip)
 
     def state_dict(self) -> dict[str, Any]:
-        """All weights, under keys of their own in the engine's state."""
+        """All weights, under separate keys in the engine's state."""
         state: dict[str, Any] = {MODEL: self.model.state_dict()}
         return state | ({HEADS: nn.ModuleList(self._heads).state_dict()} if self._heads else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replace the weights by those of a state that `state_dict` gave."""
+        """Replace the weights by those of a state that `state_dict` returned."""
         self.model.load_state_dict(state[MODEL])
         if self._heads:
             nn.ModuleList(self._heads).load_state_dict(state[HEADS])
@@ -60,7 +60,7 @@ def update_ema(
 ) -> None:
     """average <- decay * average + (1 - decay) * current, in place.
 
-    The decay grows with the number of `updates` made before: early averages forget the initialisation. Where
+    The decay grows with the number of `updates` so far, so that early averages forget the initialisation. If
     `skip`, float32 [] on the device, is 1, nothing changes.
     """
     decay = min(decay, (1 + updates) / (10 + updates))

@@ -1,8 +1,8 @@
-"""Whether a checkpoint is whole and harmless: a hash of every file, and no pickle that runs code.
+"""Whether a checkpoint is complete and harmless: a hash of every file, and no pickle that runs code.
 
-Each rank writes the hashes of its own files beside them, `hashes-00000.json` and on, when the files have
-reached the disk. A checkpoint whose files do not match is damaged: a bit that flipped in its tensors would
-otherwise go into the weights unnoticed.
+Each rank writes the hashes of its own files beside them, `hashes-00000.json` and so on, when the files have
+reached the disk. A checkpoint whose files do not match is damaged; otherwise a flipped bit in its tensors
+would get into the weights unnoticed.
 """
 
 import json
@@ -36,7 +36,7 @@ ALLOWED = {
 
 
 def seal(folder: Path, files: Iterable[Path], rank: int) -> None:
-    """Bring `files` below `folder`, all written by this rank, to the disk, and write down their hashes."""
+    """Flush `files` below `folder`, all written by this rank, to the disk, and write their hashes."""
     hashes = {}
     for path in sorted(files):
         sync(path)
@@ -56,7 +56,7 @@ def check_files(folder: Path, ranks: int) -> None:
     """Compare all files of a checkpoint with their hashes.
 
     Args:
-        ranks: the number that wrote it.
+        ranks: number of ranks that wrote it.
 
     Raises:
         ValueError: a file is missing or differs; names it.
@@ -86,7 +86,7 @@ class _MetadataReader(pickle.Unpickler):
 
 
 def tensor_names(path: Path) -> set[str]:
-    """The tensors that a checkpoint of torch.distributed.checkpoint has; all else in it would be unpickled.
+    """The tensors in a checkpoint of torch.distributed.checkpoint; anything else in it would be unpickled.
 
     Args:
         path: the file `.metadata`.

@@ -1,4 +1,4 @@
-"""What a step is given and what it gives: the trained module, its batches, the result."""
+"""The inputs and outputs of a step: the trained module, its batches, the result."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +12,10 @@ from packvit.models import PackedViT, describe_model, save_model
 
 
 class TrainedModule(nn.Module):
-    """All that is trained: a model, and the heads that a task puts on it.
+    """Everything that is trained: a model, and the heads that a task adds to it.
 
     Args:
-        model: what is exported. The heads belong to the checkpoint only.
+        model: the part that is exported. The heads are only in the checkpoint.
     """
 
     def __init__(self, model: PackedViT) -> None:
@@ -23,46 +23,47 @@ class TrainedModule(nn.Module):
         self.model = model
 
     def heads(self) -> list[nn.Module]:
-        """The parts beside the model that have parameters, each with a forward method of its own.
+        """The parts besides the model that have parameters, each with its own forward method.
 
         FSDP shards each as one part, along the first dimension of its parameters, and both it and DDP take
-        the gradient from what `forward` returns: a lone number to learn has the shape (1,), stands in a
-        module of its own, and is among the outputs. Heads learn with AdamW, and have a moving average where
-        the model has one; a text tower is compiled where the model is.
+        the gradient from the result of `forward`. A single trained number therefore has the shape (1,), is in
+        a module of its own, and is among the outputs. Heads are trained with AdamW, and have a moving average
+        if the model has one; a text tower is compiled if the model is.
         """
         return []
 
     def start_heads(self, path: Path) -> None:
-        """Start the heads with what a model has for them; by default nothing of it is for them.
+        """Initialise the heads from a model that has weights for them; by default, no model has any.
 
         Args:
-            path: of the model, as load_model reads it, whose weights `model` has been given.
+            path: path of the model, as for load_model, whose weights `model` has received.
 
         Raises:
             ValueError: they do not fit.
         """
 
     def describe(self) -> list[str]:
-        """What is trained, in lines that a run begins with; the first ends with the model."""
+        """Lines that describe what is trained, printed at the start of a run; the first describes the
+        model."""
         config = self.model.config
         return [f"Model: {describe_model(self.model)}, {config.num_classes} classes"]
 
     def save(self, model: PackedViT, heads: Sequence[Mapping[str, Any]], folder: Path) -> None:
-        """Write what is trained for others to load; the model alone, unless a task keeps more.
+        """Write the trained weights in a loadable form; only the model, unless a task keeps more.
 
         Args:
-            model: the trained one, whole; its moving average where there is one.
-            heads: the state dicts of `heads()`, whole, in the same way.
-            folder: the run's.
+            model: the trained model, not sharded, or its moving average if there is one.
+            heads: the state dicts of `heads()`, likewise.
+            folder: the run's folder.
         """
         save_model(model, folder)
 
 
 class StepBatches(NamedTuple):
-    """What one step of this rank trains on.
+    """The data of one step on this rank.
 
-    batches: with the teachers' views of the same images; as many on every rank.
-    images: in the step's batches of all ranks.
+    batches: the batches, with the teachers' views of the same images; the same number on every rank.
+    images: number of images in the step's batches on all ranks.
     """
 
     batches: Sequence[LoadedBatch]
@@ -70,11 +71,11 @@ class StepBatches(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """What came of a step, on the device: to read it is to wait for the step.
+    """The results of a step, on the device: reading them means waiting for the step.
 
-    losses: float32 [N], of this rank's images.
+    losses: float32 [N], losses of this rank's images.
     grad_norm: float32 [], before clipping, over all ranks. A step whose norm is not finite changed nothing.
-    reported: what the task reports besides, by name, float32 [n] each; the same names on all ranks.
+    reported: further values that the task reports, by name, float32 [n] each; the same names on all ranks.
     """
 
     losses: Tensor

@@ -1,4 +1,4 @@
-"""The attention kernels of a run on a GPU: those that are the fastest there for its segments."""
+"""The attention kernels of a run on a GPU: the fastest ones there for its segments."""
 
 import torch
 
@@ -8,12 +8,13 @@ from packvit.train.step.step import Engine
 
 
 def choose_kernels(engine: Engine, batch: PackedBatch) -> str:
-    """Let the model and its average attend in the fastest way, the first rank's; every rank calls it.
+    """Let the model and its average use the backend that is fastest on the first rank; every rank calls it.
 
-    With `train.deterministic` nothing is measured: a measurement may come out otherwise the next time.
+    With `train.deterministic` nothing is measured, because a measurement may have another result the next
+    time.
 
     Args:
-        batch: on the device; its segments are taken for those of the whole run.
+        batch: a batch on the device; its segments are taken as typical of the run.
 
     Returns:
         What was chosen, for the log.

@@ -1,8 +1,8 @@
-"""Muon: momentum whose matrices are orthogonalised, many at a time, under FSDP each by the rank that owns it.
+"""Muon: momentum with orthogonalised matrices, many at a time, and under FSDP each by the rank that owns it.
 
 Jordan et al. 2024 (kellerjordan.github.io/posts/muon), with updates of the size of AdamW's (arXiv 2502.16982,
-2.2). `torch.optim.Muon` has the same rule and takes one matrix after the other; where they are cut into
-shards, each product in it is an exchange among all ranks.
+2.2). `torch.optim.Muon` has the same rule but processes one matrix after the other; if they are sharded, each
+product in it is an exchange among all ranks.
 """
 
 from collections import defaultdict
@@ -23,8 +23,8 @@ def descend(
     """tensors <- tensors - lr * (directions + weight_decay * tensors), in place.
 
     Args:
-        skip: float32 [] on the device, which alone reads it. Where it is 1, no bit of the tensors changes,
-            whatever the directions are.
+        skip: float32 [] on the device, read only there. If it is 1, no bit of the tensors changes, whatever
+            the directions are.
     """
     # Of torch's kernels that can be told this way to do nothing, this one does the least.
     sgd(
@@ -51,19 +51,20 @@ def approach(tensors: list[Tensor], targets: list[Tensor], share: float, skip: T
 class Muon(torch.optim.Muon):
     """torch's Muon with Nesterov momentum and `adjust_lr_fn="match_rms_adamw"`, computed in batches.
 
-    The state is torch's: a `momentum_buffer` for each parameter, shaped and cut like it. Every parameter
+    The state is torch's: a `momentum_buffer` for each parameter, shaped and sharded like it. Every parameter
     needs a gradient in every step. A block's QKV matrix, [3 D, D], is one matrix, as it is for torch.
 
     Attributes:
-        found_inf: as of torch's fused optimizers, set before a step: float32 [] on the device; where it is 1,
+        found_inf: as in torch's fused optimizers, set before a step: float32 [] on the device; if it is 1,
             the step changes nothing.
 
     Args:
-        groups: of parameters [rows, cols], all whole, or all cut along the rows over the same ranks (FSDP2).
+        groups: groups of parameters [rows, cols], all whole, or all sharded along the rows over the same
+            ranks (FSDP2).
         lr, momentum: defaults of all groups.
 
     Raises:
-        ValueError: a parameter is not a matrix, or is cut in another way.
+        ValueError: a parameter is not a matrix, or is sharded in another way.
     """
 
     found_inf: Tensor | None = None
@@ -80,7 +81,7 @@ class Muon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Update all parameters; where they are cut, every rank calls it."""
+        """Update all parameters; if they are sharded, every rank calls it."""
         nudged = [update for group in self.param_groups for update in self._add_momentum(group)]
         if self._owners is None:
             updates = self._orthogonalise(nudged)
@@ -124,15 +125,16 @@ class Muon(torch.optim.Muon):
 
 
 class Owners:
-    """Which rank orthogonalises which matrix, and the way of the matrices' rows there and back.
+    """Which rank orthogonalises which matrix, and the exchange of the matrices' rows.
 
-    Each rank owns about the same work. One exchange among all ranks brings the rows of all matrices to their
+    Each rank has about the same work. One exchange among all ranks brings the rows of all matrices to their
     owners, another brings rows back.
 
     Args:
-        shapes: of all matrices, (rows, cols); rank r holds the r-th of equal parts of the rows, rounded up.
+        shapes: shapes of all matrices, (rows, cols); rank r holds the r-th of equal parts of the rows,
+            rounded up.
         group: the ranks.
-        device: of the tensors.
+        device: device of the tensors.
     """
 
     def __init__(
@@ -176,7 +178,7 @@ class Owners:
 
 
 def share_work(shapes: Sequence[tuple[int, ...]], ranks: int) -> list[list[int]]:
-    """Which matrices each rank owns: the most expensive first, each to the rank that has least to do."""
+    """The matrices that each rank owns: the most expensive first, each to the rank with the least work."""
     owned: list[list[int]] = [[] for _ in range(ranks)]
     work = [0] * ranks
     for i in sorted(range(len(shapes)), key=lambda i: -newton_schulz_flops(shapes[i])):
@@ -187,7 +189,7 @@ def share_work(shapes: Sequence[tuple[int, ...]], ranks: int) -> list[list[int]]
 
 
 def part_of(shape: tuple[int, ...], rank: int, ranks: int) -> tuple[int, int]:
-    """Shape of the part of a matrix that a rank holds: as many rows as on any other, the last ones fewer."""
+    """Shape of the part of a matrix that a rank holds: the same number of rows on all, fewer on the last."""
     rows, cols = shape
     most = -(-rows // ranks)
     return max(0, min(most, rows - rank * most)), cols
@@ -200,11 +202,11 @@ def newton_schulz_flops(shape: tuple[int, ...]) -> int:
 
 
 def newton_schulz(x: Tensor, coefficients: tuple[float, float, float], iterations: int, eps: float) -> Tensor:
-    """Singular values to around 1, by an odd polynomial of degree 5 over and over.
+    """Bring singular values close to 1 by iterating an odd polynomial of degree 5.
 
     Args:
         x: [..., short, long]; its dtype is that of all products.
-        coefficients: of the polynomial, lowest degree first.
+        coefficients: coefficients of the polynomial, lowest degree first.
         eps: smallest norm to divide by.
     """
     a, b, c = coefficients
@@ -221,5 +223,5 @@ def wider(matrix: Tensor) -> Tensor:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor that may be cut; the same memory."""
+    """This rank's part of a tensor that may be sharded; the same memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

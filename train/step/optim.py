@@ -1,4 +1,4 @@
-"""AdamW, Muon or SGD, with weight decay on weight matrices only: which parameter is updated how."""
+"""AdamW, Muon or SGD, with weight decay on weight matrices only."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,16 +87,17 @@ def make_optimizers(
 
     `adamw` has three groups: weight matrices of the body, of the head, and everything that never decays,
     which are biases, norms, position tables, probes and registers (FlexiViT, NaViT: kernels only). `muon`
-    takes the blocks' matrices out of the first; embedding, pooling and head stay with AdamW. With
-    `layer_decay` each block's parameters are a group of their own (BEiT, arXiv 2106.08254, A). `heads`, which
-    a task puts on the model, count as what comes after the blocks. `sgd` has the groups of `adamw`.
+    takes the blocks' matrices out of the first; embedding, pooling and head remain with AdamW. With
+    `layer_decay`, each block's parameters are a group of their own (BEiT, arXiv 2106.08254, A). `heads`,
+    which a task adds to the model, are treated like the layers after the blocks. `sgd` has the groups of
+    `adamw`.
 
     Args:
-        names: of all parameters, for the prefixes of `lr_factors` and `weight_decays`; None knows those of
+        names: names of all parameters, for the prefixes of `lr_factors` and `weight_decays`; None: those of
             the model.
 
     Raises:
-        ValueError: a prefix is the start of no parameter's name.
+        ValueError: no parameter's name starts with a prefix.
     """
     names = {p: f"model.{name}" for name, p in model.named_parameters()} if names is None else names
     for option in ("lr_factors", "weight_decays"):
@@ -136,27 +137,27 @@ def make_optimizers(
 
 
 def by_prefix(values: Sequence[tuple[str, float]], name: str, default: float) -> float:
-    """The value of the longest prefix that `name` starts with; `default` without one."""
+    """The value of the longest prefix of `name`, or `default` if there is none."""
     found = [(len(prefix), value) for prefix, value in values if name.startswith(prefix)]
     return max(found)[1] if found else default
 
 
 def layer_of(name: str, depth: int) -> int:
-    """0 for what comes before the blocks, 1..depth for the blocks, depth + 1 for what comes after them."""
+    """0 for layers before the blocks, 1..depth for the blocks, depth + 1 for layers after them."""
     if name.startswith("blocks."):
         return int(name.split(".")[1]) + 1
     return 0 if name.startswith(("patch_embed.", "pos_embed.", "prefix", "pre_norm.")) else depth + 1
 
 
 def freeze(model: nn.Module, starts: Sequence[str], heads: Sequence[nn.Module] = ()) -> None:
-    """Stop the training of all parameters of `model` whose names start with one of `starts`.
+    """Freeze all parameters of `model` whose names start with one of `starts`.
 
     Args:
-        starts: `body` is all but the model's head.
-        heads: what a task puts on the model; they train on.
+        starts: name prefixes; `body` is everything except the model's head.
+        heads: the heads that a task adds to the model; they are not frozen.
 
     Raises:
-        ValueError: one of `starts` is no parameter's, or nothing is left to train.
+        ValueError: no parameter's name starts with one of `starts`, or nothing is left to train.
     """
     names = [name for name, _ in model.named_parameters()]
     for start in starts:
@@ -174,7 +175,7 @@ def freeze(model: nn.Module, starts: Sequence[str], heads: Sequence[nn.Module] =
 def is_kernel(name: str, parameter: Tensor) -> bool:
     """Whether a parameter multiplies activations: the weights of linear layers and of the patch embedding.
 
-    A table of which rows are looked up, of positions or of words, does not.
+    A table from which rows are looked up, of positions or of words, does not.
     """
     looked_up = name.startswith("pos_embed.") or name.endswith(".embed.weight")
     return parameter.ndim >= 2 and name.endswith("weight") and not looked_up

@@ -1,4 +1,4 @@
-"""Where a run goes on: the newest checkpoint that is whole, or the one that was asked for."""
+"""Where a run resumes: from its newest intact checkpoint, or the requested one."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -12,12 +12,12 @@ from packvit.train.step.integrity import check_files, has_hashes
 
 @dataclass(frozen=True)
 class Resume:
-    """Where a run goes on.
+    """Where a run resumes.
 
     Args:
-        path: of the checkpoint; None starts anew.
+        path: path of the checkpoint; None starts anew.
         notes: the states of its parts, by name.
-        aside: later checkpoints, which are damaged or not wanted.
+        aside: later checkpoints, which are damaged or not used.
     """
 
     path: Path | None = None
@@ -35,17 +35,17 @@ class Resume:
 
 
 def find_resume(folder: Path, asked: str, say: Callable[[str], None]) -> Resume:
-    """Read and compare the checkpoints in `folder`, newest first, up to one that is whole.
+    """Read and check the checkpoints in `folder`, newest first, until one is intact.
 
-    Every rank does it by itself and finds the same.
+    Every rank does this by itself and finds the same one.
 
     Args:
-        asked: name of the checkpoint to go on from, such as step-100; empty takes the newest, as does one
-            from which the newest has come.
-        say: told of each checkpoint that is passed over.
+        asked: name of the checkpoint to resume from, such as step-100; empty uses the newest, and so does one
+            from which the newest has continued.
+        say: called about each checkpoint that is skipped.
 
     Raises:
-        ValueError: the one that was asked for is not there or is damaged, or none is whole.
+        ValueError: the requested checkpoint is missing or damaged, or none is intact.
     """
     found = find_checkpoints(folder)
     if asked and not _went_on_from(asked, found):
@@ -80,15 +80,15 @@ def _find_asked(folder: Path, asked: str, found: list[Path]) -> Resume:
 
 
 class DamagedError(ValueError):
-    """A checkpoint is not as it was written."""
+    """A checkpoint differs from what was written."""
 
 
 def read_notes(path: Path) -> dict[str, Any]:
-    """The states of a checkpoint's parts, by name, after a comparison of all its files with their hashes.
+    """The states of a checkpoint's parts by name, after all its files have been compared with their hashes.
 
     Raises:
         DamagedError: a file is damaged or missing.
-        ValueError: the checkpoint is of another version.
+        ValueError: the checkpoint has another version.
     """
     try:
         notes = json.loads((path / "progress.json").read_text())

@@ -12,13 +12,13 @@ from packvit.train.step.optim import OptimConfig
 def lr_factor(before: float, after: float, length: float, config: OptimConfig) -> float:
     """Factor in [0, 1] of one step.
 
-    Linear warm-up, a shape, and a linear cooldown at the end. Shapes: `cosine`, half of one down to zero
-    (FlexiViT); `linear` to zero; `rsqrt`, flat up to the timescale and then sqrt(timescale / after) (NaViT);
-    `constant`.
+    It consists of a linear warm-up, a shape, and a linear cooldown at the end. Shapes are `cosine`, half a
+    period down to zero (FlexiViT); `linear` down to zero; `rsqrt`, flat up to the timescale and then
+    sqrt(timescale / after) (NaViT); and `constant`.
 
     Args:
-        before, after: how far the run is before and after the step, in the unit of `length`.
-        length: of the whole run: steps, images or tokens.
+        before, after: progress of the run before and after the step, in the unit of `length`.
+        length: length of the whole run in steps, images or tokens.
     """
     factor = min(1.0, after / config.warmup) if config.warmup else 1.0
     progress = min(1.0, max(0.0, (before - config.warmup) / max(1, length - config.warmup)))
@@ -39,7 +39,7 @@ def lr_factor(before: float, after: float, length: float, config: OptimConfig) -
 
 
 def set_lr(optimizers: Sequence[Optimizer], factor: float) -> None:
-    """Every group's learning rate is its peak times `factor`."""
+    """Set every group's learning rate to its peak times `factor`."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor

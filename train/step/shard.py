@@ -1,4 +1,4 @@
-"""A module shared by several ranks: copied to each (DDP) or cut into parts (FSDP2)."""
+"""A module on several ranks: copied to each (DDP) or sharded (FSDP2)."""
 
 from collections.abc import Callable
 from inspect import signature
@@ -18,7 +18,7 @@ from packvit.train.step.interface import TrainedModule
 
 
 def replicate(module: nn.Module) -> DistributedDataParallel:
-    """A copy on every rank. Buffers are constants, and gradients stand where they are summed, not twice."""
+    """A copy on every rank. Buffers are constants, and gradients are stored once, where they are summed."""
     options: dict[str, Any] = {"gradient_as_bucket_view": True}
     # torch 2.13 has renamed it, and warns of the older name.
     known = signature(DistributedDataParallel).parameters
@@ -27,14 +27,15 @@ def replicate(module: nn.Module) -> DistributedDataParallel:
 
 
 def settle(forward: nn.Module, ranks: Ranks, backward: Callable[[], object]) -> None:
-    """Before the first step of a process, run its backward pass in vain where DDP has three or more ranks.
+    """Before the first step of a process, run its backward pass once and discard it, if DDP has three or more
+    ranks.
 
-    DDP puts gradients into another order after the first pass, and a sum of three terms or more depends on
-    their order in its last bit: a run that was resumed would differ from one that was never stopped.
+    DDP reorders gradients after the first pass, and a sum of three or more terms depends on their order in
+    its last bit, so a resumed run would differ from one that was never stopped.
 
     Args:
-        forward: of the engine.
-        backward: the pass of the step; what it adds to gradients is forgotten.
+        forward: the engine's forward.
+        backward: the pass of the step; its gradients are discarded.
     """
     if ranks.world_size > 2 and isinstance(forward, DistributedDataParallel) and forward not in _settled:
         backward()
@@ -46,7 +47,7 @@ _settled: WeakSet[nn.Module] = WeakSet()
 
 
 def cut(module: TrainedModule, average: Average | None, ranks: Ranks, precision: str) -> None:
-    """Cut the model, the module's heads and their average over all ranks, in place."""
+    """Shard the model, the module's heads and their average over all ranks, in place."""
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
     for whole in (module, average):
         if whole is not None:
@@ -56,13 +57,13 @@ def cut(module: TrainedModule, average: Average | None, ranks: Ranks, precision:
 
 
 def shard(model: PackedViT, mesh: DeviceMesh, precision: str) -> None:
-    """Cut `model` over all ranks, block by block, in place; what is no block is one part.
+    """Shard `model` over all ranks, block by block, in place; everything outside the blocks is one part.
 
-    All that is kept is fp32. With precision bf16, blocks are gathered as bf16, to which their matrix products
-    round weights anyway, and norms and scales are rounded as well; ranks send each other half as much. Their
-    gradients are summed in fp32. Embeddings, pooling and head are gathered as fp32, and what passes from
-    block to block is not rounded. With fp16 all are gathered as fp32: its range is too small for the
-    gradients of norms, which autocast computes in fp32.
+    All stored values are fp32. With precision bf16, blocks are gathered as bf16, to which their matrix
+    products round weights anyway, and norms and scales are rounded as well; ranks send each other half as
+    much. Their gradients are summed in fp32. Embeddings, pooling and head are gathered as fp32, and the
+    stream between blocks is not rounded. With fp16, everything is gathered as fp32, because the range of fp16
+    is too small for the gradients of norms, which autocast computes in fp32.
     """
     blocks = MixedPrecisionPolicy()
     # On a CPU, torch's LayerNorm does not take bf16 weights for fp32 tokens, and autocast does not help.

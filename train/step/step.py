@@ -1,9 +1,9 @@
 """One optimizer step: forward, loss, backward, clip, update, on one rank of all.
 
-The gradient of a step is the mean over all images of the step, over all ranks and accumulated batches; a step
-whose gradient is not finite changes nothing, as the device decides without the host. `ddp` keeps a whole copy
-of everything on each rank. `fsdp` (fully_shard, FSDP2) cuts weights, gradients, moving average and optimizer
-state into equal parts; a block is gathered just before it runs.
+The gradient of a step is the mean over all images of the step, over all ranks and accumulated batches. A step
+whose gradient is not finite changes nothing; the device decides this without the host. `ddp` keeps a whole
+copy of everything on each rank. `fsdp` (fully_shard, FSDP2) divides weights, gradients, moving average and
+optimizer state into equal parts; a block is gathered just before it runs.
 """
 
 import math
@@ -41,20 +41,21 @@ from packvit.train.step.shard import cut, replicate, settle
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How a step is computed; of `train.*`.
+    """How a step is computed; part of `train.*`.
 
     Args:
-        precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU; fp16 scales its gradients; tf32
-            is fp32 whose products on CUDA round their factors to 10 bits of mantissa.
-        parallel: how several ranks share the model: `ddp` copies it, `fsdp` cuts it into shards.
-        ema: decay of the weights' moving average that is evaluated and saved as the model; 0 has none.
-        compile: whether torch.compile fuses what blocks do to each token; auto is on for CUDA and off for a
+        precision: precision of matrix products; auto is bf16 on CUDA and fp32 on a CPU; fp16 scales its
+            gradients; tf32 is fp32, but products on CUDA round their factors to 10 bits of mantissa.
+        parallel: how several ranks share the model: `ddp` copies it, `fsdp` shards it.
+        ema: decay of the weights' moving average, which is evaluated and saved as the model; 0: no average.
+        compile: whether torch.compile fuses the per-token parts of blocks; auto is on for CUDA and off for a
             CPU, where a C++ compiler is needed. Sums are rounded in another order, so it changes bits.
-        deterministic: take only kernels of CUDA that give the same bits each time, which may be slower.
-        attention: how tokens attend, see docs/models.md; auto measures which is the fastest on a GPU.
+        deterministic: use only CUDA kernels that give the same bits each time, which may be slower.
+        attention: attention backend, see docs/models.md; auto measures which is the fastest on a GPU.
         residual: dtype of the stream that blocks read and add to; bf16 moves half the bytes and costs digits.
-        depths: numbers of blocks, one of which is drawn for each step: only so many run, and the one head
-            reads the last of them (FlexiViT 7, flexible depth). Empty: all blocks run in every step.
+        depths: numbers of blocks, one of which is drawn for each step: only so many blocks run, and the
+            single head reads the output of the last one (FlexiViT 7, flexible depth). Empty: all blocks run
+            in every step.
     """
 
     precision: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = "auto"
@@ -77,16 +78,17 @@ class Engine:
     `tf32` and `train.deterministic` are settings of the process: see `packvit.common.device.arithmetic`.
 
     Args:
-        module: initialised alike on every rank; moved and, with `train.parallel` fsdp, sharded in place.
-        seed: of the run, for what a forward pass draws.
+        module: initialised identically on every rank; moved and, with `train.parallel` fsdp, sharded in
+            place.
+        seed: the run's seed, for random numbers in the forward pass.
 
     Attributes:
         model: the trained model, of which the module is made.
         averaged: the moving average of all weights, or None.
-        average: that of the model, in eval mode, or None.
-        forward: what to call; the same as `module` where nothing is shared.
+        average: the moving average of the model, in eval mode, or None.
+        forward: the function to call; the same as `module` if there is a single rank.
         optimizers: see make_optimizers.
-        reported: what the task has reported of the step so far, by name; see `report`.
+        reported: what the task has reported about the step so far, by name; see `report`.
     """
 
     def __init__(
@@ -132,10 +134,11 @@ class Engine:
             model.compile_blocks()
 
     def backward_by_image(self, step: StepBatches, loss: Callable[[Any, LoadedBatch], Tensor]) -> Tensor:
-        """Forward, loss and backward of one batch after another, where an image's loss is its own.
+        """Forward, loss and backward of one batch after another, for losses computed for each image alone.
 
         Args:
-            loss: from the module's outputs and a batch on the device, the loss of each image, float32 [n].
+            loss: computes the loss of each image, float32 [n], from the module's outputs and a batch on the
+                device.
 
         Returns:
             The losses of all images of this rank, [N], without a gradient.
@@ -152,15 +155,16 @@ class Engine:
         return torch.cat(losses)
 
     def report(self, name: str, values: Tensor) -> None:
-        """Let the log say the mean of `values` [n], such as a part of the loss, over all calls and ranks.
+        """Add the mean of `values` [n], such as a part of the loss, over all calls and ranks to the log.
 
-        Every rank calls it alike, where it has none with an empty tensor.
+        Every rank calls it equally often, with an empty tensor if it has no values.
         """
         self.reported.setdefault(name, []).append(values.detach().float())
 
     @contextmanager
     def sharing(self, last: bool) -> Iterator[None]:
-        """Gradients of a backward pass in here are shared among ranks only if it is the `last` of a step."""
+        """A context in which the gradients of a backward pass are exchanged only if it is the `last` of a
+        step."""
         for part in self._shared:
             part.set_requires_gradient_sync(last)
         if isinstance(self.forward, DistributedDataParallel) and not last:
@@ -173,8 +177,8 @@ class Engine:
         """Add the gradient of `loss_sum` / `images`, summed over ranks.
 
         Args:
-            images: of the step over all ranks, where losses are those of images; 1 where `loss_sum` is this
-                rank's part of the step's loss already.
+            images: number of images of the step on all ranks, if losses are those of images; 1 if `loss_sum`
+                is already this rank's part of the step's loss.
         """
         skipped = islice(self.model.blocks, self.model.depth, None)
         if sums := [local(parameter).sum() for block in skipped for parameter in block.parameters()]:
@@ -185,8 +189,8 @@ class Engine:
     def depth_of(self, number: int) -> int | None:
         """How many blocks run in a step, `number` from 0, the same on all ranks; None: all.
 
-        It is drawn for a step and not for an image: a block that some tokens of a batch skip would still have
-        to run for all of them, and a step that differs from the others would cost as much.
+        It is drawn for a step and not for an image, because a block that only some tokens of a batch skip
+        would still have to run for all of them, which would save nothing.
         """
         depths = self.config.depths
         return Random(derive_seed(self.seed, "depth", number)).choice(depths) if depths else None
@@ -202,14 +206,14 @@ class Engine:
             )
 
     def clip(self) -> Tensor:
-        """Clip the gradient; its norm before, float32 [] on the device, the same on all ranks."""
+        """Clip the gradient; returns its norm before, float32 [] on the device, the same on all ranks."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.optim.clip or math.inf)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def update(self, grad_norm: Tensor, number: int, lr_factor: float) -> None:
-        """Update weights and average if `grad_norm` is finite; forget the gradient. `number` is from 0."""
+        """Update weights and average if `grad_norm` is finite; clear the gradient. `number` counts from 0."""
         set_lr(self.optimizers, lr_factor)
         skip = 1 - grad_norm.isfinite().float()
         for optimizer in self.optimizers:
@@ -223,7 +227,7 @@ class Engine:
         self.module.zero_grad(set_to_none=True)
 
     def whole(self) -> PackedViT:
-        """The model to evaluate and to keep, not sharded: the average where there is one."""
+        """The model to evaluate and to keep, not sharded: the average if there is one."""
         self.model.depth = self.model.config.depth
         chosen = self.average if self.average is not None else self.model
         if not isinstance(chosen, FSDPModule):
@@ -236,7 +240,7 @@ class Engine:
         return whole
 
     def whole_heads(self) -> list[dict[str, Any]]:
-        """The state dicts of the module's heads, not sharded, of their average where there is one; every rank
+        """The state dicts of the module's heads, or of their average if there is one, not sharded; every rank
         calls it."""
         heads = (self.averaged or self.module).heads()
         options = StateDictOptions(full_state_dict=True)
@@ -246,13 +250,14 @@ class Engine:
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, moving average and optimizer state: tensors only. Optimizers' settings are configured."""
+        """Weights, moving average and optimizer state: tensors only. Optimizer settings come from the
+        configuration."""
         weights, optimizer = get_state_dict(self.module, self.optimizers)
         state: dict[str, Any] = {"model": weights, "optimizer": {"state": optimizer["state"]}}
         return state if self.averaged is None else state | self.averaged.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace the state by one that `state_dict` gave and that was read in place."""
+        """Replace the state by one that `state_dict` returned and that was read in place."""
         _, optimizer = get_state_dict(self.module, self.optimizers)
         set_state_dict(
             self.module,
@@ -265,7 +270,7 @@ class Engine:
 
 
 class StepTask(Protocol):
-    """What a step needs of a task."""
+    """What a step needs from a task."""
 
     def backward(self, engine: Engine, step: StepBatches) -> Tensor:
         """The gradient of the loss of the whole step, all batches of all ranks; returns the losses of this
@@ -280,8 +285,8 @@ def train_step(
 
     Args:
         step: this rank's batches, and the number of images of all ranks.
-        number: of the step in the run, from 0.
-        lr_factor: of the peak learning rates.
+        number: number of the step in the run, from 0.
+        lr_factor: factor of the peak learning rates.
     """
     engine.model.depth = engine.model.config.depth  # DDP's order of gradients may not depend on the step
     settle(engine.forward, engine.ranks, lambda: task.backward(engine, step))

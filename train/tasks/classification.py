@@ -1,4 +1,4 @@
-"""Classification: one class of an image, or any number of them, from labels."""
+"""Classification from labels: one class for an image, or any number of them."""
 
 from collections.abc import Mapping, Sequence
 from typing import assert_never
@@ -19,8 +19,8 @@ class Classification:
     """Cross-entropy of the labels, softmax or sigmoid; see Task.
 
     Raises:
-        ValueError: the model has no classes where labels or an evaluation need them, or the loss takes one
-            label and images have several.
+        ValueError: the model has no classes although labels or an evaluation need them, or the loss takes one
+            label but images have several.
     """
 
     teachers: tuple[tuple[int, int], ...] = ()
@@ -43,7 +43,7 @@ class Classification:
         self.evaluators: Sequence[MakeEvaluator] = (self.measure,)
 
     def measure(self, images: EvalSet) -> Evaluator:
-        """What measures the trained model."""
+        """The evaluator of the trained model."""
         return (AveragePrecision if self.several else Accuracy)(self.train.loss)
 
     def initial(self) -> None:
@@ -121,5 +121,5 @@ def mixed_labels(mixed: Mixed, classes: int) -> Tensor:
 
 
 def dense_labels(labels: Tensor, classes: int) -> Tensor:
-    """float32 [N, classes]: class indices as one-hot rows; rows stay as they are."""
+    """float32 [N, classes]: class indices become one-hot rows; rows are not changed."""
     return (F.one_hot(labels, classes) if labels.ndim == 1 else labels).float()

@@ -1,8 +1,8 @@
-"""Consistency between budgets: labels, and features of an image that agree at two sizes.
+"""Consistency between budgets: learn from labels, and let an image's features agree at two sizes.
 
 Every sample is shown twice in one sequence (`DataPlan.pairs`), so no rank, batch or step ever holds half of a
-pair. For every image the loss is that of its label + weight * distance of the pair's features. The distance
-has a gradient of the image with fewer tokens alone: the features of the other one are what it shall have.
+pair. The loss of every image is that of its label + weight * distance of the pair's features. The distance
+has a gradient only for the image with fewer tokens: the features of the other one are its target.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,10 +23,10 @@ from packvit.train.tasks.distillation import distance
 
 
 class Consistency:
-    """Classification of pairs whose features shall agree; see Task.
+    """Classification of pairs whose features should agree; see Task.
 
     Raises:
-        ValueError: what does not go with pairs, by its field; see also Classification.
+        ValueError: a field is incompatible with pairs; names it; see also Classification.
     """
 
     teachers: tuple[tuple[int, int], ...] = ()
@@ -67,7 +67,7 @@ class Consistency:
 
 
 class WithFeatures(TrainedModule):
-    """A model with its own head, and what enters it."""
+    """A model that returns its logits and features."""
 
     def forward(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
         """Logits [N, classes], features [N, feature_dim]."""
@@ -76,11 +76,11 @@ class WithFeatures(TrainedModule):
 
 
 def pair_distances(features: Tensor, tokens: Tensor, measure: Measure) -> Tensor:
-    """How far the image of fewer tokens of each pair is from the other one, which has no gradient of it.
+    """The distance of each pair's image with fewer tokens from the other one, which gets no gradient.
 
     Args:
         features: [N, D]; images 2i and 2i + 1 are a pair.
-        tokens: [N], of each image; of equal ones the first is pulled to the second.
+        tokens: [N], tokens of each image; if they are equal, the first image is pulled to the second.
         measure: see `distance`.
 
     Returns:
@@ -93,7 +93,7 @@ def pair_distances(features: Tensor, tokens: Tensor, measure: Measure) -> Tensor
 
 
 def refuse_others(config: Config) -> None:
-    """Refuse what does not go with pairs.
+    """Refuse fields that are incompatible with pairs.
 
     Raises:
         ValueError: names the field.

@@ -1,11 +1,12 @@
-"""Contrastive training: an image and its caption shall be alike, and unlike all others of the step.
+"""Contrastive training: an image and its caption should be alike, and unlike all others of the step.
 
-NaViT's second objective (arXiv 2307.06304, 2.3), CLIP's and SigLIP's only one. The loss compares all images
-of a step with all its texts, over all batches and ranks. With several batches to a step they are embedded
-first without a gradient, then the loss gives the gradient of each embedding, and each batch is embedded
-again, with the same random numbers, to carry it on: no more than one batch's activations are ever kept.
+This is NaViT's second objective (arXiv 2307.06304, 2.3), and the only one of CLIP and SigLIP. The loss
+compares all images of a step with all its texts, over all batches and ranks. If a step has several batches,
+they are first embedded without a gradient; then the loss gives the gradient of each embedding, and each batch
+is embedded again, with the same random numbers, to propagate it. So at most one batch's activations are in
+memory.
 
-With an image tower that is frozen altogether this is LiT (arXiv 2111.07991): images are embedded once.
+With a completely frozen image tower this is LiT (arXiv 2111.07991): images are embedded once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,12 +58,12 @@ from packvit.train.tasks.start import check_same
 class Contrastive:
     """Two towers that learn from images and their captions; see Task.
 
-    A step of one pair has nothing to compare it with: its softmax loss is zero.
+    The softmax loss of a step with a single pair is zero, because there is nothing to compare it with.
 
     Raises:
         FileNotFoundError: there is no tokeniser at `contrastive.tokenizer`.
         ValueError: the configuration asks for what this task cannot do, the towers' widths differ, no sample
-            has a caption, or the tokeniser is of another model.
+            has a caption, or the tokeniser belongs to another model.
     """
 
     teachers: tuple[tuple[int, int], ...] = ()
@@ -106,7 +107,7 @@ class Contrastive:
             self.found.tokenizer.save(folder)
 
     def retrieval(self, images: EvalSet) -> Evaluator:
-        """What measures the trained towers: captions and images find each other."""
+        """The evaluator of the trained towers: retrieval of captions and images."""
         assert self.engine is not None
         ranks, options = self.engine.ranks, self.config
         with torch.device(ranks.device):
@@ -185,7 +186,7 @@ class Pairs(TrainedModule):
         """Embeddings of images and of their captions, [N, E] of length 1, and the logits' scale and bias.
 
         Args:
-            image: the images' embeddings, where they are known already.
+            image: the images' embeddings, if they are already known.
         """
         image = unit(self.model(batch)) if image is None else image
         return image, unit(self.text(captions_of(batch))), *self.logits()
@@ -226,7 +227,7 @@ class Pairs(TrainedModule):
 
 
 def captions_of(batch: PackedBatch) -> PackedText:
-    """The captions that came with a batch."""
+    """The captions of a batch."""
     text = batch.targets["caption"]
     assert isinstance(text, PackedText)
     return text
@@ -245,10 +246,10 @@ class FoundTokenizer(NamedTuple):
 
 
 def find_tokenizer(config: Config) -> FoundTokenizer:
-    """The run's tokeniser: the one that its folder keeps, the one that it names, that of the text tower that
-    it starts with, or a new one.
+    """The run's tokeniser: the one in its folder, the configured one, that of the text tower that it starts
+    with, or a new one.
 
-    Every rank trains the same new one.
+    Every rank trains the same new tokeniser.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: there is none, or it cannot be read or trained.
@@ -276,7 +277,7 @@ def find_tokenizer(config: Config) -> FoundTokenizer:
 
 
 def refuse_others(config: Config) -> None:
-    """Refuse what two towers cannot learn with.
+    """Refuse fields that are incompatible with two towers.
 
     Raises:
         ValueError: names the field.

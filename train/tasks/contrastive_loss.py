@@ -1,10 +1,10 @@
-"""The loss of image-text pairs over all ranks, without ever keeping an N x N matrix.
+"""The loss of image-text pairs over all ranks, without ever storing an N x N matrix.
 
-Each rank compares its images with every rank's texts. The texts go round a ring, padded to the largest
-number of pairs, and the logits of a few images at a time are computed, summed up and forgotten. Of the
-softmax loss a row's log-sum-exp stays with its image and a column's travels with its text. The backward pass
+Each rank compares its images with every rank's texts. The texts travel round a ring, padded to the largest
+number of pairs, and the logits of a few images at a time are computed, summed up and discarded. For the
+softmax loss, a row's log-sum-exp stays with its image and a column's travels with its text. The backward pass
 goes round once more: it computes the same logits again, and the texts' gradients travel with them. A rank
-keeps what its own embeddings take, computes each logit twice, and passes on 3 * E + 2 numbers for each pair.
+stores only its own embeddings, computes each logit twice, and passes on 3 * E + 2 numbers for each pair.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,13 +32,14 @@ def contrastive_loss(
 
     softmax: -(1 / 2N) sum_i (log softmax(l_i.)_i + log softmax(l_.i)_i) (CLIP, arXiv 2103.00020, 2.3; NaViT
     2.3). sigmoid: (1 / N) sum_ij softplus(-z_ij l_ij), where z is 1 for pairs and -1 otherwise (SigLIP, arXiv
-    2303.15343, 3). Where torch.distributed is initialised, every rank calls this with its own pairs, of any
-    number, and the loss is that of all of them: N is the sum over ranks.
+        2303.15343, 3). If torch.distributed is initialised, every rank calls this with any number of its own
+        pairs,
+    and the loss is that of all pairs: N is the sum over ranks.
 
-    The gradient is that of the whole loss with respect to this rank's inputs; of `scale` and `bias` it is
-    this rank's share, and the shares of all ranks add up. DDP takes the mean of gradients over ranks, so
-    there the loss is multiplied by the number of ranks first, as `Engine.backward` does. There are no second
-    derivatives.
+    The gradient is that of the whole loss with respect to this rank's inputs. For `scale` and `bias` it is
+    this rank's share, and the shares of all ranks add up. DDP takes the mean of gradients over ranks, so with
+    DDP the loss must first be multiplied by the number of ranks, as `Engine.backward` does. Second
+    derivatives are not available.
 
     Args:
         image, text: [N, E], floating, usually of length 1; row i of both is a pair. Half precision is
@@ -46,14 +47,14 @@ def contrastive_loss(
         scale: one number, e^t' in the papers; a tensor may require a gradient.
         bias: one number, b in the papers, or None for 0.
         kind: `softmax` or `sigmoid`.
-        chunk: how many images are compared at once; any number gives the same loss. None takes as many as
+        chunk: number of images that are compared at once; any number gives the same loss. None: as many as
             make 2^24 logits.
 
     Returns:
         float32 or float64 [], the same on all ranks.
 
     Raises:
-        ValueError: the shapes are no N pairs, `kind` is unknown or `chunk` is not positive.
+        ValueError: the shapes are not those of N pairs, `kind` is unknown or `chunk` is not positive.
     """
     return contrastive_losses(image, text, scale, bias, kind, chunk)[0]
 
@@ -66,7 +67,7 @@ def contrastive_losses(
     kind: Kind = "softmax",
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `contrastive_loss`, and each pair's part of it for the log, [N], without a gradient.
+    """`contrastive_loss`, and each pair's part of it for the log, [N], without a gradient.
 
     The mean of the parts over the pairs of all ranks is the loss.
     """
@@ -133,7 +134,7 @@ class _Contrast(torch.autograd.Function):
 
 
 class Comparison:
-    """The logits of this rank's images with a block of texts, some rows at a time."""
+    """The logits of this rank's images with a block of texts, a few rows at a time."""
 
     def __init__(self, image: Tensor, scale: Tensor, bias: Tensor, chunk: int | None) -> None:
         self.image, self.scale, self.bias, self.chunk = image, scale, bias, chunk
@@ -151,10 +152,10 @@ class Comparison:
 
 
 class Ring:
-    """Blocks of rows that go from rank to rank until each has been with all of them.
+    """Blocks of rows that travel from rank to rank until each has visited all ranks.
 
     Args:
-        rows: of this rank's block; any number.
+        rows: number of rows of this rank's block.
     """
 
     def __init__(self, rows: int) -> None:
@@ -179,9 +180,10 @@ class Ring:
         """Show every rank's block to every rank.
 
         Args:
-            block: [rows, n], read only; goes on while it is looked at.
-            sums: [rows, m], what is summed up about the block; it travels behind.
-            visit: with a block, its sums, which it changes in place, and whether it is this rank's own.
+            block: [rows, n], read only; it is sent on while it is visited.
+            sums: [rows, m], sums about the block, which follow it.
+            visit: called with a block, its sums, which it changes in place, and whether it is this rank's
+                own.
 
         Returns:
             The sums of this rank's own block, [rows, m].
@@ -257,10 +259,10 @@ def _diagonal(part: Tensor, rows: slice) -> Tensor:
 
 
 class Gradients:
-    """What the second ring sums up.
+    """The sums of the second ring.
 
     Args:
-        slope: of (logits, rows, column, own), as `softmax_slope` without its first argument.
+        slope: function of (logits, rows, column, own), like `softmax_slope` without its first argument.
 
     Attributes:
         by_image: [N, E], N times the gradient by the images over the scale.
@@ -273,7 +275,8 @@ class Gradients:
         self.by_bias = compare.image.new_zeros(())
 
     def add(self, block: Tensor, by_text: Tensor, own: bool) -> None:
-        """Add a block [n, E + 1] of texts and what their columns sum to; `by_text` [n, E] travels with it."""
+        """Add a block [n, E + 1] of texts with the sums of their columns; `by_text` [n, E] travels with
+        it."""
         text, column = block[:, :-1], block[:, -1]
         for rows, logits in self.compare.logits(text):
             slope = self.slope(logits, rows, column, own)

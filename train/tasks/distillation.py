@@ -1,7 +1,7 @@
-"""Distillation: labels or teachers, or both, to one loss of each image.
+"""Distillation: learning from teachers, or from labels and teachers.
 
-For every image label_weight * label loss + sum over teachers of (logits_weight * t^2 KL(teacher || student)
-+ feature_weight * distance of features + token_weight * mean distance of tokens). FlexiViT 3.5.
+The loss of every image is label_weight * label loss + sum over teachers of (logits_weight * t^2 KL(teacher ||
+student) + feature_weight * distance of features + token_weight * mean distance of tokens). FlexiViT 3.5.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,10 +24,10 @@ from packvit.train.tasks.config import EMA, DistillConfig, Measure
 
 
 class Distillation:
-    """What teachers say, beside labels or instead of them; see Task.
+    """Learning from teachers, together with labels or instead of them; see Task.
 
     Args:
-        config: of the run; names the teachers, which are read here.
+        config: the run's configuration; names the teachers, which are read here.
 
     Raises:
         FileNotFoundError: nothing is at a teacher's path.
@@ -90,7 +90,7 @@ class Distillation:
         """The loss of each image; float32 [N].
 
         Args:
-            answers: of each teacher to its view of the same images.
+            answers: outputs of each teacher for its views of the same images.
         """
         batch = loaded.batch
         # Other ranks wait for a gradient of every parameter, also of a head whose logits have no weight.
@@ -125,7 +125,7 @@ class Distillation:
 
 
 class StudentOutputs(NamedTuple):
-    """What the loss compares; a tuple, so that FSDP finds its tensors.
+    """The outputs that the loss compares; a tuple, so that FSDP finds its tensors.
 
     logits: [N, classes].
     features: for each teacher [N, its feature_dim]; empty without `distill.feature_weight`.
@@ -141,7 +141,7 @@ class Student(TrainedModule):
     """A model, and linear maps to the widths of the teachers that it is compared with.
 
     Args:
-        config: what of the teachers is imitated.
+        config: which outputs of the teachers are imitated.
         teachers: the teachers' architectures.
     """
 
@@ -158,7 +158,7 @@ class Student(TrainedModule):
         return [part for part in (*self.feature_maps, *self.token_maps) if isinstance(part, nn.Linear)]
 
     def forward(self, batch: PackedBatch) -> StudentOutputs:
-        """Logits, and features and tokens as the teachers' widths want them."""
+        """Logits, and features and tokens mapped to the teachers' widths."""
         logits, features, tokens = self.model.outputs(batch)
         return StudentOutputs(
             logits,
@@ -168,7 +168,7 @@ class Student(TrainedModule):
 
 
 def linear(width: int, teacher_width: int) -> nn.Module:
-    """A linear map between two widths; nothing to learn where they are the same."""
+    """A linear map between two widths, or the identity if they are the same."""
     return nn.Identity() if width == teacher_width else nn.Linear(width, teacher_width)
 
 
@@ -220,7 +220,7 @@ def distance(x: Tensor, target: Tensor, measure: Measure) -> Tensor:
 
 
 def image_means(values: Tensor, batch: PackedBatch) -> Tensor:
-    """Means of `values` [T] over the tokens of each image: float32 [N]; padding counts nowhere."""
+    """Means of `values` [T] over the tokens of each image, without padding: float32 [N]."""
     image = batch.image_index.long()
     image = image.where(image >= 0, batch.num_images)
     pairs = torch.stack([values.float(), torch.ones_like(values, dtype=torch.float32)], 1)
@@ -229,12 +229,14 @@ def image_means(values: Tensor, batch: PackedBatch) -> Tensor:
 
 
 def sample_tokens(tokens: Tensor, view: PackedBatch, batch: PackedBatch) -> Tensor:
-    """A teacher's dense maps, read bilinearly at the centres of the student's kept patches; one gather.
+    """A teacher's dense maps, interpolated bilinearly at the centres of the student's kept patches; one
+    gather.
 
-    Beyond the outermost patches' centres these go on.
+    Beyond the centres of the outermost patches, their values are used.
 
     Args:
-        tokens: [T', D] at the slots of `view`, which holds the images of `batch`, in their order and whole.
+        tokens: [T', D] at the slots of `view`, which holds the images of `batch`, in their order and with all
+            tokens.
 
     Returns:
         float32 [T, D] at the slots of `batch`; padding holds anything finite.

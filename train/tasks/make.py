@@ -1,4 +1,4 @@
-"""Which task a configuration asks for."""
+"""The task for a configuration."""
 
 from packvit.train.config import Config
 from packvit.train.tasks.classification import Classification
@@ -9,7 +9,7 @@ from packvit.train.tasks.task import Task
 
 
 def make_task(config: Config) -> Task:
-    """The task of a run; raises as the tasks do."""
+    """The task of a run; raises like the tasks."""
     if config.consistency.active:
         return Consistency(config)
     if config.contrastive.loss:

@@ -27,15 +27,15 @@ OWN_FIELDS = (
 
 
 def make_module(config: Config, task: Task, resumed: bool = False) -> TrainedModule:
-    """What is trained, as `config.seed` initialises it, or with the weights of a model.
+    """The trained module, initialised by `config.seed`, or with the weights of a model.
 
-    Leaves the global random state alone.
+    Does not change the global random state.
 
     Args:
-        resumed: its weights will come from a checkpoint; the model to start with may be gone.
+        resumed: whether its weights will come from a checkpoint; the model to start with may then be missing.
 
     Raises:
-        FileNotFoundError: nothing is at `train.init`.
+        FileNotFoundError: there is nothing at `train.init`.
         ValueError: see `start_from`.
     """
     with torch.random.fork_rng(devices=[]):
@@ -58,11 +58,11 @@ def make_module(config: Config, task: Task, resumed: bool = False) -> TrainedMod
 def start_from(model: PackedViT, other: PackedViT, name: str) -> None:
     """Copy a model's weights.
 
-    The patch embedding is PI-resized where the stored sizes differ, learned position tables are resampled
-    where their grids do, and a head of other classes stays as it is.
+    The patch embedding is PI-resized if the stored sizes differ, learned position tables are resampled if
+    their grids differ, and a head for other classes is not copied.
 
     Args:
-        name: of the other model, for messages.
+        name: name of the other model, for messages.
 
     Raises:
         ValueError: the architectures differ in anything that weights depend on.
@@ -86,11 +86,11 @@ def start_from(model: PackedViT, other: PackedViT, name: str) -> None:
 def check_same(
     own: BlockConfig, theirs: BlockConfig, section: str, name: str, free: Iterable[str] = ()
 ) -> None:
-    """Refuse the weights of a model, or of one of its towers, that is another than the run's.
+    """Refuse the weights of a model, or of one of its towers, that differs from the run's.
 
     Args:
-        section: of the run's configuration that has its fields.
-        name: of the other model, for messages.
+        section: section of the run's configuration with its fields.
+        name: name of the other model, for messages.
         free: fields that may differ.
 
     Raises:
@@ -109,7 +109,7 @@ def check_same(
 def resample_table(table: Tensor, sides: tuple[int, ...], config: ViTConfig) -> Tensor:
     """A learned position table [sides.., D] for another grid.
 
-    A fractional coordinate stays where it was on the image, an absolute one keeps its entry.
+    A fractional coordinate keeps its place on the image, an absolute one keeps its entry.
     """
     for axis, side in enumerate(sides):
         old = table.shape[axis]

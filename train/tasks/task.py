@@ -1,4 +1,4 @@
-"""A task: what a run learns from, what stands on the encoder, what is minimised, and what measures it."""
+"""A task: what a run learns from, the heads on the encoder, the loss, and the evaluators."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -16,13 +16,13 @@ class Task(Protocol):
     """What a run does with a model.
 
     Attributes:
-        targets: kinds that every image of training must come with, by name.
+        targets: kinds of targets that every image of training must have, by name.
         teachers: (patch size, resolution in pixels) of further views of each image, which come with a batch.
-        eval_targets: kinds that every image of validation must come with, by name.
-        evaluators: make what measures the model on them, each from the set; called by all ranks together when
-            the run validates and when training has ended, so that one which needs a head may be bound to the
-            task, and gather it. What they do in between leaves the modes and the gradients of the task's
-            modules as they are.
+        eval_targets: kinds of targets that every image of validation must have, by name.
+        evaluators: functions that make the model's evaluators, each from the set. All ranks call them
+            together when the run validates and when training has ended, so an evaluator that needs a head can
+            be bound to the task and gather it. They must not change the modes and the gradients of the task's
+            modules.
     """
 
     targets: Mapping[str, Target]
@@ -31,11 +31,11 @@ class Task(Protocol):
     evaluators: Sequence[MakeEvaluator]
 
     def build(self, model: PackedViT) -> TrainedModule:
-        """The model with the heads that the task puts on it, initialised from torch's random state."""
+        """The model with the heads that the task adds to it, initialised from torch's random state."""
         ...
 
     def initial(self) -> tuple[PackedViT, str] | None:
-        """A model whose weights the trained one starts with, and its name; None if the task has none."""
+        """The model whose weights the trained one starts with, and its name; None if the task has none."""
         ...
 
     def prepare(self, engine: Engine) -> None:
@@ -46,14 +46,14 @@ class Task(Protocol):
         """FLOPs of training on a batch in host memory, forward and backward, all models together.
 
         Args:
-            depth: blocks of the trained model that run; None: all.
+            depth: number of blocks of the trained model that run; None: all.
         """
         ...
 
     def backward(self, engine: Engine, step: StepBatches) -> Tensor:
         """The gradient of the loss of a whole step: all batches of all ranks.
 
-        Losses that are each image's own take `engine.backward_by_image`, which takes their mean over the
+        Losses computed for each image alone use `engine.backward_by_image`, which takes their mean over the
         images of all ranks. Others see all batches and ranks and call `engine.backward` themselves; a task
         that runs the model twice on a batch, to embed and to replay, restores torch's random state in
         between.

@@ -1,1 +1,1 @@
-"""Validation on the way: what it measures, and the best model so far."""
+"""Validation during training: what it measures, and the best model so far."""

@@ -1,7 +1,7 @@
-"""The best model so far, in `best/` of the run's folder, as it belongs to the run's checkpoints.
+"""The best model so far, in `best/` of the run's folder, consistent with the run's checkpoints.
 
-A run that was killed goes on from a checkpoint, and its best model may be of a later step, which the run has
-yet to take again. The one before it therefore stays, hidden, until a checkpoint has followed.
+A run that was killed resumes from a checkpoint, but its best model may be from a later step, which the run
+has yet to repeat. The previous best model is therefore kept, hidden, until a checkpoint has followed.
 """
 
 import json
@@ -20,7 +20,7 @@ BEFORE, PARTIAL, LEAVING = f".{BEST}-before", f".{BEST}-partial", f".{BEST}-leav
 
 
 class BestModel:
-    """Keeps the best model; the main rank alone calls it.
+    """Keeps the best model; only the main rank uses it.
 
     Args:
         run_dir: the run's folder.
@@ -60,7 +60,7 @@ class BestModel:
         os.replace(self.folder, target)
 
     def go_back(self, step: int) -> None:
-        """The best model is again that of the run after `step`, as far as it is still there."""
+        """Restore the best model that the run had after `step`, if it still exists."""
         for name in (PARTIAL, LEAVING):
             shutil.rmtree(self.run_dir / name, ignore_errors=True)
         before = self.run_dir / BEFORE

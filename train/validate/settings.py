@@ -1,4 +1,4 @@
-"""What a run evaluates at: which images, at which settings, in batches of which size."""
+"""How a run is evaluated: on which images, at which settings, in batches of which size."""
 
 from dataclasses import replace
 
@@ -30,14 +30,14 @@ def open_validation(config: Config, task: Task) -> EvalSet | None:
 
 
 def eval_settings(config: Config) -> list[Setting]:
-    """What to evaluate at; see `EvalConfig.grid`."""
+    """The settings of the evaluation; see `EvalConfig.grid`."""
     return config.eval.grid(config.views)
 
 
 def validation_settings(config: Config) -> list[Setting]:
-    """What to validate at during training: as configured, else FEW of `eval_settings`.
+    """The settings of validation during training: as configured, or FEW of `eval_settings`.
 
-    These are the middle ones of three equal parts, of few, middling and many tokens.
+    These are the middle ones of three equal parts, with few, a medium number of and many tokens.
     """
     if config.eval.settings:
         return [parse_setting(name) for name in dict.fromkeys(config.eval.settings)]

@@ -1,8 +1,8 @@
 """Validation during training: the model at a few settings, on some of the validation images.
 
-It measures what the evaluation at the end does, and of the same weights: the moving average where there is
-one. All ranks share the images. It draws nothing from the random state of training and takes nothing from its
-data, so a run computes the same with it as without.
+It measures the same values as the evaluation at the end, with the same weights: the moving average if there
+is one. All ranks share the images. It uses neither the random state of training nor its data, so a run
+computes the same with it as without.
 """
 
 import shutil
@@ -33,16 +33,16 @@ class Validation:
     """Validates a run every `eval.every` steps; every rank calls every method alike. Part of a checkpoint.
 
     The best model is the one with the highest mean, over the settings, of the first value that the task
-    measures. Other settings or images than before a resume make it start anew.
+    measures. If settings or images have changed on a resume, it starts anew.
 
     Args:
         images: the run's validation set.
-        display: told what came out.
+        display: shows the results.
 
     Attributes:
         best: the highest value so far, or None.
-        best_step: after which it was measured.
-        since: validations that have followed.
+        best_step: the step after which it was measured.
+        since: number of validations that have followed.
     """
 
     def __init__(self, config: Config, task: Task, images: EvalSet, ranks: Ranks, display: Display) -> None:
@@ -57,7 +57,7 @@ class Validation:
         self.best_step, self.since = 0, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """See Part; `of` tells what the value was measured on."""
+        """See Part; `of` identifies what the value was measured on."""
         return {"of": self.of, "best": self.best, "best_step": self.best_step, "since": self.since}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -68,7 +68,7 @@ class Validation:
         self.best, self.best_step, self.since = state["best"], state["best_step"], state["since"]
 
     def describe(self) -> str:
-        """What it does, in a line."""
+        """A line that describes it."""
         names = " ".join(self.of["settings"])
         text = (
             f"Validation: every {self.config.eval.every} steps, {len(self.images.headers):,} of "
@@ -149,7 +149,8 @@ class Validation:
         self.display.say(f"{text}; {best}")
 
     def conclude(self) -> None:
-        """Say which model was the best, and whether the run ends early because none has followed."""
+        """Report which model was the best, and whether the run ends early because no better one has
+        followed."""
         if self.stopped:
             patience = self.config.eval.patience
             self.display.say(f"Ended early, eval.patience={patience}: nothing since was better than the best")
@@ -161,7 +162,8 @@ class Validation:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """In eval mode; afterwards every part is in the mode that it had, as frozen ones have their own."""
+    """A context in eval mode; afterwards every part returns to its own mode, because frozen parts have
+    theirs."""
     modes = [(part, part.training) for part in model.modules()]
     model.eval()
     try:
@@ -178,10 +180,10 @@ def mean_of(values: list[float | None]) -> float | None:
 
 
 def numbers_of(row: dict[str, Any]) -> dict[str, float | None]:
-    """The evaluators' values of a row that a curve can show: numbers, and None if one is not known."""
+    """The evaluators' values of a row that a curve can show: numbers, or None if unknown."""
     return {name: row[name] for name in measured(row) if not isinstance(row[name], list)}
 
 
 def percent(value: float | None) -> str:
-    """A share as a person reads it."""
+    """A share as a percentage."""
     return "unknown" if value is None else f"{value:.1%}"

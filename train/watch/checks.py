@@ -1,4 +1,4 @@
-"""Checks that stop a run in one sentence, before it does harm or wastes more time."""
+"""Checks that stop a run with one sentence, before it does harm or wastes more time."""
 
 import math
 import re
@@ -20,7 +20,7 @@ RECENT = 10_000  # samples
 
 
 class SameRun:
-    """The part of a checkpoint that tells its run from others: its configuration, and the number of ranks."""
+    """The part of a checkpoint that identifies its run: the configuration, and the number of ranks."""
 
     def __init__(self, config: Config, display: Display, world_size: int = 1) -> None:
         self.config = config
@@ -32,10 +32,10 @@ class SameRun:
         return plain_config(self.config) | {"ranks": self.ranks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Refuse to resume what would be another run; say what else has changed.
+        """Refuse to resume a run that would become another one; report other changes.
 
         Raises:
-            ValueError: a field that must stay has changed, such as the seed, the model or the optimizer.
+            ValueError: a field that must not change has changed, such as the seed, model or optimizer.
         """
         rules, changed = resume_rules(self.config), changed_fields(state, self.config)
         for name, (old, new) in changed.items():
@@ -71,7 +71,7 @@ def check_finite(nonfinite: int, step: int, config: Config) -> None:
     """Stop a run that learns nothing.
 
     Args:
-        nonfinite: steps in a row, up to `step`, that changed nothing.
+        nonfinite: number of consecutive steps, up to `step`, that changed nothing.
 
     Raises:
         ValueError: more than `train.max_nonfinite` steps in a row had a gradient that is not finite.
@@ -96,7 +96,7 @@ class BadShare:
         return seen, bad
 
     def check(self) -> None:
-        """Look at the last RECENT samples of all ranks, or those since the run started or was resumed.
+        """Check the last RECENT samples of all ranks, or those since the run started or was resumed.
 
         Raises:
             ValueError: more of them are bad than `data.max_bad_fraction` allows.
@@ -119,7 +119,7 @@ class BadShare:
 def commonest_reason(run_dir: Path) -> str:
     """The commonest reason of skipped.jsonl with one of its samples; empty if it has none.
 
-    Reasons that differ in numbers and quoted names only are of one kind.
+    Reasons that differ only in numbers and quoted names count as the same.
     """
     try:
         lines = read_json_lines(run_dir / "skipped.jsonl")
@@ -139,7 +139,7 @@ def _kind(reason: str) -> str:
 
 
 def check_weights(engine: Engine, step: int) -> None:
-    """Stop a run that has diverged, before its checkpoint would take the place of a good one.
+    """Stop a run that has diverged, before its checkpoint replaces a good one.
 
     Raises:
         ValueError: a weight of any rank is not finite.

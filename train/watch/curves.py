@@ -87,7 +87,7 @@ def draw_drop(lines: Lines, path: Path) -> None:
 def draw_curves(lines: Lines, path: Path) -> None:
     """Learning rate, gradient, speed and validation over the steps, one below the other.
 
-    Padding and waits for data have a panel where they exceed a percent: less is nothing to look into.
+    Padding and waits for data have a panel if they exceed one percent; less is not worth attention.
 
     Args:
         lines: of metrics.jsonl.
@@ -127,7 +127,7 @@ def draw_curves(lines: Lines, path: Path) -> None:
 
 
 def validation(lines: Lines) -> tuple[str, list[tuple[int, float]]]:
-    """What validations on the way measured, by name, and (step, value) of each; nothing without any."""
+    """The values of validations during training by name, as (step, value); empty if there are none."""
     for name in (name for line in lines for name in line.get("validation") or {}):
         found = [(line["step"], (line.get("validation") or {}).get(name)) for line in lines]
         return name, [(step, value) for step, value in found if isinstance(value, int | float)]
@@ -135,7 +135,7 @@ def validation(lines: Lines) -> tuple[str, list[tuple[int, float]]]:
 
 
 def draw_history(lines: Lines, folder: Path) -> None:
-    """Draw loss.png and curves.png into `folder`, and drop.png where tokens were dropped."""
+    """Draw loss.png and curves.png into `folder`, and drop.png if tokens were dropped."""
     drawings = {"loss.png": draw_loss, "curves.png": draw_curves}
     if any(line.get("drop_rate") for line in lines):
         drawings["drop.png"] = draw_drop
@@ -146,7 +146,7 @@ def draw_history(lines: Lines, folder: Path) -> None:
 def series(
     lines: Lines, field: str, group: str | None = None, over: str = "images_seen"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What is known of a field, or of a group of it, and where it is: float64 [n], [n]."""
+    """The known values of a field, or of one of its groups, and their places: float64 [n], [n]."""
     values = [line.get(field) for line in lines]
     if group is not None:
         values = [(value or {}).get(group) for value in values]
@@ -162,7 +162,7 @@ def group_names(lines: Lines, field: str) -> list[str]:
 
 
 def smooth(y: np.ndarray) -> np.ndarray:
-    """Moving means, centred; at the ends of what is there."""
+    """Centred moving means; at the ends, over the available values."""
     kernel = np.ones(min(len(y), 2 * (len(y) // SMOOTHED // 2) + 1))
     if len(kernel) < 2:
         return y

@@ -1,4 +1,4 @@
-"""What a run says of itself before its first step, and what it would cost: `packvit train ... --dry-run`."""
+"""What a run prints about itself before its first step."""
 
 import torch
 
@@ -11,7 +11,7 @@ from packvit.train.tokens import mean_tokens
 
 
 def introduce(training: Training, display: Display) -> None:
-    """A few lines: what is trained, its weights, the device, and a step and the run in images."""
+    """A few lines: what is trained, its weights, the device, and the images of a step and of the run."""
     config, ranks = training.config, training.ranks
     first, *others = training.engine.module.describe()
     display.say(f"{first}; patch sizes {' '.join(map(str, config.views.patch_sizes))}")
@@ -48,7 +48,7 @@ def warn_of_classes(config: Config, display: Display) -> None:
 
 
 def describe_steps(training: Training) -> str:
-    """Slots and images of a step, and what the whole run comes to in epochs where the samples are known."""
+    """Slots and images of a step, and the epochs of the whole run if the number of samples is known."""
     config = training.config
     slots = training.ranks.world_size * config.train.accumulate
     slots *= config.packing.sequences * config.packing.seq_len

@@ -1,5 +1,4 @@
-"""What a run writes down: metrics.jsonl, skipped.jsonl, audit.jsonl, and what trackers and people see of
-them."""
+"""The log of a run: metrics.jsonl, skipped.jsonl, audit.jsonl, and their display for trackers and people."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ class RunLog:
     """The log of a run from the step of `counters` on; every rank calls every method alike.
 
     Args:
-        loader: of the run, in the state that it starts with.
+        loader: the run's loader, in the state that it starts with.
         trackers: started here, by the main rank.
 
     Raises:
@@ -61,11 +60,11 @@ class RunLog:
         self._bad_share = BadShare(config, ranks, loader)
 
     def add_step(self, taken: Taken, result: StepResult | None, lr: float) -> None:
-        """Count a step; what came of the one before it is read now, while the device computes this one.
+        """Count a step; the results of the previous one are read now, while the device computes this one.
 
         Args:
             result: None if no rank had an image.
-            lr: AdamW's.
+            lr: AdamW's learning rate.
 
         Raises:
             ValueError: too many steps in a row had a gradient that is not finite.
@@ -98,10 +97,10 @@ class RunLog:
         self.display.say(f"step {came.step}  loss {loss}  {time.perf_counter() - self._window.start:.1f} s")
 
     def end_window(self, validate: Callable[[], dict[str, Any]] | None = None) -> None:
-        """Write a line of metrics.jsonl on the steps since the last one, if there are any.
+        """Write a line of metrics.jsonl about the steps since the last line, if there are any.
 
         Args:
-            validate: gives what else the line shall hold, under `validation`; its time is no time of a step.
+            validate: returns the `validation` entry of the line; its time does not count as time of a step.
 
         Raises:
             ValueError: too many samples are bad, or too many steps in a row had no finite gradient.
@@ -128,12 +127,12 @@ class RunLog:
             self.trackers.image(0, "samples", path)
 
     def lose(self, skipped: Sequence[dict]) -> None:
-        """Write down samples that this rank could not use, when the run ends with them."""
+        """Log samples that this rank could not use, when they end the run."""
         for line in (*self._skipped_lines, *skipped):
             self._skipped.write({"step": self.counters.step} | line)
 
     def skip(self) -> None:
-        """Write down samples that any rank could not use since the last call."""
+        """Log samples that any rank could not use since the last call."""
         for line in (line for part in self.ranks.gather(self._skipped_lines) for line in part):
             self._skipped.write({"step": self.counters.step} | line)
         self._skipped_lines = []

@@ -1,4 +1,4 @@
-"""Waits for data: noticed, explained, and ended after `train.timeout`."""
+"""Waits for data, which are noticed, explained, and ended after `train.timeout`."""
 
 import shutil
 import sys
@@ -15,10 +15,10 @@ class Interrupted(Exception):
 
 
 class Patience:
-    """Looks at the wait for a batch; see packvit.data.streams.feed.
+    """Watches the wait for a batch; see packvit.data.streams.feed.
 
     Args:
-        timeout: minutes after which a batch is not expected any more.
+        timeout: minutes after which a batch is no longer expected.
     """
 
     def __init__(self, loader: TrainLoader, ranks: Ranks, preemption: Preemption, timeout: float) -> None:

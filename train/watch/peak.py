@@ -1,4 +1,4 @@
-"""The peak of a device, of which MFU is a share: what the data sheet promises, and what it reaches."""
+"""The peak of a device, of which MFU is a share: the data sheet's, and the measured one."""
 
 import time
 from typing import NamedTuple
@@ -25,8 +25,8 @@ PEAK_TFLOPS = {
 class Peaks(NamedTuple):
     """TFLOP/s of a device; None if it is unknown.
 
-    sheet: as stated, or as the vendor's data sheet says.
-    measured: the best of some large matrix products in bf16; on a CPU nobody waits for it.
+    sheet: as configured, or from the vendor's data sheet.
+    measured: the best of some large matrix products in bf16; not measured on a CPU.
     """
 
     sheet: float | None
@@ -34,13 +34,13 @@ class Peaks(NamedTuple):
 
 
 def find_peaks(device: torch.device, stated: float | None) -> Peaks:
-    """The peaks of a device; takes a part of a second on a GPU."""
+    """The peaks of a device; takes a fraction of a second on a GPU."""
     measured = measure_tflops(device, SIDE, REPEATS) if device.type == "cuda" else None
     return Peaks(peak_tflops(device, stated), measured)
 
 
 def measure_tflops(device: torch.device, side: int, repeats: int) -> float:
-    """TFLOP/s of a product of two bf16 matrices [side, side]: the best of `repeats`, after one to warm up."""
+    """TFLOP/s of a product of two bf16 matrices [side, side]: the best of `repeats`, after a warm-up."""
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in "ab")
     seconds = []
     for _ in range(1 + repeats):
@@ -53,7 +53,7 @@ def measure_tflops(device: torch.device, side: int, repeats: int) -> float:
 
 
 def peak_tflops(device: torch.device, stated: float | None) -> float | None:
-    """The peak of the data sheet in TFLOP/s: as stated, from the table, or None if it is unknown."""
+    """The peak of the data sheet in TFLOP/s: as configured, from the table, or None if it is unknown."""
     if stated is not None or device.type != "cuda":
         return stated
     name = torch.cuda.get_device_name(device)

@@ -1,5 +1,5 @@
 """Signals that ask a run to save and end: SIGTERM, which schedulers send before they take a machine away,
-SIGUSR1, with which Slurm warns of that, and SIGINT, which is Ctrl-C."""
+SIGUSR1, by which Slurm announces this, and SIGINT, which is Ctrl-C."""
 
 import signal
 import time
@@ -18,8 +18,8 @@ class Preemption:
     """Whether this process was asked to end.
 
     Args:
-        by: the first signal that has come; None if none has.
-        at: when, of time.monotonic.
+        by: the first signal that has arrived; None if none has.
+        at: when it arrived, by time.monotonic.
     """
 
     by: signal.Signals | None = None
@@ -27,7 +27,7 @@ class Preemption:
 
     @property
     def asked(self) -> bool:
-        """Whether a signal has come."""
+        """Whether a signal has arrived."""
         return self.by is not None
 
     def ask(self, number: int, *_: object) -> None:
@@ -45,7 +45,7 @@ class Preemption:
 
 @contextmanager
 def catch_signals() -> Iterator[Preemption]:
-    """Within it the signals only set `asked`; the loop looks at it after every step."""
+    """A context in which the signals only set `asked`; the loop checks it after every step."""
     preemption = Preemption()
     before = {number: signal.signal(number, preemption.ask) for number in ASKING}
     try:

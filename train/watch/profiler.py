@@ -30,11 +30,11 @@ class Profiler:
         self.profile.start()
 
     def step(self) -> None:
-        """A step is over."""
+        """Note that a step is over."""
         self.profile.step()
 
     def stop(self) -> None:
-        """The run is over; writes what was recorded if that was not all yet."""
+        """Note that the run is over; writes an incomplete recording."""
         self.profile.stop()
         if not (self.folder / f"{self.name}.txt").exists():
             self.display.say(f"No profile: it begins after {WARM_UP} steps, and the run had no more")

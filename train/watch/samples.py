@@ -23,14 +23,14 @@ def draw_samples(
 ) -> None:
     """The first packed sequences: every image with its patches in place, and how the slots are shared.
 
-    A sequence is a band of two parts. Above stand its images, each with its kept patches where they belong,
-    dropped ones crossed out, and under it patch size, kept tokens and label. Below is a bar of the S slots,
-    coloured by image, padding in grey.
+    A sequence is a band of two parts. The upper part has its images, each with its kept patches in place and
+    dropped ones crossed out, and with patch size, kept tokens and label below it. The lower part is a bar of
+    the S slots, coloured by image, with padding in grey.
 
     Args:
         batch: uint8 patches, on the CPU.
         path: PNG; its folder is created if needed.
-        max_sequences: sequences shown.
+        max_sequences: maximum number of sequences shown.
         classes: names of the labels; None shows their numbers.
     """
     rows = batch.image_index.reshape(-1, batch.seq_len)[:max_sequences]

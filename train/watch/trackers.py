@@ -1,6 +1,6 @@
-"""Trackers: what a run logs, shown by TensorBoard or Weights & Biases; metrics.jsonl is written in any case.
+"""Trackers: the log of a run in TensorBoard or Weights & Biases; metrics.jsonl is written in any case.
 
-A resumed run continues with the same curves. What a killed run logged after its last checkpoint is hidden by
+A resumed run continues the same curves. What a killed run logged after its last checkpoint is hidden in
 TensorBoard, and logged a second time to Weights & Biases, at the same step.
 """
 
@@ -27,14 +27,14 @@ class Tracker(Protocol):
         """A picture after a step."""
 
     def close(self, failed: bool) -> None:
-        """Write out what is not yet written; `failed` if the run ended with an error."""
+        """Write everything that is not written yet; `failed` if the run ended with an error."""
 
 
 class TensorBoard:
     """Event files in the run's folder, under `tensorboard`; `tensorboard --logdir RUN` shows them.
 
     Args:
-        step: after which the run goes on; what is there of later steps is hidden.
+        step: the step after which the run continues; what was logged for later steps is hidden.
 
     Raises:
         ImportError: tensorboard is not installed.
@@ -67,7 +67,7 @@ class WeightsAndBiases:
 
     Raises:
         ImportError: wandb is not installed.
-        ValueError: it does not start, for want of a login for example.
+        ValueError: it does not start, for example because a login is missing.
     """
 
     def __init__(self, config: Config, step: int) -> None:
@@ -119,7 +119,7 @@ class Trackers:
             tracker.close(error is not None)
 
     def start(self, config: Config, step: int) -> None:
-        """Open those of `train.trackers`; the run goes on after `step`.
+        """Open the trackers of `train.trackers`; the run continues after `step`.
 
         Raises:
             ImportError, ValueError: one cannot be used; says why.
@@ -127,13 +127,13 @@ class Trackers:
         self.trackers = [KINDS[name](config, step) for name in config.train.trackers]
 
     def log(self, line: dict[str, Any]) -> None:
-        """Numbers after a step, as a line of metrics.jsonl; those of a group are named `group/name`, and what
-        is unknown is left out."""
+        """Log numbers after a step, given as a line of metrics.jsonl; those of a group are named
+        `group/name`, and unknown values are left out."""
         for tracker in self.trackers:
             tracker.log(line["step"], flat_numbers(line))
 
     def image(self, step: int, name: str, path: Path) -> None:
-        """A picture; left out where none was drawn."""
+        """Log a picture, if one was drawn."""
         for tracker in self.trackers if path.exists() else ():
             tracker.image(step, name, path)
 

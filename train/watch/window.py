@@ -1,8 +1,8 @@
-"""What a run reports: a window of steps summed up, in all and by groups of images.
+"""The report of a run: sums over a window of steps, in total and by groups of images.
 
 The groups of resolution are the same in every run, so that runs can be compared. Their bounds are 9 and 13
-times powers of two, which lie away from the resolutions that people choose: the grids of a fixed resolution
-are a little larger or smaller, and should not fall into two groups.
+times powers of two, which are far from usual resolutions, because the grids of a fixed resolution are a
+little larger or smaller and should not fall into two groups.
 """
 
 import math
@@ -34,24 +34,24 @@ def resolution_groups(resolution: np.ndarray) -> np.ndarray:
 
 
 def resolution_name(group: int) -> str:
-    """Of a group of resolutions, in pixels: its bounds, as "144-208"."""
+    """The name of a group of resolutions: its bounds in pixels, such as "144-208"."""
     low = BOUNDS[group - 1] if group else 0
     return f"{low}-{BOUNDS[group]}" if group < len(BOUNDS) else f"{low}-"
 
 
 @dataclass
 class Taken:
-    """What a rank takes for one step.
+    """The batches that a rank takes for one step.
 
     Args:
         batches: in the run's order.
-        stats: of all of them.
-        texts: packed texts that came with them.
-        texts_cut: how many of these were too long.
-        flops: of training on them.
+        stats: counts of all of them.
+        texts: packed texts that belong to them.
+        texts_cut: number of texts that were too long.
+        flops: FLOPs of training on them.
         wait: seconds spent waiting for them.
-        stuck: the run was asked to end while it waited for the next one.
-        depth: blocks that run in the step; None: all, as in every step.
+        stuck: whether the run was asked to end while it waited for the next one.
+        depth: number of blocks that run in the step; None: all, as in every step.
     """
 
     batches: list[LoadedBatch] = field(default_factory=list)
@@ -79,14 +79,14 @@ class Taken:
 
 
 class Came(NamedTuple):
-    """What came of a step, in host memory.
+    """The results of a step, in host memory.
 
     step: its number.
-    facts: of its batches on this rank.
-    losses: float32 [N], of their images; None if the step was left out.
-    grad_norm: before clipping, over all ranks; None if it was not finite and the step left out.
-    depth: blocks that ran; None: all, as in every step.
-    reported: what the task reported, by name; empty if the step was left out.
+    facts: facts about its batches on this rank.
+    losses: float32 [N], losses of their images; None if the step was skipped.
+    grad_norm: before clipping, over all ranks; None if it was not finite and the step was skipped.
+    depth: number of blocks that ran; None: all, as in every step.
+    reported: what the task reported, by name; empty if the step was skipped.
     """
 
     step: int
@@ -102,7 +102,7 @@ class Coming:
 
     Args:
         step, facts, depth: see Came.
-        result: of the step, on its device.
+        result: result of the step, on its device.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class Window:
     def summary(self, ranks: Ranks, peaks: Peaks) -> dict[str, Any]:
         """Rates and means over all ranks.
 
-        A share of a peak is None if that is unknown, `loss` where no step of the window counted.
+        A share of a peak is None if the peak is unknown, `loss` if no step of the window counted.
         """
         seconds = time.perf_counter() - self.start
         b = self.batches
@@ -257,7 +257,7 @@ class Window:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that tensors on a GPU took since the start; on a CPU, that this process took."""
+    """Peak memory in bytes since the start: of tensors on a GPU; on a CPU, of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # Linux counts in KiB, macOS in bytes.
