@@ -37,43 +37,45 @@ class NamedSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What `packvit eval` and `packvit.evaluate` are both asked for; the texts are those of the flags.
+    """The options that `packvit eval` and `packvit.evaluate` share; the texts are the help of the flags.
 
     Args:
         shards: webdataset shards: files, patterns or folders.
         resolutions: sides in pixels of the square with a view's area.
         patch_sizes: sides of a patch in pixels.
-        strides: pixels from one patch to the next, with every resolution and every patch size that is not
-            smaller; by default the patch size, or as the run was evaluated.
-        tokens: for each, the largest grid of at most so many tokens is evaluated, at the patch size that the
-            results at --resolutions favour; without --resolutions at all patch sizes.
-        depths: numbers of blocks: of every model so many of its first ones are evaluated, with its head, as
-            models can be used that were trained at random depths (train.depths).
+        strides: pixels from one patch to the next, for every resolution and every patch size that is at least
+            as large; by default the patch size, or the strides with which the run was evaluated.
+        tokens: for each number, the largest grid of at most so many tokens is evaluated, at the patch size
+            that the results at --resolutions favour; without --resolutions, at all patch sizes.
+        depths: numbers of blocks; for each, the first blocks of every model are evaluated with its head. For
+            models that were trained at random depths (train.depths).
         protocol: native shows whole images at their aspect ratio, square squashes them to squares, crop:0.875
             shows the central square whose side is that share of the shorter side.
         multi_label: images of sets without a label map or label sets have any number of classes; average
             precision is measured.
-        corruptions: all, kinds such as fog, or fog:3; each at each strength makes a set of the main one.
-        out: folder for results.json, predictions.npz and so on; by default MODEL/eval. Results that are there
-            already are kept under another name.
-        save_predictions: predictions.npz also holds all logits, and there is one for every corrupted set.
-        features: predictions.npz also holds what enters the head, or an image tower's embeddings.
-        loss: that the models were trained with, which says how logits become probabilities; by default what
-            a run's configuration says, else softmax.
+        corruptions: all, kinds such as fog, or fog:3; each kind and strength makes a set from the main one.
+        out: folder for results.json, predictions.npz and so on; by default MODEL/eval. Existing results are
+            kept under another name.
+        save_predictions: predictions.npz also holds all logits, and is written for every corrupted set, too.
+        features: predictions.npz also holds the inputs of the head, or an image tower's embeddings.
+        loss: the loss that the models were trained with, which determines how logits become probabilities; by
+            default that of the run's configuration, or softmax.
         cost: whether throughput, latency and memory are measured.
-        seq_len: times `sequences`, the tokens of a batch; a longer view has a batch of its own.
+        seq_len: seq_len times `sequences` is the number of tokens in a batch; a longer view has a batch of
+            its own.
         sequences: see `seq_len`.
-        precision: of matrix products; auto is bf16 on CUDA and fp32 on a CPU.
+        precision: precision of matrix products; auto is bf16 on CUDA and fp32 on a CPU.
         workers: processes of each rank that decode.
-        device: auto takes a GPU when there is one.
-        class_names: for two towers: file with a name of each class in a line, or a JSON list of names or of
-            lists of names that mean the same; by default classes.json beside the shards.
-        templates: for two towers: file with a template in a line, such as `a photo of a {}.`; by default the
+        device: auto uses a GPU if there is one.
+        class_names: for two towers: file with one class name a line, or a JSON list of names or of lists of
+            names that mean the same class; by default classes.json beside the shards.
+        templates: for two towers: file with one template a line, such as `a photo of a {}.`; by default the
             name alone.
         captions: for two towers: field of every sample's captions, txt or json:PLACE, for retrieval; by
             default that of the run.
-        tokenizer: of the text tower, .model or .json; by default the one in the model's folder.
-        label_field: of every sample, such as cls or json:label; by default that of the run, else cls.
+        tokenizer: tokeniser of the text tower, .model or .json; by default the one in the model's folder.
+        label_field: field of every sample's label, such as cls or json:label; by default that of the run, or
+            cls.
         fetch: how remote and gzipped shards are fetched.
     """
 
