@@ -115,7 +115,7 @@ def read_sizes_file(path: Path, limit: int | None = None) -> Sizes:
     }
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise ValueError(f"{path} is no file of sizes: it must end in one of {', '.join(readers)}")
+        raise ValueError(f"{path} is not a file of sizes: it must end in one of {', '.join(readers)}")
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     sizes, values = Sizes(), [Sizes().values]
@@ -182,7 +182,7 @@ def _read_csv(path: Path) -> Iterator[tuple[list[int], list[str], list[str]]]:
                     yield rows, heights, widths
                     rows, heights, widths = [], [], []
         except csv.Error as error:
-            raise ValueError(f"{path}:{reader.line_num}: it is no csv ({error})") from error
+            raise ValueError(f"{path}:{reader.line_num}: it is not CSV ({error})") from error
     yield rows, heights, widths
 
 
@@ -208,7 +208,7 @@ def _read_npy(path: Path) -> Iterator[tuple[range, np.ndarray, np.ndarray]]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is no readable npy file of numbers ({error})") from error
+        raise ValueError(f"{path} is not a readable npy file of numbers ({error})") from error
     if array.ndim != 2 or array.shape[1] != 2 or array.dtype.kind not in "iufUS":
         raise ValueError(f"{path} must hold numbers [N, 2], not {array.dtype} {list(array.shape)}")
     for start in range(0, len(array), BLOCK):
@@ -231,4 +231,4 @@ def _read_parquet(path: Path) -> Iterator[tuple[range, list, list]]:
                 yield range(start, start + len(heights)), heights, widths
                 start += len(heights)
     except pyarrow.ArrowException as error:
-        raise ValueError(f"{path} is no readable parquet file ({error})") from error
+        raise ValueError(f"{path} is not a readable parquet file ({error})") from error

@@ -16,7 +16,7 @@ from packvit.models.position.embedding import PosResize
 from packvit.models.resample import Operator
 
 # Suffixes that people ask for, and what to do instead. Other targets are folders.
-NO_PICKLE = "packvit writes no pickles: take .safetensors, which timm reads, or .npz, which big_vision reads"
+NO_PICKLE = "packvit writes no pickles: use .safetensors, which timm reads, or .npz, which big_vision reads"
 FOREIGN = {
     ".onnx": "packvit export MODEL OUT --format onnx writes graphs",
     ".pt2": "packvit export MODEL OUT --format torch writes graphs",
@@ -88,4 +88,4 @@ def main(arguments: Sequence[str]) -> None:
         print(f"timm loads it by {timm_call(model.config, str(target))}")
     if untold:
         told = ", ".join(f"{name}={value!r}" for name, value in untold.items())
-        print(f"its keys do not tell {told}: give them to load_model again")
+        print(f"its keys do not determine {told}: pass them to load_model")

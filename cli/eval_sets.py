@@ -45,7 +45,7 @@ def name_files(flag: str, texts: Sequence[str], names: Iterable[str]) -> dict[st
             raise ValueError(f"{flag} {text!r} must be NAME=FILE")
         if name not in known:
             raise ValueError(
-                f"{flag} {text!r}: {name!r} is none of the sets of --sets ({', '.join(known) or 'no set'})"
+                f"{flag} {text!r}: {name!r} is not one of the sets of --sets ({', '.join(known) or 'no set'})"
             )
         if name in files:
             raise ValueError(f"{flag} gives {name} two files")

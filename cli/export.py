@@ -146,7 +146,7 @@ def read_classes(path: Path) -> list[str]:
     except OSError as error:
         raise ValueError(f"--classes {path} cannot be read ({error.strerror})") from None
     except ValueError as error:
-        raise ValueError(f"--classes {path} is no JSON: {error}") from None
+        raise ValueError(f"--classes {path} is not JSON: {error}") from None
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise ValueError(f"--classes {path} holds no list of names")
     return classes

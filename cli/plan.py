@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder: name the file to write, such as {out / 'plan.json'}")
     if out.name in (RESULTS, predictions_name(options.model)):
-        raise ValueError(f"--out {out} would replace a file of an evaluation: take another name")
+        raise ValueError(f"--out {out} would replace a file of an evaluation: use another name")
     evaluated = read_evaluation(options.evaluation, options.model)
     check_writable(out.parent)
     display = Display()

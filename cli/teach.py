@@ -88,7 +88,7 @@ def teach(options: Teach, out: Path) -> None:
     packing = PackingConfig(seq_len=options.seq_len, sequences=options.sequences)
     shards = ShardSet.find(options.shards, options.fetch)
     if out.resolve() in [Path(path).resolve().parent for path in shards.paths if not is_remote(path)]:
-        raise ValueError(f"--out {out} holds the shards that are read: take another folder")
+        raise ValueError(f"--out {out} holds the shards that are read: use another folder")
     model = load_model(options.teacher)
     if model.config.num_classes == 0:
         raise ValueError(f"{options.teacher} has no classification head, so it has no logits to write")
@@ -160,6 +160,6 @@ def claim(options: Teach, shards: ShardSet, model: PackedViT, out: Path) -> None
     if not path.exists():
         check_no_shards(out)
     elif json.loads(path.read_text()) != note:
-        raise ValueError(f"{path} names another teacher, budget, field or other shards: take another --out")
+        raise ValueError(f"{path} names another teacher, budget, field or other shards: use another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(note, indent=1) + "\n")

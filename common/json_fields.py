@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# What a field may hold, in words. A number may be whole; true is no number.
+# What a field may hold, in words. A number may be whole; true is not a number.
 KINDS: dict[type, str] = {
     str: "text",
     int: "a whole number",
@@ -30,14 +30,14 @@ def read_object(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: it is no JSON ({error})") from error
+        raise ValueError(f"{path} is damaged: it is not JSON ({error})") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} is damaged: it holds {describe(values)} instead of an object")
     return values
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def check_fields(

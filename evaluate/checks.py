@@ -37,7 +37,7 @@ def check_settings(model: ViTConfig, settings: Sequence[Setting], device: torch.
             size = f"resolution {setting.resolution}" if setting.tokens is None else "so many tokens"
             raise ValueError(
                 f"a view of {size} at patch size {p} has {tokens} tokens, too many for the "
-                f"{memory / 1e9:.0f} GB of memory of this {device.type}: take a lower resolution or a "
+                f"{memory / 1e9:.0f} GB of memory of this {device.type}: use a lower resolution or a "
                 "larger patch size"
             )
 
@@ -76,7 +76,7 @@ def _check_patches(packing: PackingConfig, size: float, patch_sizes: Sequence[in
         raise ValueError(
             f"{what} of {packing.sequences} sequences of {packing.seq_len} patches of "
             f"{', '.join(map(str, patch_sizes))} pixels a side takes {size / 1e9:.0f} GB, more than the "
-            f"{memory / 1e9:.0f} GB of memory of this cpu: take a lower seq_len, fewer "
+            f"{memory / 1e9:.0f} GB of memory of this cpu: use a lower seq_len, fewer "
             "sequences or smaller patches"
         )
 
@@ -108,5 +108,5 @@ def check_classes(
     if len(unknown) > MOST_UNKNOWN * (len(unknown) + len(images.headers)):
         raise ValueError(
             f"{model} has {classes} classes, but {len(unknown)} samples of {images.described} have labels of "
-            f"others, such as {unknown[0]['key']!r}: {unknown[0]['reason']}"
+            f"other classes, such as {unknown[0]['key']!r}: {unknown[0]['reason']}"
         )

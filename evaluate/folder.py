@@ -126,7 +126,7 @@ class ResultsFolder:
         for folder in self.out.glob(f"{UNFINISHED}-*"):
             shutil.rmtree(folder)  # what this and killed evaluations kept to go on with
         if kept := replace_results(self.out, keep):
-            display.say(f"Kept the results of before as {kept}")
+            display.say(f"Kept the previous results as {kept}")
         return rows
 
 

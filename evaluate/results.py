@@ -81,7 +81,7 @@ def read_results_file(path: Path) -> ResultsFile:
     if path.is_dir():
         folder, path = path, path / RESULTS
         if not path.is_file():
-            raise ValueError(f"{folder} is no evaluation: it has no {RESULTS} (packvit eval makes one)")
+            raise ValueError(f"{folder} is not an evaluation: it has no {RESULTS} (packvit eval makes one)")
     place = str(path)
     values = check_fields(
         {**dict.fromkeys(name for name, kinds in FIELDS.items() if NONE in kinds), **read_object(path)},
@@ -110,7 +110,7 @@ def _check_corruptions(values: list[Any], place: str) -> tuple[dict[str, Any], .
         for name in ("kinds", "strengths"):
             check_fields(summary[name], dict.fromkeys(summary[name], (float,)), f"{here}: {name}")
         if not summary["kinds"] or not all(strength.isdecimal() for strength in summary["strengths"]):
-            raise ValueError(f"{here}: there are no kinds, or a strength is no number")
+            raise ValueError(f"{here}: there are no kinds, or a strength is not a number")
     return tuple(values)
 
 

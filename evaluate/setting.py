@@ -106,7 +106,7 @@ def grid_settings(
         fitting = [stride for stride in strides if stride <= p]
         if strides and not fitting:
             raise ValueError(
-                f"patch size {p} is smaller than every stride, {' '.join(map(str, strides))}: take a smaller "
+                f"patch size {p} is smaller than every stride, {' '.join(map(str, strides))}: use a smaller "
                 "stride, or leave the patch size out"
             )
         pairs = product(fitting or (None,), resolutions)
@@ -118,12 +118,12 @@ def parse_setting(name: str) -> Setting:
     """The setting of this name; the inverse of `Setting.name`.
 
     Raises:
-        ValueError: it is no setting's name.
+        ValueError: it is not a setting's name.
     """
     found = NAME.fullmatch(name)
     if not found:
         raise ValueError(
-            f"{name!r} is no setting: names are such as r224-p16, t256-p16-square, r96-p8-s4-crop0.875"
+            f"{name!r} is not a setting: names are such as r224-p16, t256-p16-square, r96-p8-s4-crop0.875"
         )
     protocol = f"crop:{found['share']}" if found["share"] else found["protocol"] or "native"
     size, patch_size = int(found["size"]), int(found["patch"])
@@ -143,5 +143,5 @@ def crop_share(protocol: str) -> float | None:
         return None
     found = re.fullmatch(r"crop:(\d*\.?\d+)", protocol)
     if not found or not 0 < float(found[1]) <= 1:
-        raise ValueError(f"protocol {protocol!r} is none of {PROTOCOLS}")
+        raise ValueError(f"protocol {protocol!r} is not one of {PROTOCOLS}")
     return float(found[1])

@@ -25,7 +25,7 @@ def check_types(config: Any) -> None:
         kind, value = f.type, getattr(config, f.name)
         if get_origin(kind) is Literal:
             choices = get_args(kind)
-            require(config, value in choices, f"{f.name}={value!r} is none of {', '.join(choices)}")
+            require(config, value in choices, f"{f.name}={value!r} is not one of {', '.join(choices)}")
         elif get_origin(kind) is tuple:
             item, *more = get_args(kind)
             fits = isinstance(value, tuple) and all(_is(item, v) for v in value)

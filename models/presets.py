@@ -25,5 +25,5 @@ def preset(name: str, **fields: Any) -> ViTConfig:
         ValueError: there is no such size or field.
     """
     if name not in PRESETS:
-        raise ValueError(f"preset {name!r} is none of {', '.join(PRESETS)}")
+        raise ValueError(f"preset {name!r} is not one of {', '.join(PRESETS)}")
     return ViTConfig.from_dict({**PRESETS[name], **fields})

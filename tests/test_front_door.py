@@ -103,7 +103,7 @@ def test_classes_are_those_of_the_shards_unless_given(tmp_path, digits_set, caps
     flags += [*(f"--model.{name}={value}" for name, value in TINY.items()), "--train.steps=1"]
     flags += ["--packing.seq-len=64", "--packing.sequences=2"]
     assert dispatch(["train", "navit_b16", "--run-dir", str(tmp_path / "a"), *flags]) == 0
-    assert "model.num_classes=10, as" in capsys.readouterr().out
+    assert "model.num_classes=10, from" in capsys.readouterr().out
     assert json.loads((tmp_path / "a/config.json").read_text())["num_classes"] == 10
     given = ["--model.num-classes", "12"]
     assert dispatch(["train", "navit_b16", "--run-dir", str(tmp_path / "b"), *flags, *given]) == 0

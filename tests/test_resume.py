@@ -131,7 +131,7 @@ def test_sigterm_saves_and_ends_well(run_flags, tmp_path):
     os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
-    assert "the same command goes on from there" in output
+    assert "the same command resumes from there" in output
     assert not (tmp_path / "asked/model.safetensors").exists()
     finish(run_flags(tmp_path / "asked", **steps))
     assert_equal_runs(tmp_path / "whole", tmp_path / "asked")

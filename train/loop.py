@@ -212,7 +212,7 @@ def train(
         if training.validation is not None:
             training.validation.conclude()
         return engine.whole().eval()
-    display.say(f"Asked to end: saved step {counters.step}; the same command goes on from there")
+    display.say(f"Asked to end: saved step {counters.step}; the same command resumes from there")
     return None
 
 

@@ -191,7 +191,7 @@ def lock_folder(folder: Path) -> FileLock:
     try:
         lock.acquire()
     except Timeout as error:
-        raise ValueError(f"another run is writing to {folder}: end it, or take another run_dir") from error
+        raise ValueError(f"another run is writing to {folder}: end it, or use another run_dir") from error
     return lock
 
 

@@ -135,8 +135,12 @@ def _zero_logs(folder: Path, rng: Random) -> bool:
 
 
 RESTING = {
-    "a bit flips in the newest checkpoint": Resting(_flip_checkpoint, "going on from the checkpoint before"),
-    "a file of the newest checkpoint is cut": Resting(_cut_checkpoint, "going on from the checkpoint before"),
+    "a bit flips in the newest checkpoint": Resting(
+        _flip_checkpoint, "resuming from the previous checkpoint"
+    ),
+    "a file of the newest checkpoint is cut": Resting(
+        _cut_checkpoint, "resuming from the previous checkpoint"
+    ),
     "zeros at the end of a log": Resting(_zero_logs, "damaged and were removed"),
 }
 

@@ -101,7 +101,7 @@ def read_concepts(packages: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path} is no list of emoji") from None
+        raise ValueError(f"{path} is not a list of emoji") from None
     if not found:
         raise ValueError(f"{path} names no emoji that all of {', '.join(DESIGNERS)} have drawn")
     return found
@@ -126,7 +126,7 @@ def draw_samples(packages: Path, pairs: Sequence[tuple[str, dict[str, Any]]]) ->
             with Image.open(path) as image:
                 picture = image.convert("RGBA")
         except OSError as error:
-            raise ValueError(f"{path} is no picture that can be read ({error})") from None
+            raise ValueError(f"{path} is not a readable picture ({error})") from None
         # Loaders drop transparency, below which a file may hold any colour.
         white = Image.new("RGBA", picture.size, "white")
         buffer = io.BytesIO()

@@ -116,7 +116,7 @@ def write_images(
                     raise ValueError(f"no image for {target} can be used: {report.broken[0]}")
             publish([shard for shard, _ in parts], report.classes)
     except Timeout as error:
-        raise ValueError(f"another command is writing to {out}: end it, or take another folder") from error
+        raise ValueError(f"another command is writing to {out}: end it, or use another folder") from error
     return report
 
 

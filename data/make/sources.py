@@ -108,7 +108,7 @@ def find_in_csv(file: Path, label_column: str = "label") -> FoundImages:
             columns = reader.fieldnames or ()
             table = list(enumerate(reader, 2))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{file} is no CSV file in UTF-8: {error}") from error
+        raise ValueError(f"{file} is not a CSV file in UTF-8: {error}") from error
     for column in ("path", label_column):
         if column not in columns:
             raise ValueError(f"{file} has no column {column!r}, only {', '.join(columns)}")
@@ -141,7 +141,7 @@ def find_in_parquet(files: Sequence[Path], seed: int, image_column: str, label_c
         try:
             table = open_table(file)
         except ValueError as error:
-            raise ValueError(f"{file} is no Parquet file: {error}") from error
+            raise ValueError(f"{file} is not a Parquet file: {error}") from error
         with table:
             schema = table.schema_arrow
             for column in (image_column, label_column):

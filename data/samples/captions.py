@@ -51,7 +51,7 @@ class CaptionTarget(Target):
             try:
                 texts = shard.read(member, name).decode().splitlines()
             except UnicodeDecodeError as error:
-                raise BadSample(shard.path, shard.key(member), f"its .{name} is no UTF-8 text") from error
+                raise BadSample(shard.path, shard.key(member), f"its .{name} is not UTF-8 text") from error
         captions = [caption for text in texts if (caption := text.strip())]
         if not captions:
             raise BadSample(shard.path, shard.key(member), f"it has no caption in {self.field}")

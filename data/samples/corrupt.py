@@ -100,9 +100,9 @@ class Corruption:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"{self.kind!r} is no corruption: it is one of {', '.join(KINDS)}")
+            raise ValueError(f"{self.kind!r} is not a corruption: it is one of {', '.join(KINDS)}")
         if self.strength not in STRENGTHS:
-            raise ValueError(f"corruption {self.kind}: strength {self.strength} is none of 1, 2, 3, 4, 5")
+            raise ValueError(f"corruption {self.kind}: strength {self.strength} is not one of 1, 2, 3, 4, 5")
 
     @property
     def name(self) -> str:

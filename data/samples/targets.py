@@ -160,7 +160,7 @@ class ClassTarget(Target):
         if self.multi and isinstance(value, list) and all(map(is_whole, value)):
             return value
         wanted = "list of whole numbers" if self.multi else "whole number"
-        raise BadSample(shard.path, shard.key(member), f"its label {str(value)[:40]!r} is no {wanted}")
+        raise BadSample(shard.path, shard.key(member), f"its label {str(value)[:40]!r} is not a {wanted}")
 
     def _vector(self, shard: Shard, member: int, name: str) -> np.ndarray:
         vector = shard.array(member, name)
@@ -241,7 +241,7 @@ class TextTarget(Target):
         try:
             return shard.read(member, self.field).decode().strip()
         except UnicodeDecodeError as error:
-            raise BadSample(shard.path, shard.key(member), f"its .{self.field} is no UTF-8 text") from error
+            raise BadSample(shard.path, shard.key(member), f"its .{self.field} is not UTF-8 text") from error
 
     def collate(self, values: Sequence[str]) -> list[str]:
         """N texts."""
@@ -259,7 +259,7 @@ def json_value(shard: Shard, member: int, name: str, place: str) -> Any:
     try:
         value: Any = json.loads(document)
     except (ValueError, RecursionError) as error:
-        raise BadSample(shard.path, shard.key(member), f"its .{name} is no JSON document") from error
+        raise BadSample(shard.path, shard.key(member), f"its .{name} is not a JSON document") from error
     for part in place.split(".") if place else ():
         value = value.get(part) if isinstance(value, dict) else None
     return value

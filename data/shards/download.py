@@ -211,7 +211,7 @@ def check_tar(file: Path, to_its_end: bool) -> None:
         page = block.lstrip()[:1] == b"<"
         what = "a page of HTML or XML" if page else str(error)
         if block != bytes(tarfile.BLOCKSIZE):  # as an empty tar begins
-            raise ValueError(f"it is no readable tar file ({what})") from error
+            raise ValueError(f"it is not a readable tar file ({what})") from error
     if to_its_end and not whole_size(file):
         raise ConnectionError("it breaks off, and its server does not say how long it is")
 

@@ -164,7 +164,7 @@ def build_index(file: TarBytes) -> Index:
                 samples[-1][1][extension] = (offset, length)
     except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
         if name is None:
-            raise ValueError(f"it is no readable tar file ({error})") from error
+            raise ValueError(f"it is not a readable tar file ({error})") from error
         problems.append(f"it breaks off in or after {name!r} ({error}): what follows is lost")
         samples = samples[:-1]  # the last sample may lack members, or the end of one
         end = offset + tarfile.BLOCKSIZE * -(-length // tarfile.BLOCKSIZE)

@@ -177,7 +177,9 @@ class Shard:
         try:
             return read_array(data)
         except ValueError as error:
-            raise BadSample(self.path, self.key(index), f"its .{field} is no .npy file ({error})") from error
+            raise BadSample(
+                self.path, self.key(index), f"its .{field} is not a .npy file ({error})"
+            ) from error
 
     def label(self, index: int, field: str = "cls") -> int | None:
         """Class index from a text field, None if there is none.
@@ -191,7 +193,7 @@ class Shard:
         try:
             return int(text)
         except ValueError as error:
-            raise BadSample(self.path, self.key(index), f"its label {text[:40]!r} is no number") from error
+            raise BadSample(self.path, self.key(index), f"its label {text[:40]!r} is not a number") from error
 
     def _image_field(self, index: int) -> str:
         fields = self.fields(index)

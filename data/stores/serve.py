@@ -176,7 +176,7 @@ def explain(error: Exception, url: str) -> dict:
     code = re.search(r"<Code>([\w ]+)</Code>", text)
     name = f" ({code[1]})" if code else ""
     if any(place in text for place in METADATA) or "account must be specified" in text.lower():
-        return failure(f"nothing gives access to {scheme}://: set {CREDENTIALS[kind]}")
+        return failure(f"there are no credentials for {scheme}://: set {CREDENTIALS[kind]}")
     if code and code[1] in ("NoSuchBucket", "ContainerNotFound"):
         return failure(f"there is no bucket {bucket!r}")
     if isinstance(error, FileNotFoundError):
@@ -185,7 +185,7 @@ def explain(error: Exception, url: str) -> dict:
         return failure("it was changed while it was read") | {"changed": True}
     refused = isinstance(error, PermissionDeniedError | UnauthenticatedError)
     if refused or (status and status[1] in ("401", "403")):
-        return failure(f"the store refuses access{name}: it goes by {CREDENTIALS[kind]}")
+        return failure(f"the store refuses access{name}: check {CREDENTIALS[kind]}")
     if status and status[1] in ("301", "307"):
         return failure("the bucket is in another region: set AWS_REGION")
     if status:

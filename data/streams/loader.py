@@ -234,9 +234,9 @@ class TrainLoader:
         changed = changed_tags(state["shards"], mine["shards"]) if self.rank == 0 else []
         if changed:
             print(
-                f"warning: {len(changed)} of {len(mine['shards']['remote'])} remote shards that were looked "
-                f"at have another ETag or date than when the run began ({changed[0]}, ...): end the run if "
-                "their contents are others now",
+                f"warning: {len(changed)} of {len(mine['shards']['remote'])} remote shards that were "
+                f"checked have another ETag or date than when the run began ({changed[0]}, ...): end the run "
+                "if their contents have changed",
                 file=sys.stderr,
             )
         if state["num_streams"] != mine["num_streams"]:

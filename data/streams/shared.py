@@ -49,7 +49,7 @@ def check_shared(plan: DataPlan, ranks: int, held: int) -> str:
     advice = (
         f"up to {batches} batches of about {size / 1e6:.1f} MB wait in {SHARED}, which has "
         f"{usage.free / 1e6:.0f} of {usage.total / 1e6:.0f} MB free: give it more (docker run "
-        f"--shm-size={math.ceil(batches * size / 1e6 * SPARE)}m, or --ipc=host), or take fewer data.workers "
+        f"--shm-size={math.ceil(batches * size / 1e6 * SPARE)}m, or --ipc=host), or use fewer data.workers "
         f"than {plan.data.workers} or fewer packing.sequences than {plan.packing.sequences}"
     )
     if batches * size > SURE * usage.total:

@@ -245,7 +245,7 @@ def _box(image: Image.Image, protocol: str) -> tuple[int, int, int, int]:
         return 0, 0, image.width, image.height
     name, _, share = protocol.partition(":")
     if name != "crop" or not re.fullmatch(r"\d*\.?\d+", share) or not 0 < float(share) <= 1:
-        raise ValueError(f"protocol {protocol!r} is none of native, square, crop:SHARE (0 < SHARE <= 1)")
+        raise ValueError(f"protocol {protocol!r} is not one of native, square, crop:SHARE (0 < SHARE <= 1)")
     side = max(1, round(float(share) * min(image.size)))
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return left, top, left + side, top + side

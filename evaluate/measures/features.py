@@ -42,7 +42,7 @@ def read_features(path: Path | str) -> StoredFeatures:
     path = path / predictions_name() if path.is_dir() else path
     stored = read_arrays(path, lambda name: name == "labels" or name.startswith(PREFIX))
     if "labels" not in stored:
-        raise ValueError(f"{path} has no labels: it is no {predictions_name()} of `packvit eval`")
+        raise ValueError(f"{path} has no labels: it is not a {predictions_name()} of `packvit eval`")
     labels = check_array(stored.pop("labels"), "i", None, f"{path}: 'labels'")
     features = {name.removeprefix(PREFIX): values for name, values in stored.items()}
     if not features:

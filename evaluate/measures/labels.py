@@ -116,7 +116,7 @@ def read_label_map(path: Path | str) -> LabelMap:
     label_of: dict[int, int] = {}
     for name, value in entries.items():
         if not re.fullmatch(r"0|[1-9]\d{0,8}", str(name)):
-            raise ValueError(f"{path}: entry {name!r} is no label of a set, which is a whole number")
+            raise ValueError(f"{path}: entry {name!r} is not a label of a set, which is a whole number")
         label = int(name)
         classes[label] = _read_indices(path, name, [value] if isinstance(value, int) else value)
         for index in classes[label]:
@@ -225,13 +225,13 @@ def judge(predictions: Tensor, sets: Sequence[frozenset[int]]) -> tuple[Tensor, 
 
 
 def _read_json(path: Path) -> dict[str, Any] | list[Any]:
-    """An object, in which no name stands twice, or a list."""
+    """An object, in which no name appears twice, or a list."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for name, value in pairs:
             if name in found:
-                raise ValueError(f"entry {name!r} stands twice")
+                raise ValueError(f"entry {name!r} appears twice")
             found[name] = value
         return found
 

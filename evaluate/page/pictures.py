@@ -55,7 +55,7 @@ class ShardPictures:
         path = redact(shard)
         number = self._by_path.get(path, self._by_name.get(os.path.basename(path)))
         if number is None:
-            raise ValueError(f"{path} is none of the shards")
+            raise ValueError(f"{path} is not one of the shards")
         found = self._shards.open(number)
         if number not in self._members:
             self._members[number] = {found.key(member): member for member in range(len(found))}

@@ -38,7 +38,7 @@ def read_evaluation(folder: Path, model: str | None = None) -> Evaluated:
             planning; names the file and the field.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no evaluation: it is no folder")
+        raise ValueError(f"{folder} is not an evaluation: it is not a folder")
     results = read_results_file(folder)
     place = str(results.path)
     entry, rows = _one_model(results, model)

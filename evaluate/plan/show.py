@@ -51,7 +51,7 @@ def show_plan(planned: Planned, device: str, display: Display) -> None:
         show_comparison(planned, display)
         show_curve(planned, display)
     if not classified:
-        display.say("There is no cascade: what is retrieved has no confidence that would send an image on.")
+        display.say("There is no cascade, because retrieval gives no confidence.")
 
 
 def under_corruption(evaluated: Evaluated, name: str) -> str | None:
@@ -109,7 +109,7 @@ def show_comparison(planned: Planned, display: Display) -> None:
         ],
     )
     rule = ", ".join(
-        f"{share:.1%} go on from {stage} (confidence below {threshold:.4f})"
+        f"{share:.1%} continue from {stage} (confidence below {threshold:.4f})"
         for share, stage, threshold in zip(
             found.cascade.shares[1:],
             planned.halves.names(found.cascade.cascade),
@@ -145,11 +145,11 @@ def show_curve(planned: Planned, display: Display) -> None:
     """Print the budgets at which a cascade is above every single setting, or that there are none."""
     unit, points, halves = UNITS[planned.halves.budget.unit], planned.points, planned.halves
     runs = runs_above(points)
-    images = "on images that it was not chosen by"
+    images = "on images that it was not chosen on"
     if not runs:
         display.say(
-            f"At none of {len(points)} budgets, {points[0].budget:.4g} to {points[-1].budget:.4g} {unit}, is "
-            f"the best cascade above every single setting of its cost, {images}."
+            f"The best cascade is above every single setting of its cost at none of {len(points)} budgets, "
+            f"{points[0].budget:.4g} to {points[-1].budget:.4g} {unit}, {images}."
         )
         return
     longest = max(runs, key=len)

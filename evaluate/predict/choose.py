@@ -32,7 +32,8 @@ class Wish:
                 raise ValueError(f"{name}={value} must be at least 1")
         if self.patch_size is not None and self.resolution is None and self.tokens is None:
             raise ValueError(
-                f"patch_size={self.patch_size} alone is no setting: give a resolution or a number of tokens"
+                f"patch_size={self.patch_size} alone is not a setting: give a resolution or a number of "
+                "tokens"
             )
 
     @property

@@ -158,7 +158,9 @@ def place_of(model: Any) -> Path | PackedViT:
         return model
     folder = getattr(model, "folder", model)
     if not isinstance(folder, str | PathLike):
-        raise ValueError(f"evaluate(): {type(model).__name__} is no model: give a path, a run or a PackedViT")
+        raise ValueError(
+            f"evaluate(): {type(model).__name__} is not a model: give a path, a run or a PackedViT"
+        )
     return Path(folder)
 
 
@@ -173,7 +175,7 @@ def name_sets(
     for name in (*maps, *answers):
         if name not in sets:
             raise ValueError(
-                f"label_map or label_sets: {name!r} is none of the sets ({', '.join(sets) or 'no set'})"
+                f"label_map or label_sets: {name!r} is not one of the sets ({', '.join(sets) or 'no set'})"
             )
         if name in maps and name in answers:
             raise ValueError(f"label_map and label_sets both say what the labels of {name} are")

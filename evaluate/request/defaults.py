@@ -81,7 +81,7 @@ def complete(request: Request) -> Request:
             # Whoever evaluates a run of others did not choose the commands that it names.
             for command in find_commands(run.data.val_shards):
                 raise ValueError(
-                    f"{path} names a command as shards, {redact(command)!r}: it runs only where it is given "
+                    f"{path} names a command as shards, {redact(command)!r}: it runs only if it is given "
                     "as shards"
                 )
             fetch = run.data.fetch if request.fetch == FetchConfig() else request.fetch

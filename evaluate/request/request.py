@@ -144,7 +144,7 @@ class Request(Options):
             raise ValueError(f"workers={self.workers} must not be negative")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(map(str, known))}")
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(str, known))}")
 
     def check_complete(self) -> None:
         """Refuse a request that has nothing to evaluate on or at.

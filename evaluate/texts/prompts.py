@@ -93,7 +93,7 @@ def read_names(path: Path) -> Names:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON document: {error}") from None
+        raise ValueError(f"{path} is not a JSON document: {error}") from None
     if not isinstance(found, list) or not found:
         raise ValueError(f"{path} holds no list of names")
     names = [(entry,) if isinstance(entry, str) else entry for entry in found]
@@ -108,6 +108,6 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text") from error
+        raise ValueError(f"{path} is not UTF-8 text") from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from error

@@ -128,7 +128,7 @@ def make_retrieval(embed: TextEmbedder, captions: SetCaptions, embeddings: bool 
     found = [embed.tokens_of(text) for text in captions.texts]
     kept = [number for number, tokens in enumerate(found) if tokens is not None]
     if not kept:
-        raise ValueError(f"the tokeniser makes nothing of any of the {len(captions.texts)} captions")
+        raise ValueError(f"the tokeniser yields no token for any of the {len(captions.texts)} captions")
     texts = [captions.texts[number] for number in kept]
     owner = torch.tensor([captions.owner[number] for number in kept])
     vectors, cut = embed.embed([tokens for tokens in found if tokens is not None])

@@ -58,7 +58,7 @@ def find_backend(name: str) -> Backend:
         ValueError: it is unknown; lists the known ones.
     """
     if name not in BACKENDS:
-        raise ValueError(f"attention backend {name!r} is none of auto, {', '.join(BACKENDS)}")
+        raise ValueError(f"attention backend {name!r} is not one of auto, {', '.join(BACKENDS)}")
     return BACKENDS[name]
 
 

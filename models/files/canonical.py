@@ -123,7 +123,7 @@ def place_patch_embed(out: Imported) -> None:
         weight = weight.T.reshape(side, side, 3, weight.shape[0])
     else:
         raise ValueError(
-            f"{origin} has shape {tuple(weight.shape)}, which is no embedding of square RGB patches"
+            f"{origin} has shape {tuple(weight.shape)}, which is not an embedding of square RGB patches"
         )
     out.put("patch_embed.weight", weight, origin)
 
@@ -159,7 +159,7 @@ def place_grid(out: Imported, table: Tensor, origin: str, *extra: int) -> Tensor
             out.put("pos_embed.table", table[skip:].reshape(side, side, -1), origin)
             out.fields["pos_embed"] = "grid_2d"
             return table[:skip] if skip else None
-    raise ValueError(f"{origin} has {len(table)} positions, which are no square grid")
+    raise ValueError(f"{origin} has {len(table)} positions, which do not form a square grid")
 
 
 def infer_fields(out: Imported) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def sidecar_fields(stored: dict[str, Any]) -> dict[str, Any]:
         fields["norm_eps"] = stored["layer_norm_eps"]
     if "hidden_act" in stored and not stored.get("use_swiglu_ffn"):
         if stored["hidden_act"] not in ACTIVATIONS:
-            raise ValueError(f"hidden_act={stored['hidden_act']!r} is none of {', '.join(ACTIVATIONS)}")
+            raise ValueError(f"hidden_act={stored['hidden_act']!r} is not one of {', '.join(ACTIVATIONS)}")
         fields["mlp"] = ACTIVATIONS[stored["hidden_act"]]
     return fields
 

@@ -181,7 +181,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def unreadable(path: Path, error: Exception) -> ValueError:
     """The error for a file that a reader could not read."""
-    return ValueError(f"{path} is no readable .safetensors or .npz file: {error}")
+    return ValueError(f"{path} is not a readable .safetensors or .npz file: {error}")
 
 
 def tensor_names(path: Path) -> list[str]:
@@ -216,7 +216,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         stored = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+        raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(stored, dict):
         raise ValueError(f"{path} holds no JSON object")
     return stored

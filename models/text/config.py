@@ -39,7 +39,7 @@ class TextConfig(BlockConfig):
         require(
             self,
             0 <= self.pad_id < self.vocab_size,
-            f"pad_id={self.pad_id} is none of vocab_size={self.vocab_size} tokens",
+            f"pad_id={self.pad_id} is not one of vocab_size={self.vocab_size} tokens",
         )
 
     @property

@@ -65,7 +65,7 @@ def encode_prompts(
     """
     check_templates(templates)
     if not names:
-        raise ValueError("there are no names of classes to make prompts of")
+        raise ValueError("there are no names of classes to make prompts from")
     for number, name in enumerate(names):
         if not name.strip():
             raise ValueError(f"the name of class {number} is empty")

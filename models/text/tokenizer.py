@@ -50,7 +50,7 @@ class SentencePiece:
         try:
             self.processor.LoadFromSerializedProto(model)
         except RuntimeError:
-            raise ValueError("this is no sentencepiece model") from None
+            raise ValueError("this is not a sentencepiece model") from None
         self.vocab_size: int = self.processor.GetPieceSize()
         eos = self.processor.eos_id()
         self.eos: int | None = eos if eos >= 0 else None
@@ -81,7 +81,7 @@ class HuggingFaceTokenizer:
         try:
             self.tokenizer: Any = library.Tokenizer.from_str(document)
         except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"this is no tokenizer.json: {str(error).splitlines()[0]}") from None
+            raise ValueError(f"this is not a tokenizer.json: {str(error).splitlines()[0]}") from None
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
         self.vocab_size: int = self.tokenizer.get_vocab_size()
@@ -115,7 +115,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if not path.exists():
         raise FileNotFoundError(f"there is no tokeniser at {path}")
     if path.suffix not in (".model", ".json"):
-        raise ValueError(f"{path} is no tokeniser: it ends neither in .model nor in .json")
+        raise ValueError(f"{path} is not a tokeniser: it ends neither in .model nor in .json")
     try:
         if path.suffix == ".model":
             return SentencePiece(path.read_bytes())

@@ -41,11 +41,11 @@ def read_image(path: Path) -> bytes:
 
     Raises:
         OSError: it is gone, or cannot be read.
-        ValueError: it is no regular file, such as a device, which has no end, or too large for an image.
+        ValueError: it is not a regular file, such as a device, which has no end, or too large for an image.
     """
     status = path.stat()
     if not S_ISREG(status.st_mode):
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     if status.st_size > LARGEST_FILE:
         raise ValueError(f"its {status.st_size} bytes are more than {LARGEST_FILE}")
     return path.read_bytes()

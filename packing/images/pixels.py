@@ -41,7 +41,7 @@ def check_source(source: object, place: str) -> None:
         place: the name of the image for the message.
 
     Raises:
-        ValueError: it is none of `Source`, or an array or a tensor of another type or shape.
+        ValueError: it is not one of `Source`, or an array or a tensor of another type or shape.
     """
     if isinstance(source, np.ndarray | Tensor):
         tensor = isinstance(source, Tensor)

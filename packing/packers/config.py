@@ -56,7 +56,7 @@ class PackingConfig:
                 f"{self.sequences} sequences without an image: it must be at least packing.sequences"
             )
         if self.algorithm not in PACKERS:
-            raise ValueError(f"packing.algorithm={self.algorithm!r} is none of {', '.join(PACKERS)}")
+            raise ValueError(f"packing.algorithm={self.algorithm!r} is not one of {', '.join(PACKERS)}")
 
     @property
     def sequence_images(self) -> int | None:
@@ -100,7 +100,7 @@ def make_packer(
         ValueError: unknown algorithm, or a number below 1.
     """
     if algorithm not in PACKERS:
-        raise ValueError(f"algorithm={algorithm!r} is none of {', '.join(PACKERS)}")
+        raise ValueError(f"algorithm={algorithm!r} is not one of {', '.join(PACKERS)}")
     if seq_len < 1 or lookahead < 1:
         raise ValueError(f"seq_len={seq_len} and lookahead={lookahead} must be at least 1")
     if max_images is not None and max_images < 1:

@@ -201,7 +201,7 @@ def test_without_matplotlib_the_page_has_no_plots_and_says_so(tmp_path, sizes_fi
         ([], "name either --shards or --sizes-file"),
         (["--shards", "/none.tar"], "/none.tar: no such shard"),
         (["--sizes-file", "FILE", "--seq-lens", "0"], "seq_len=0"),
-        (["--sizes-file", "FILE", "--algorithms", "middle_out"], "algorithm='middle_out' is none of"),
+        (["--sizes-file", "FILE", "--algorithms", "middle_out"], "algorithm='middle_out' is not one of"),
         (["--sizes-file", "FILE", "--seq-lens", "8", "8"], "seq_lens names a value twice: 8, 8"),
         (["--sizes-file", "FILE", "--seq-lens"], "seq_lens needs at least one value"),
         (["--sizes-file", "FILE", "--limit", "0"], "limit=0"),

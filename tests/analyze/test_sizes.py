@@ -132,7 +132,7 @@ def test_blocks_and_limits(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("sizes.txt", "1,2", r"sizes\.txt is no file of sizes.*\.csv"),
+        ("sizes.txt", "1,2", r"sizes\.txt is not a file of sizes.*\.csv"),
         ("sizes.csv", "", "holds no sizes"),
         ("sizes.csv", "h,w\n", "holds no sizes"),
         ("sizes.csv", "name,size\na,2\n", "needs columns height and width .* it has name, size"),
@@ -141,8 +141,8 @@ def test_blocks_and_limits(tmp_path, monkeypatch):
             "h,w\n0,1\nx,y\n",
             r"none of 2 sizes can be used, the first: .*sizes\.csv:2: height '0'",
         ),
-        ("sizes.npy", "noise", r"sizes\.npy is no readable npy file"),
-        ("sizes.parquet", "noise", r"sizes\.parquet is no readable parquet file"),
+        ("sizes.npy", "noise", r"sizes\.npy is not a readable npy file"),
+        ("sizes.parquet", "noise", r"sizes\.parquet is not a readable parquet file"),
     ],
 )
 def test_files_without_a_size_end_in_one_sentence(write, name, text, message):

@@ -273,13 +273,13 @@ def test_mistakes_get_one_sentence_before_the_work(model, digits_set, broken, tm
     assert "no classification head" in fails(capsys, [make_model(tmp_path / "headless", classes=0), *good])
     assert "10 classes" in fails(capsys, [few, model, *good])
     (tmp_path / "text.safetensors").write_text("no weights")
-    assert "text.safetensors is no readable" in fails(capsys, [str(tmp_path / "text.safetensors"), *good])
+    assert "text.safetensors is not a readable" in fails(capsys, [str(tmp_path / "text.safetensors"), *good])
     assert "there are no shards" in fails(capsys, [model, *SIZES, *out])
     assert "there are no patch sizes" in fails(capsys, [model, "--shards", val, "--resolutions", "8", *out])
     assert "there are no resolutions" in fails(capsys, [model, "--shards", val, "--patch-sizes", "8", *out])
     assert "tokens: every value must be at least 1, not 0" in fails(capsys, [model, *good, "--tokens", "0"])
     assert "1000000000000 tokens, too many" in fails(capsys, [model, *good, "--tokens", "1000000000000"])
-    assert "'crop:2' is none of" in fails(capsys, [model, *good, "--protocol", "crop:2"])
+    assert "'crop:2' is not one of" in fails(capsys, [model, *good, "--protocol", "crop:2"])
     for sets in ("name", "=x", "x="):
         assert f"--sets '{sets}' must be NAME=SHARDS" in fails(capsys, [model, *good, "--sets", sets])
     for name in ("main", "a/b"):

@@ -227,8 +227,8 @@ def test_mistakes_get_one_sentence(model, shards, tmp_path, capsys):
     base += ["--sets", f"a={shards}"]
     for flags, what in (
         (["--label-map", "a"], "--label-map 'a' must be NAME=FILE"),
-        (["--label-map", f"b={good}"], "'b' is none of the sets of --sets (a)"),
-        (["--label-sets", f"main={good}"], "'main' is none of the sets of --sets (a)"),
+        (["--label-map", f"b={good}"], "'b' is not one of the sets of --sets (a)"),
+        (["--label-sets", f"main={good}"], "'main' is not one of the sets of --sets (a)"),
         (["--label-map", f"a={good}", f"a={good}"], "--label-map gives a two files"),
         (["--label-map", f"a={good}", "--label-sets", f"a={good}"], "both say what the labels of a are"),
         (["--label-map", f"a={tmp_path / 'none.json'}"], "none.json"),
@@ -239,7 +239,7 @@ def test_mistakes_get_one_sentence(model, shards, tmp_path, capsys):
         (["--label-sets", f"a={file('tall.json', {'s00': [3, 10]})}"], "tall.json: entry 's00' has class 10"),
         (["--label-sets", f"a={file('list.json', [[1]])}"], "list.json has 1 entries for 16 images"),
         (["--label-sets", f"a={file('keys.json', {'x': [1]})}"], "keys.json has a label for none of"),
-        (["--corruptions", "rain"], "'rain' is no corruption"),
+        (["--corruptions", "rain"], "'rain' is not a corruption"),
         (["--corruptions", "fog:6"], "'fog:6' is not of the form"),
         (["--corruptions", "fog", "--sets", f"fog-3={shards}"], "fog-3 is the name of a corrupted set"),
         (["--corruptions", "fog", "--multi-label"], "several labels (multi_label) do not have"),

@@ -97,7 +97,7 @@ def test_bad_input_is_one_sentence(model, digits_set, tmp_path, capsys):
         (flags(model, val, out, "--label-field", "txt"), "no usable image in 1 shards"),
         (flags(model, tmp_path / "empty", out), "no usable image in 1 shards"),
         (flags(model, tmp_path / "none", out), "none"),
-        (flags(tmp_path / "text.safetensors", val, out), "text.safetensors is no readable"),
+        (flags(tmp_path / "text.safetensors", val, out), "text.safetensors is not a readable"),
         (flags(tmp_path / "nowhere", val, out), "nowhere"),
         (flags(make_model(tmp_path / "three", 3), val, out), "three has 3 classes"),
         (flags(model, val, tmp_path / "text.safetensors/out"), "cannot be written to"),

@@ -67,7 +67,7 @@ def test_an_eval_that_fails_leaves_the_old_results_where_they_are(evaluate, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["eval"]
     assert {name: (tmp_path / "eval" / name).read_bytes() for name in before} == before
     assert dispatch(evaluate) == 0
-    assert f"Kept the results of before as {tmp_path / 'eval-1'}" in capsys.readouterr().out
+    assert f"Kept the previous results as {tmp_path / 'eval-1'}" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in (tmp_path / "eval-1").iterdir()} == before
     assert {path.name for path in (tmp_path / "eval").iterdir()} == before.keys()
 

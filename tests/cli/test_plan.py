@@ -251,9 +251,9 @@ def damage(name: str, text: str) -> Callable[[Path], Any]:
 
 
 BAD = [
-    (lambda f: (f / "results.json").unlink(), "is no evaluation: it has no results.json"),
+    (lambda f: (f / "results.json").unlink(), "is not an evaluation: it has no results.json"),
     (lambda f: (f / "predictions.npz").unlink(), "predictions.npz is missing"),
-    (damage("results.json", '{"rows": ['), "results.json is damaged: it is no JSON"),
+    (damage("results.json", '{"rows": ['), "results.json is damaged: it is not JSON"),
     (damage("results.json", "[]"), "results.json is damaged: it holds a list"),
     (damage("results.json", '{"rows": []}'), "results.json: field 'model' is missing"),
     (damage("predictions.npz", "nothing"), "predictions.npz is damaged"),
@@ -312,7 +312,7 @@ FLAGS = [
     (["--max-tokens", "-1"], "must be positive"),
     (["--max-tokens", "9", "--max-ms", "3"], "max-tokens and max-ms: give one of them"),
     (["--max-tokens", "9", "--percentile", "p99"], "belong to --max-ms"),
-    (["--setting", "r9"], "'r9' is no setting"),
+    (["--setting", "r9"], "'r9' is not a setting"),
     (["--model", "a"], "which needs no name"),
 ]
 

@@ -102,7 +102,7 @@ def test_what_cannot_be_probed_is_said_in_a_sentence(sets, tmp_path, capsys):
         ),
         ([train, str(tmp_path / "none.npz")], "none.npz is missing"),
         ([train, str(tmp_path / "text.npz")], "text.npz is damaged"),
-        ([train, str(tmp_path / "empty.npz")], "empty.npz has no labels: it is no predictions.npz"),
+        ([train, str(tmp_path / "empty.npz")], "empty.npz has no labels: it is not a predictions.npz"),
         ([train, made("nan", {"r32-p8": broken})], "features/r32-p8 is not a finite vector for each of 8"),
         ([train, made("short", {"r32-p8": planted(7, 0)})], "features/r32-p8 is not a finite vector"),
         (

@@ -35,13 +35,13 @@ SAMPLES = {
 BAD = {
     "none": ({}, "it has no .txt"),
     "empty": ({"txt": b" \n \t"}, "it has no caption in txt"),
-    "latin": ({"txt": "Kätzchen".encode("latin-1")}, "its .txt is no UTF-8 text"),
+    "latin": ({"txt": "Kätzchen".encode("latin-1")}, "its .txt is not UTF-8 text"),
 }
 BAD_JSON = {
     "absent": ({"json": b"{}"}, "it has no caption in json:info.captions"),
     "number": ({"json": b'{"info": {"captions": 3}}'}, "neither a text nor a list of texts"),
     "mixed": ({"json": b'{"info": {"captions": ["a", 3]}}'}, "neither a text nor a list of texts"),
-    "broken": ({"json": b"{"}, "its .json is no JSON document"),
+    "broken": ({"json": b"{"}, "its .json is not a JSON document"),
 }
 
 

@@ -210,8 +210,8 @@ def test_names_of_corruptions():
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("rain", "'rain' is no corruption: it is one of gaussian_noise, "),
-        ("rain:2", "'rain' is no corruption"),
+        ("rain", "'rain' is not a corruption: it is one of gaussian_noise, "),
+        ("rain:2", "'rain' is not a corruption"),
         ("fog:6", "'fog:6' is not of the form KIND:STRENGTH"),
         ("fog:", "'fog:' is not of the form"),
         ("fog:x", "'fog:x' is not of the form"),

@@ -74,9 +74,9 @@ def test_what_is_wrong_with_packages_is_one_sentence(packages, tmp_path, capsys,
 
     assert "emoji.json cannot be read" in run(tmp_path / "nowhere", "a")
     (packages / "emoji-datasource-apple/img/apple/64/1f436.png").write_text("nothing")
-    assert "1f436.png is no picture" in run(packages, "b")
+    assert "1f436.png is not a readable picture" in run(packages, "b")
     (packages / "emoji-datasource-google/emoji.json").write_text("[1]")
-    assert "emoji.json is no list of emoji" in run(packages, "c")
+    assert "emoji.json is not a list of emoji" in run(packages, "c")
     assert fetch_packages(packages.parent) == packages  # they are there: nothing is fetched
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="install npm, or name a folder"):

@@ -90,12 +90,24 @@ def test_labels_are_read(tmp_path, labels, fields, expected):
         (ClassTarget("json:meta.label", classes=3), {"json": DOCUMENT}, "it has no label"),
         (ClassTarget("json:label.deeper", classes=3), {"json": DOCUMENT}, "it has no label"),
         (ClassTarget("json:label", classes=3), {"cls": b"1"}, "it has no label"),
-        (ClassTarget("json:meta.name", classes=3), {"json": DOCUMENT}, "its label 'cat' is no whole number"),
-        (ClassTarget("json:meta.yes", classes=3), {"json": DOCUMENT}, "its label 'True' is no whole number"),
-        (ClassTarget("json:meta.classes", classes=3), {"json": DOCUMENT}, r"'\[0, 2\]' is no whole number"),
+        (
+            ClassTarget("json:meta.name", classes=3),
+            {"json": DOCUMENT},
+            "its label 'cat' is not a whole number",
+        ),
+        (
+            ClassTarget("json:meta.yes", classes=3),
+            {"json": DOCUMENT},
+            "its label 'True' is not a whole number",
+        ),
+        (
+            ClassTarget("json:meta.classes", classes=3),
+            {"json": DOCUMENT},
+            r"'\[0, 2\]' is not a whole number",
+        ),
         (ClassTarget("json:meta.classes", True, 2), {"json": DOCUMENT}, "its label 2 is not in 0..1"),
-        (ClassTarget("json:meta.name", True, 2), {"json": DOCUMENT}, "'cat' is no list of whole numbers"),
-        (ClassTarget("json:label", classes=3), {"json": b"{"}, "its .json is no JSON document"),
+        (ClassTarget("json:meta.name", True, 2), {"json": DOCUMENT}, "'cat' is not a list of whole numbers"),
+        (ClassTarget("json:label", classes=3), {"json": b"{"}, "its .json is not a JSON document"),
         (ClassTarget("npy", True, 3), {"npy": npy(np.zeros(2))}, "its label has 2 classes, not 3"),
         (
             ClassTarget("npy", True, 3),
@@ -112,7 +124,7 @@ def test_labels_are_read(tmp_path, labels, fields, expected):
             {"npy": npy(np.array([0, np.nan, 0]))},
             "not a vector of numbers from 0 to 1",
         ),
-        (ClassTarget("npy", True, 3), {"npy": b"no array"}, "its .npy is no .npy file"),
+        (ClassTarget("npy", True, 3), {"npy": b"no array"}, "its .npy is not a .npy file"),
     ],
 )
 def test_labels_that_cannot_be_used_are_named(tmp_path, labels, fields, reason):
@@ -157,7 +169,7 @@ def test_batches_carry_a_target_for_every_class_and_captions(tmp_path):
     assert {(line["key"], line["reason"]) for line in skipped} == {
         ("s09", "it has no .txt"),
         ("s10", "it has no label"),
-        ("s11", "its .txt is no UTF-8 text"),
+        ("s11", "its .txt is not UTF-8 text"),
     }
     mixed = take(path, 1, mix=MixConfig(mixup=1.0), **fields)[0]
     labels = mixed.targets["label"]

@@ -217,7 +217,7 @@ def test_contents_of_the_same_names_and_sizes_are_noticed(place, own_web, capfd)
             loader.load_state_dict(state)
     else:
         loader.load_state_dict(state)
-        assert "warning: 3 of 3 remote shards that were looked at have another ETag" in capfd.readouterr().err
+        assert "warning: 3 of 3 remote shards that were checked have another ETag" in capfd.readouterr().err
 
 
 def test_a_set_that_moved_to_another_server_is_resumed_on_in_silence(web, own_web, capfd):
@@ -316,7 +316,7 @@ def test_secrets_are_left_out_of_texts(text):
         "https://host/folder/shard-000001.tar",
         "it breaks off in or after 'a.cls' (unexpected end of data): what follows is lost",
         "pipe:cat '/data/shard 1.tar'",
-        "its label b'cat' is no number",
+        "its label b'cat' is not a number",
     ],
 )
 def test_what_is_no_secret_stays(text):

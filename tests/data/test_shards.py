@@ -223,7 +223,7 @@ def test_a_field_twice_is_a_problem_and_the_first_one_counts(tmp_path):
 @pytest.mark.parametrize("label", [b"cat", b"", b"1.5", b"\xff\xfe"])
 def test_a_label_that_is_no_number_is_a_bad_sample(label, tmp_path):
     path = tar_of(tmp_path / "x.tar", [("a.png", image()), ("a.cls", label)])
-    with pytest.raises(BadSample, match=r"x\.tar: sample 'a': its label .* is no number") as caught:
+    with pytest.raises(BadSample, match=r"x\.tar: sample 'a': its label .* is not a number") as caught:
         Shard.open(path).label(0)
     assert (caught.value.shard, caught.value.key) == (str(path), "a")
 
@@ -329,7 +329,7 @@ def test_arrays_are_read_as_numpy_reads_them(array, order, tmp_path):
 def test_an_array_that_is_none_is_a_bad_sample_and_takes_no_memory(data, tmp_path):
     path = tar_of(tmp_path / "x.tar", [("a.png", image()), ("a.npy", data)])
     tracemalloc.start()
-    with pytest.raises(BadSample, match=r"sample 'a': its \.npy is no \.npy file"):
+    with pytest.raises(BadSample, match=r"sample 'a': its \.npy is not a \.npy file"):
         Shard.open(path).array(0, "npy")
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
@@ -362,7 +362,7 @@ def test_a_shard_that_is_missing_or_no_tar_is_bad(tmp_path):
     for data in (b"", b"x", b"<html>" * 500, image("png", 40, 40)):
         path = tmp_path / f"{len(data)}.tar"
         path.write_bytes(data)
-        with pytest.raises(BadShard, match="it is no readable tar file"):
+        with pytest.raises(BadShard, match="it is not a readable tar file"):
             Shard.open(path)
     with pytest.raises(BadShard, match="it cannot be read"):
         Shard.open(tmp_path)

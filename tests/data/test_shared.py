@@ -64,7 +64,7 @@ def test_too_little_memory_is_refused_and_a_little_is_said(plan, room, monkeypat
     assert f"up to {batches} batches of about {size / 1e6:.1f} MB" in check_shared(plan, 2, 5)
     room(batches * size / 2.1, 1000)
     with pytest.raises(
-        ValueError, match=r"--shm-size=\d+m, or --ipc=host\), or take fewer data.workers than 2"
+        ValueError, match=r"--shm-size=\d+m, or --ipc=host\), or use fewer data.workers than 2"
     ):
         check_shared(plan, 2, 5)
 

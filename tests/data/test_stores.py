@@ -195,7 +195,7 @@ def test_what_the_store_refuses_is_one_sentence_without_secrets(front, moto, mon
     assert "there is no such object" in reason("s3://sets/none.tar")
     send(f"{moto}/moto-api/reset-auth", "POST", b"0")  # from here on it looks at keys
     try:
-        assert "the store refuses access (InvalidAccessKeyId): it goes by AWS_ACCESS_KEY_ID" in reason(path)
+        assert "the store refuses access (InvalidAccessKeyId): check AWS_ACCESS_KEY_ID" in reason(path)
     finally:
         send(f"{moto}/moto-api/reset-auth", "POST", b"inf")
     use("http://127.0.0.1:9", monkeypatch)
@@ -203,7 +203,7 @@ def test_what_the_store_refuses_is_one_sentence_without_secrets(front, moto, mon
     use(front.address, monkeypatch, AWS_METADATA_ENDPOINT="http://127.0.0.1:9")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    assert "nothing gives access to s3://: set AWS_ACCESS_KEY_ID" in reason(path)
+    assert "there are no credentials for s3://: set AWS_ACCESS_KEY_ID" in reason(path)
     assert "S3cret" not in "".join(capfd.readouterr())
 
 

@@ -244,7 +244,7 @@ def test_a_csv_of_paths_and_labels_becomes_shards(photos, tmp_path):
     with pytest.raises(ValueError, match=r"bad\.csv has no column 'path', only file, label"):
         write_images(photos / "bad.csv", tmp_path / "bad")
     (photos / "bad.csv").write_bytes(b"path,label\n\xff.jpg,1\n")
-    with pytest.raises(ValueError, match=r"bad\.csv is no CSV file in UTF-8"):
+    with pytest.raises(ValueError, match=r"bad\.csv is not a CSV file in UTF-8"):
         write_images(photos / "bad.csv", tmp_path / "bad")
     (photos / "bad.csv").write_text("path,label\na.jpg,-1\n")
     with pytest.raises(ValueError, match=r"bad\.csv: label -1 is negative"):
@@ -253,7 +253,7 @@ def test_a_csv_of_paths_and_labels_becomes_shards(photos, tmp_path):
     with pytest.raises(ValueError, match=r"bad\.csv: label 1000000000 would be one of as many classes"):
         write_images(photos / "bad.csv", tmp_path / "bad")
     (photos / "bad.parquet").write_text("path")
-    with pytest.raises(ValueError, match=r"bad\.parquet is no Parquet file"):
+    with pytest.raises(ValueError, match=r"bad\.parquet is not a Parquet file"):
         write_images(photos / "bad.parquet", tmp_path / "bad")
 
 
@@ -267,8 +267,8 @@ def test_what_is_no_file_is_not_read(photos, tmp_path, monkeypatch):
     report = write_images(photos / "list.csv", tmp_path / "out")
     assert report.images == {tmp_path / "out": 1}
     assert sorted(report.broken) == [
-        "dev/zero: it is no regular file",
-        "pipe.jpg: it is no regular file",
+        "dev/zero: it is not a regular file",
+        "pipe.jpg: it is not a regular file",
         "sparse.jpg: its 1073741825 bytes are more than 1073741824",
     ]
 
@@ -530,10 +530,10 @@ def test_every_kind_of_problem_is_counted_and_named(tmp_path, monkeypatch):
     assert f"{a}: sample 'bare': it has no image" in text
     assert f"{a}: sample 'unlabelled'" in text
     assert f"{a}: sample 'negative': its label is -1" in text
-    assert f"{a}: sample 'word': its label b'cat' is no number" in text
+    assert f"{a}: sample 'word': its label b'cat' is not a number" in text
     assert f"{a}: sample 'good' is already in {a}" in text
     assert f"{b}: sample 'good' is already in {a}" in text
-    assert f"{folder / 'c.tar'}: it is no readable tar file" in text
+    assert f"{folder / 'c.tar'}: it is not a readable tar file" in text
     assert f"{folder / 'd.tar'} holds no sample" in text
     assert f"{folder / 'e.tar'}: it breaks off in or after" in text
 

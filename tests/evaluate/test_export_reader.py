@@ -131,7 +131,7 @@ def test_the_reader_in_an_export_is_the_file_that_is_checked_here(exported):
         (["--tokens", "4", "--resolution", "8"], "a resolution and a number of tokens exclude each other"),
         (["--patch-size", "0"], "a patch size of 0 is below 1"),
         (["--patch-size", "4", "6", "8"], "3 values for 1 images"),
-        (["--protocol", "crop:2"], "protocol 'crop:2' is none of native, square, crop:SHARE"),
+        (["--protocol", "crop:2"], "protocol 'crop:2' is not one of native, square, crop:SHARE"),
         (["--model", "/nowhere"], "No such file or directory: '/nowhere/preprocess.json'"),
     ],
 )

@@ -418,7 +418,7 @@ def test_bad_folders_are_named_in_a_sentence(folder, tmp_path, capsys):
         (lambda: results.write_text("[1]"), "results.json is damaged: it holds a list"),
         (lambda: results.write_text("{"), "results.json is damaged"),
         (lambda: results.write_text('{"rows": [1]}'), "rows[0] must be an object"),
-        (lambda: change('"accuracy": 0.', '"accuracy": NaN, "x": 0.'), "NaN is no JSON value"),
+        (lambda: change('"accuracy": 0.', '"accuracy": NaN, "x": 0.'), "NaN is not a JSON value"),
         (lambda: change('"accuracy": 0.', '"accuracy": "high", "x": 0.'), "'accuracy' must be a number"),
         (lambda: change('"resolution": 32', '"resolution": null'), "'resolution' must be a whole number"),
         (lambda: change('"device": {', '"device": 3, "x": {'), "'device' must be an object"),

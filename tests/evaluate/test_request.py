@@ -84,13 +84,13 @@ def test_models_in_memory_come_back_as_they_were(model, run, digits_set, tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"models": [3]}, r"int is no model: give a path, a run or a PackedViT"),
+        ({"models": [3]}, r"int is not a model: give a path, a run or a PackedViT"),
         ({"resolution": 16}, r"resolution is not an option: there are "),
         ({"resolutions": 0}, r"resolutions: every value must be at least 1, not 0"),
         ({"patch_sizes": [1.5]}, r"patch_sizes=\[1\.5\] must be a whole number"),
-        ({"device": "gpu"}, r"device='gpu' is none of auto, cpu, cuda"),
+        ({"device": "gpu"}, r"device='gpu' is not one of auto, cpu, cuda"),
         ({"sets": {"a/b": "x"}, **GRID}, r"'a/b' cannot name a set"),
-        ({"label_map": {"a": "x.json"}}, r"'a' is none of the sets \(no set\)"),
+        ({"label_map": {"a": "x.json"}}, r"'a' is not one of the sets \(no set\)"),
         ({"out": None}, r"a model in memory has no folder for the results: name one with out"),
         ({}, r"there are no shards to evaluate on"),
     ],

@@ -39,7 +39,7 @@ def make_batch(
     [
         ({"heads": 5}, "heads=5 does not divide width=192"),
         ({"depth": 0}, "depth=0 must be at least 1"),
-        ({"pool": "max"}, "pool='max' is none of mean, map, cls, cls_mean"),
+        ({"pool": "max"}, "pool='max' is not one of mean, map, cls, cls_mean"),
         ({"pool": "cls"}, "pool='cls' needs cls=True"),
         ({"width": 192.0}, "width=192.0 must be of type int"),
         ({"image_std": (1, 0, 1)}, "image_std"),
@@ -61,7 +61,7 @@ def test_impossible_configurations_name_the_field(fields: dict, message: str):
 def test_unknown_fields_and_presets_are_named():
     with pytest.raises(ValueError, match="unknown: widht"):
         preset("S", widht=3)
-    with pytest.raises(ValueError, match="preset 'XS' is none of Ti, S, "):
+    with pytest.raises(ValueError, match="preset 'XS' is not one of Ti, S, "):
         preset("XS")
     assert all(preset(name).head_dim in (64, 72, 80, 88, 104) for name in PRESETS)
     assert preset("So400m").hidden == 4304
@@ -264,7 +264,7 @@ def test_files_that_are_no_model_say_so(tmp_path):
         load_model(tmp_path)
     for name in ("a.safetensors", "a.npz"):
         (tmp_path / name).write_bytes(b"not a model at all")
-        with pytest.raises(ValueError, match="is no readable"):
+        with pytest.raises(ValueError, match="is not a readable"):
             load_model(tmp_path / name)
     save_model(PackedViT(TINY), tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "packvit", "format_version": 99}')

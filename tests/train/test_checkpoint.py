@@ -169,7 +169,7 @@ def test_a_damaged_checkpoint_is_passed_over(name, damage, tmp_path):
     assert (resume.path, resume.aside) == (first, (second,))
     assert len(said) == 1
     assert "step-00000002 is damaged" in said[0]
-    assert "going on from the checkpoint before" in said[0]
+    assert "resuming from the previous checkpoint" in said[0]
     note = Note(0)
     resume.load({"note": note})
     assert note.number == 5
@@ -198,7 +198,7 @@ def test_a_run_never_starts_anew_beside_damaged_checkpoints(tmp_path):
     saved(tmp_path, 2)
     for path in find_checkpoints(tmp_path):
         flip_a_bit(path / "state/__0_0.distcp")
-    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole: remove them to start anew"):
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is intact: remove them to start anew"):
         find_resume(tmp_path, "", lambda line: None)
     assert find_resume(tmp_path / "empty", "", pytest.fail).path is None
 

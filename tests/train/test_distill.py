@@ -282,7 +282,7 @@ def test_taught_shards_replace_the_teacher(digits_set, teacher, tmp_path, capsys
     torch.testing.assert_close(stored.loss(), online.loss(), rtol=1e-3, atol=1e-5)
     assert stored.loss() > 1e-3
     assert dispatch([*command, "--patch-size", "4"]) == 2
-    assert "take another --out" in capsys.readouterr().err
+    assert "use another --out" in capsys.readouterr().err
     assert dispatch([*command, "--field", "teacher"]) == 2
     assert "--field 'teacher' must" in capsys.readouterr().err
     assert dispatch([*command, "--out", str(tmp_path / "new"), "--seq-len", "0"]) == 2
@@ -305,7 +305,7 @@ def test_stored_logits_that_cannot_be_used_are_named(digits_set, tmp_path):
         stored.read(taught, 1)
     with pytest.raises(BadSample, match=r"it has no \.t\.npy"):
         stored.read(shard, 0)
-    with pytest.raises(BadSample, match=r"its \.jpg is no \.npy file"):
+    with pytest.raises(BadSample, match=r"its \.jpg is not a \.npy file"):
         LogitsTarget("jpg", 10).read(shard, 0)
 
 

@@ -192,7 +192,7 @@ def test_what_cannot_be_is_refused(flags, tmp_path, capsys, digits_set, run_flag
         EvalConfig(patience=2)
     with pytest.raises(ValueError, match=r"eval\.every=-1 must not be negative"):
         EvalConfig(every=-1)
-    with pytest.raises(ValueError, match="'r24' is no setting"):
+    with pytest.raises(ValueError, match="'r24' is not a setting"):
         EvalConfig(settings=("r24",))
     assert dispatch(["train", *run_flags(tmp_path, eval__every=2)]) == 2
     assert "eval.every=2 needs images to validate on: add --data.val-shards" in capsys.readouterr().err

@@ -116,7 +116,7 @@ def with_classes(config: Config) -> tuple[Config, str]:
         if names is None:
             continue
         if names and len(names) != model.num_classes:
-            said = f"model.num_classes={len(names)}, as {folder / CLASSES} has it"
+            said = f"model.num_classes={len(names)}, from {folder / CLASSES}"
             return replace(config, model=replace(model, num_classes=len(names))), said
         break
     return config, ""

@@ -162,7 +162,7 @@ class Checkpointer:
         if free < size * ROOM:
             raise OSError(
                 f"no space for a checkpoint in {self.folder}: it takes {size * ROOM / 1e9:.2f} GB, "
-                f"{free / 1e9:.2f} GB are free; the same command goes on from the checkpoint before"
+                f"{free / 1e9:.2f} GB are free; the same command resumes from the previous checkpoint"
             )
 
     def _seal(self, partial: Path) -> None:
@@ -201,7 +201,7 @@ class Checkpointer:
             raise ValueError(f"{path} is damaged ({first_line(error)})") from error
         if missing:
             raise ValueError(
-                f"{path} has no {missing[0]}: what optim.freeze froze then has no state to go on from; "
+                f"{path} has no {missing[0]}: what optim.freeze froze then has no state to resume from; "
                 f"resume with the same, or start another run with --train.init {path}"
             )
         self.engine.load_state_dict(state)
@@ -256,7 +256,7 @@ def unwritten(path: Path) -> Iterator[None]:
         full = shutil.disk_usage(path.parent).free < MARGIN
         reason = "no space left on the disk" if full else first_line(error)
         raise OSError(
-            f"{path} could not be written ({reason}); the same command goes on from the checkpoint before"
+            f"{path} could not be written ({reason}); the same command resumes from the previous checkpoint"
         ) from error
 
 

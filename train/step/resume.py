@@ -54,9 +54,9 @@ def find_resume(folder: Path, asked: str, say: Callable[[str], None]) -> Resume:
         try:
             return Resume(found[place], read_notes(found[place]), tuple(found[place + 1 :]))
         except DamagedError as error:
-            say(f"{error}: going on from the checkpoint before")
+            say(f"{error}: resuming from the previous checkpoint")
     if found:
-        raise ValueError(f"no checkpoint in {folder} is whole: remove them to start anew")
+        raise ValueError(f"no checkpoint in {folder} is intact: remove them to start anew")
     return Resume()
 
 

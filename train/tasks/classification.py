@@ -34,7 +34,7 @@ class Classification:
             )
         several = config.data.multi_label
         if several and config.distill.needs_labels and config.train.loss == "softmax":
-            raise ValueError("data.multi_label: softmax wants one class for an image; set train.loss=sigmoid")
+            raise ValueError("data.multi_label: softmax needs one class for an image; set train.loss=sigmoid")
         self.train = config.train
         self.model = config.model
         self.targets: Mapping[str, Target] = {"label": config.data.class_target(config.model.num_classes)}

@@ -109,8 +109,8 @@ def refuse_others(config: Config) -> None:
         raise ValueError("consistency.weight pairs patch sizes in a sequence: set views.patch_size_per=image")
     if config.packing.algorithm in SHORTENING:
         raise ValueError(
-            f"consistency.weight: packing.algorithm={config.packing.algorithm} would take tokens from one "
-            "image of a pair: take oldest_first"
+            f"consistency.weight: packing.algorithm={config.packing.algorithm} would drop tokens of one "
+            "image of a pair: use oldest_first"
         )
     if config.packing.oversize == "own_row":
         raise ValueError("consistency.weight: a pair stays in one sequence: set packing.oversize=shrink")

@@ -73,7 +73,7 @@ def contrastive_losses(
     """
     if image.ndim != 2 or image.shape != text.shape:
         raise ValueError(
-            f"a contrastive loss wants images and texts of one shape [N, E], not {list(image.shape)} and "
+            f"a contrastive loss needs images and texts of one shape [N, E], not {list(image.shape)} and "
             f"{list(text.shape)}"
         )
     if kind not in get_args(Kind):

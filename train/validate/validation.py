@@ -153,7 +153,9 @@ class Validation:
         followed."""
         if self.stopped:
             patience = self.config.eval.patience
-            self.display.say(f"Ended early, eval.patience={patience}: nothing since was better than the best")
+            self.display.say(
+                f"Ended early, eval.patience={patience}: no later validation was better than the best"
+            )
         if self.best is not None:
             self.display.say(
                 f"Best: {percent(self.best)} at step {self.best_step}, kept in {self.kept.folder}"

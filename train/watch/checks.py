@@ -42,7 +42,7 @@ class SameRun:
             if must_stay(rules[name], old, new):
                 raise ValueError(
                     f"the run in {self.config.run_dir} was saved with {name}={old}, not {new}: resume with "
-                    "the same, or take another run_dir, with --train.init for the weights of a checkpoint"
+                    "the same, or use another run_dir, with --train.init for the weights of a checkpoint"
                 )
         for name, (old, new) in changed.items():
             self.display.say(f"Changed since the checkpoint: {name} was {old}, is {new}")
@@ -150,5 +150,5 @@ def check_weights(engine: Engine, step: int) -> None:
     if bad:
         raise ValueError(
             f"the run diverged: at step {step} its weights are not finite; no checkpoint of it was written. "
-            "Lower optim.lr, raise optim.warmup, and go on from the last checkpoint"
+            "Lower optim.lr, raise optim.warmup, and resume from the last checkpoint"
         )
