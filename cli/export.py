@@ -97,14 +97,14 @@ def check_values(options: Export) -> None:
         )
     if not is_fixed and (options.square or options.pixels != "float32"):
         raise ValueError(
-            "--square and --pixels are of a graph of one shape: give --resolution and --patch-size"
+            "--square and --pixels belong to a graph of one shape: give --resolution and --patch-size"
         )
     if not is_graph and (options.classes or options.loss):
-        raise ValueError(f"--format {kind} has no place for --classes and --loss")
+        raise ValueError(f"--format {kind} does not support --classes and --loss")
     if options.license and kind != "hub":
-        raise ValueError(f"--format {kind} has no model card for --license: it is of --format hub")
+        raise ValueError(f"--format {kind} has no model card for --license: use --format hub")
     if options.results and kind == "siglip2":
-        raise ValueError("--format siglip2 has no place for --results")
+        raise ValueError("--format siglip2 does not support --results")
 
 
 def write(

@@ -86,7 +86,7 @@ def join_ranks(ranks: Ranks, timeout: float = 30.0) -> None:
         except RuntimeError as error:  # a driver too old for this torch, or a rank without a GPU of its own
             reason = str(error).splitlines()[0]
             raise ValueError(
-                f"{ranks.device} cannot be used ({reason}): set device=cpu or mend CUDA"
+                f"{ranks.device} cannot be used ({reason}): set device=cpu or repair CUDA"
             ) from None
     if ranks.world_size > 1 and not dist.is_initialized():
         # Counts and states of the data go through gloo: through NCCL they would wait for the device.

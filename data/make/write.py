@@ -68,7 +68,7 @@ def write_shards(
             with open_tar(temporary) as writer:
                 for _, sample in part:
                     if sample.key in keys or not sample.key or "." in sample.key:
-                        raise ValueError(f"sample key {sample.key!r} must be there once, and without a dot")
+                        raise ValueError(f"sample key {sample.key!r} must be unique and contain no dot")
                     keys.add(sample.key)
                     member: dict[str, str | bytes] = {"__key__": sample.key, sample.extension: sample.image}
                     if sample.label is not None:

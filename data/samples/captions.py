@@ -31,7 +31,7 @@ class CaptionTarget(Target):
         # Fields are kept in small letters, and a name that begins with an underscore is webdataset's own.
         if not re.fullmatch(r"json:.+|[^/A-Z_:][^/A-Z:]*\.json:.+|[^/A-Z_:][^/A-Z:]*", self.field):
             raise ValueError(
-                f"a field of captions, {self.field!r}, must be in small letters, such as txt or json:captions"
+                f"a field of captions, {self.field!r}, must be in lower case, such as txt or json:captions"
             )
 
     def read(self, shard: Shard, member: int) -> list[str]:

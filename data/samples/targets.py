@@ -102,7 +102,7 @@ class ClassTarget(Target):
         # Fields are kept in small letters, and a name that begins with an underscore is webdataset's own.
         if not re.fullmatch(r"[^/A-Z_][^/A-Z]*", name) or (colon and (not place or suffix(name) != "json")):
             raise ValueError(
-                f"data.label_field={self.field!r} must be in small letters, such as cls, json:label or "
+                f"data.label_field={self.field!r} must be in lower case, such as cls, json:label or "
                 "targets.npy"
             )
         if suffix(name) == "npy" and not self.multi:

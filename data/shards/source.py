@@ -142,7 +142,7 @@ def read_range(
         return read_object(path, start, size, timeout, etag)
     if is_web(path):
         return read_web(path, start, size, timeout, etag)
-    raise Hopeless("a command gives no parts of it")
+    raise Hopeless("parts of a command's output cannot be read")
 
 
 def current_facts(path: str, timeout: float) -> dict[str, str]:

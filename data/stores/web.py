@@ -75,7 +75,7 @@ def read_web(
         if etag and strong(facts) != etag:
             raise Changed("it was changed while it was read")
         if answer.status != PARTIAL and start:
-            raise Hopeless("its server does not give parts of it")
+            raise Hopeless("its server does not support ranges")
         try:
             data = answer.read(size)
             left = int(facts["Content-Length"]) - start if "Content-Length" in facts else None

@@ -98,7 +98,9 @@ def show_ensembles(ensembles: Mapping[str, Any], display: Display) -> None:
         ],
     )
     better, worse = (sum(row["gain_low"] > 0 for row in rows), sum(row["gain_high"] < 0 for row in rows))
-    display.say(f"Of {len(rows)} ensembles {better} are better and {worse} worse beyond their interval")
+    display.say(
+        f"Of {len(rows)} ensembles, {better} are significantly better and {worse} significantly worse"
+    )
 
 
 def mean_of_others(matrix: Sequence[Sequence[float]], number: int) -> str:

@@ -143,7 +143,9 @@ def _with_predictions(read: list[tuple[str, Row | None]], path: Path, **known: A
         rows.append(row)
         gathered.append((correct, confidence, tokens))
     if not rows:
-        raise ValueError(f"{path.parent} has no setting to plan with: {'; '.join(left_out) or 'no rows'}")
+        raise ValueError(
+            f"{path.parent} has no setting usable for planning: {'; '.join(left_out) or 'no rows'}"
+        )
     half = fit_half[usable]
     if not retrieval and (half.all() or not half.any()):
         raise ValueError(f"{path}: fit_half leaves one half without images: evaluate more images")

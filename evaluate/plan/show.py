@@ -88,7 +88,7 @@ def show_comparison(planned: Planned, display: Display) -> None:
     """Print the best cascade beside the chosen setting, and which of them is the plan."""
     found, unit = planned.comparison, UNITS[planned.halves.budget.unit]
     if found is None:
-        display.say("No cascade meets this budget on the half of the images that chooses.")
+        display.say("No cascade meets this budget on the half of the images used to choose.")
         return
     name = " > ".join(planned.halves.names(found.cascade.cascade))
     images = len(found.cascade.right)

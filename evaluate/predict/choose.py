@@ -128,5 +128,5 @@ def for_labels(choice: Choice, labels: Sequence[str], measured: Sequence[str] | 
         return choice
     first, *others = choice.stages
     if others:
-        raise ValueError("the plan is a cascade, whose thresholds are not of these labels: plan one setting")
+        raise ValueError("the plan is a cascade with thresholds for other labels: plan a single setting")
     return Choice((Stage(first.setting, 1.0),), choice.why)

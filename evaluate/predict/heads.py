@@ -95,7 +95,7 @@ class TextHead:
         if not labels:
             return
         if tokenizer is None:
-            raise ValueError("the model has no tokeniser beside its weights, which labels need: name its own")
+            raise ValueError("the model has no tokeniser beside its weights, which labels need: name one")
         text = towers.config.text
         prompts = encode_prompts(TextEncoder(tokenizer, text), labels, templates)
         with torch.inference_mode(), make_autocast(precision, next(towers.parameters()).device):
@@ -105,7 +105,7 @@ class TextHead:
         self._scores = ZeroShot(classes.float(), scale, bias, cut)
         if cut:
             number, most = len(labels) * len(templates), text.max_tokens
-            self.remark = f"{cut} of {number} prompts have more than {most} tokens and lose their end"
+            self.remark = f"{cut} of {number} prompts have more than {most} tokens and are cut off"
 
     def __call__(self, outputs: Outputs) -> Read:
         """See Head."""

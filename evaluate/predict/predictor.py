@@ -112,7 +112,7 @@ class Predictor:
         self._check_values()
         wish = Wish(resolution, patch_size, tokens, protocol)
         if plan is not None and wish != Wish():
-            raise ValueError("a plan decides on resolution, patch size, tokens and protocol: leave them out")
+            raise ValueError("a plan sets the resolution, patch size, tokens and protocol: leave them out")
         folder = None
         if isinstance(model, PackedViT | TwoTowers):
             own = next(model.parameters()).device
@@ -159,7 +159,7 @@ class Predictor:
         if self.labels:
             raise ValueError("the model has no text tower: only models of images and texts take labels")
         if model.config.num_classes == 0 and not self.features:
-            raise ValueError("the model has no classification head: all it can give is its features")
+            raise ValueError("the model has no classification head: it can only give features")
         self.vit, self.head = model, OwnHead(model)
 
     def _check_values(self) -> None:
@@ -186,7 +186,7 @@ class Predictor:
         else:
             self.choice = choose(wish, config, results)
         if len(self.choice.stages) > 1 and self.head.num_classes == 0:
-            raise ValueError("the model has no classification head, so a cascade has no confidence to go by")
+            raise ValueError("the model has no classification head, so a cascade has no confidence to use")
         if not own:
             self.classes = self.head.names
             self.choice = for_labels(self.choice, self.labels, known)

@@ -63,7 +63,7 @@ def load_models(request: Request) -> list[Loaded]:
         name = free_name(source, [one.name for one in loaded], "" if depth is None else f"-d{depth}")
         if isinstance(source, PackedViT):
             if depth is not None:
-                raise ValueError("depths: a model in memory is as deep as it is: name one by its path")
+                raise ValueError("depths: a model in memory is keeps its depth: name one by its path")
             one = Loaded("the model", name, source, request.loss or "softmax")
         elif has_text_tower(source):
             if depth is not None:
@@ -174,4 +174,4 @@ def say_cut(evaluation: Evaluation, what: str, cut: int, one: Loaded) -> None:
     """Say how many texts were too long, if any were."""
     if cut and one.towers is not None:
         most = one.towers.config.text.max_tokens
-        evaluation.display.say(f"{cut} {what} have more than {most} tokens and lose their end")
+        evaluation.display.say(f"{cut} {what} have more than {most} tokens and are cut off")

@@ -115,7 +115,7 @@ class Evaluation:
         done = self.ranks.gather(store.done())[0]  # the main rank's word counts
         missing = [chunk for chunk in range(len(chunks)) if chunk not in set(done)]
         if done and missing:
-            self.display.say(f"Going on with {len(missing)} of {len(chunks)} chunks of images")
+            self.display.say(f"Resuming with {len(missing)} of {len(chunks)} chunks of images")
         own = missing[self.ranks.rank :: self.ranks.world_size]
         model = subject.model.to(self.ranks.device)
         with _Progress(self.display, store, chunks, len(settings)) as progress:

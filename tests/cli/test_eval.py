@@ -352,7 +352,7 @@ def test_an_evaluation_that_was_killed_goes_on_and_gives_the_same(
     assert len(list(left.glob("chunk-*"))) == 2
     arguments[arguments.index("--workers") + 1] = "2"
     assert dispatch(arguments) == 0
-    assert "Going on with 2 of 4 chunks" in capsys.readouterr().out
+    assert "Resuming with 2 of 4 chunks" in capsys.readouterr().out
     assert values(tmp_path) == undisturbed
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 

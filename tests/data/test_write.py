@@ -82,7 +82,7 @@ def test_equal_samples_give_equal_bytes(tmp_path):
         (
             [*samples(1), Sample("a.b", b"", "png")],
             {},
-            "sample key 'a.b' must be there once, and without a dot",
+            "sample key 'a.b' must be unique and contain no dot",
         ),
         ([Sample("", b"", "png")], {}, "sample key ''"),
     ],

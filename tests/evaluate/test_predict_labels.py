@@ -166,7 +166,7 @@ def test_the_command_takes_labels_and_templates(model, pictures, tmp_path, capsy
 
     table = ["--features", "--top", "2", "--out", str(tmp_path / "out.csv")]
     assert dispatch([*command, "--labels", "a red cat " * 20, *LABELS, *table]) == 0
-    assert "1 of 4 prompts have more than 30 tokens and lose their end." in capsys.readouterr().err
+    assert "1 of 4 prompts have more than 30 tokens and are cut off." in capsys.readouterr().err
     with (tmp_path / "out.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {"label_2", "name_2", "feature_11"} <= rows[0].keys()

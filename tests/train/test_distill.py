@@ -332,7 +332,7 @@ def test_wrong_configurations_get_a_sentence_that_names_the_field(digits_set, te
         ({"init": True}, r"distill\.init needs a model"),
         ({"teachers": ("ema",), "init": True}, r"distill\.init needs a model"),
         ({"temperature": 0}, r"distill\.temperature=0"),
-        ({"logits_field": "Teacher.npy"}, r"distill\.logits_field 'Teacher\.npy' must be in small letters"),
+        ({"logits_field": "Teacher.npy"}, r"distill\.logits_field 'Teacher\.npy' must be in lower case"),
         ({"label_weight": -1}, r"distill\.label_weight=-1"),
         ({"teachers": ("a",), "logits_weight": 0}, "nothing is left to learn"),
     ]

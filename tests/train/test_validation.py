@@ -119,7 +119,7 @@ def test_patience_ends_a_run_and_its_resumption_has_nothing_to_do(train_only, tm
     assert "Nothing to train: eval.patience ended the run after step 6" in capsys.readouterr().out
     # Other settings cannot be compared with the best value so far.
     train_only(tmp_path, **still | {"eval__settings": "t9-p8", "train__steps": 8})
-    assert "the best value is forgotten" in capsys.readouterr().out
+    assert "the best value is discarded" in capsys.readouterr().out
     assert list(validated(tmp_path)) == [2, 4, 6, 8]
     assert list(validated(tmp_path)[8]) == ["accuracy", "t9-p8"]
 

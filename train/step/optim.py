@@ -103,7 +103,7 @@ def make_optimizers(
     for option in ("lr_factors", "weight_decays"):
         for start, _ in getattr(config, option):
             if not any(name.startswith(start) for name in names.values()):
-                raise ValueError(f"optim.{option}: {start!r} is the start of no parameter's name")
+                raise ValueError(f"optim.{option}: no parameter's name starts with {start!r}")
     depth = len(model.blocks)
     adamw: dict[tuple, dict] = {}
     muon: dict[tuple, dict] = {}
@@ -163,9 +163,7 @@ def freeze(model: nn.Module, starts: Sequence[str], heads: Sequence[nn.Module] =
     for start in starts:
         found = [n for n in names if (not n.startswith("head.") if start == "body" else n.startswith(start))]
         if not found:
-            raise ValueError(
-                f"optim.freeze={start!r} is the start of no parameter's name: {', '.join(names)}"
-            )
+            raise ValueError(f"optim.freeze: no parameter's name starts with {start!r}: {', '.join(names)}")
         for name in found:
             model.get_parameter(name).requires_grad_(False)
     if not any(parameter.requires_grad for part in (model, *heads) for parameter in part.parameters()):

@@ -29,8 +29,8 @@ class Classification:
         needs_head = config.distill.needs_labels or config.distill.logits_field or config.data.val_shards
         if config.model.num_classes == 0 and needs_head:
             raise ValueError(
-                "model.num_classes=0 leaves nothing to learn from labels or to evaluate: set it to their "
-                "number"
+                "model.num_classes=0 leaves nothing to learn from labels or to evaluate: set it to the "
+                "number of classes"
             )
         several = config.data.multi_label
         if several and config.distill.needs_labels and config.train.loss == "softmax":

@@ -141,7 +141,7 @@ def check_field(name: str, field: str) -> None:
         ValueError: names `name`, the flag.
     """
     if not re.fullmatch(r"[^/A-Z_][^/A-Z]*\.npy", field):
-        raise ValueError(f"{name} {field!r} must be in small letters and end in .npy, such as teacher.npy")
+        raise ValueError(f"{name} {field!r} must be in lower case and end in .npy, such as teacher.npy")
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Validation:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See Part."""
         if state["of"] != self.of:
-            self.display.say("Validation has other settings or images now: the best value is forgotten")
+            self.display.say("Validation now has other settings or images: the best value is discarded")
             return
         self.best, self.best_step, self.since = state["best"], state["best_step"], state["since"]
 
