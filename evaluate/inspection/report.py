@@ -72,8 +72,8 @@ def show_inspection(results: Mapping[str, Any], display: Display) -> None:
         display.say(f"Least alike: {' and '.join(pair)}, CKA {cka:.2f} at {place}")
     change = -100 * knn["mode_switch"]
     display.say(
-        f"Mode switch: k-NN accuracy is {abs(change):.1f} points {'higher' if change > 0 else 'lower'} where "
-        "the features of one setting query those of another"
+        f"Mode switch: k-NN accuracy is {abs(change):.1f} points {'higher' if change > 0 else 'lower'} if "
+        "images at one setting are classified by neighbours at another"
     )
     if results["ensembles"] is not None:
         show_ensembles(results["ensembles"], display)
