@@ -103,8 +103,8 @@ def main(arguments: Sequence[str]) -> int:
     options = read_options(Predict, "packvit predict", arguments)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
-            "packvit predict runs in one process: start it without torchrun, once for each GPU with a share of "
-            "the images"
+            "packvit predict runs in one process: start it without torchrun, once for each GPU with a share "
+            "of the images"
         )
     if options.templates is not None and not options.labels:
         raise ValueError("--templates are for --labels: give the labels to put into them")
