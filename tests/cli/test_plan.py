@@ -268,9 +268,9 @@ BAD = [
     (first("temperature", -1), "rows[0]: temperature=-1"),
     (
         lambda f: change_rows(f, lambda row: row.update(accuracy=None)),
-        "no setting to plan with: r16-p8 is left",
+        "no setting usable for planning: r16-p8 is left",
     ),
-    (lambda f: change_rows(f, lambda row: row.update(set="other")), "no setting to plan with: no rows"),
+    (lambda f: change_rows(f, lambda row: row.update(set="other")), "no setting usable for planning: no rows"),
     (lambda f: change_arrays(f, **{"tokens__r16-p8": None}), "it has no 'tokens/r16-p8'"),
     (
         lambda f: change_arrays(f, **{"tokens__r16-p8": np.zeros(3, int)}),

@@ -176,7 +176,7 @@ def test_broken_images_are_named_and_the_rest_is_done(model, photos, names, feed
         none,
         f"pipe:touch {tmp_path}/made",
     ]
-    whys = zip(errors.values(), ("decoded", "no readable tar", "No such file", "local files"), strict=True)
+    whys = zip(errors.values(), ("decoded", "not a readable tar", "No such file", "local files"), strict=True)
     assert all(what in why for why, what in whys)
     assert not (tmp_path / "made").exists()
 
@@ -337,7 +337,7 @@ def test_settings_and_torchrun_are_refused_in_a_sentence(model, photos, tmp_path
     (tmp_path / "plan.json").write_text("{}")
     for flags, what in (
         (["--plan", str(tmp_path / "plan.json")], "plan.json: field 'model' is missing"),
-        (["--plan", str(tmp_path / "plan.json"), "--tokens", "9"], "a plan decides"),
+        (["--plan", str(tmp_path / "plan.json"), "--tokens", "9"], "a plan sets"),
         (["--patch-size", "8"], "patch_size=8 alone"),
     ):
         assert dispatch(["predict", model, str(photos), *flags]) == 2

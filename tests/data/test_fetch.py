@@ -67,7 +67,7 @@ def test_a_shard_is_fetched_once(digits_set, tmp_path, cache):
         ("pipe:exit 3", "exit 3|its source is empty"),
         ("pipe:true", "its source is empty"),
         ("pipe:head -c 700 /dev/zero; sleep 30", r"only 700 bytes came in 0\.3 s"),
-        ("pipe:echo no tar at all", "no readable tar"),
+        ("pipe:echo no tar at all", "not a readable tar"),
         ("pipe:printf '\\037\\213cut'", "broken gzip"),
         ("http://127.0.0.1:9/none.tar", "no connection"),
     ],

@@ -53,7 +53,7 @@ def test_what_breaks_once_is_fetched_again(fault, web, digits_set, cache, conten
     [
         ("cut", "the connection broke, .* bytes before the end", 3),
         ("unsized cut", "it breaks off", 3),
-        ("page", "no readable tar file .a page of HTML", 3),
+        ("page", "not a readable tar file .a page of HTML", 3),
         ("drop", "no connection|no answer|closed connection", 3),
         (500, "the server answers 500", 3),
         (404, "the server answers 404 Not Found", 1),

@@ -427,7 +427,7 @@ def test_damaged_tars_raise_nothing_but_value_error(kind, tmp_path):
         try:
             index_module.build_index(LocalFile(str(path)))
         except ValueError as error:
-            assert "no readable tar" in str(error)  # noqa: PT017
+            assert "not a readable tar" in str(error)  # noqa: PT017
 
 
 def test_an_impossible_size_is_damage(tmp_path):
@@ -524,7 +524,7 @@ def test_a_size_below_zero_is_damage_and_ends(size, place, tmp_path):
                 info.pax_headers = {"size": size}
             tar.addfile(info, io.BytesIO(b"x"))
     if place == 0:
-        with pytest.raises(BadShard, match="no readable tar"):
+        with pytest.raises(BadShard, match="not a readable tar"):
             Shard.open(path)
     else:
         [problem] = Shard.open(path).problems
@@ -537,7 +537,7 @@ def test_headers_inside_headers_without_end_are_damage(tmp_path):
     block = info.tobuf(tarfile.GNU_FORMAT) + b"abc".ljust(512, b"\0")
     path = tmp_path / "x.tar"
     path.write_bytes(block * 3000)
-    with pytest.raises(BadShard, match="no readable tar"):
+    with pytest.raises(BadShard, match="not a readable tar"):
         Shard.open(path)
 
 
@@ -547,7 +547,7 @@ def test_a_header_that_names_an_impossible_size_takes_no_memory(tmp_path):
     path = tmp_path / "x.tar"
     path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
     tracemalloc.start()
-    with pytest.raises(BadShard, match="no readable tar"):
+    with pytest.raises(BadShard, match="not a readable tar"):
         Shard.open(path)
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()

@@ -78,7 +78,7 @@ def test_equal_samples_give_equal_bytes(tmp_path):
     [
         ([], {}, "there is no sample to write"),
         (samples(2), {"shard_size": 0}, "shard_size=0 must be at least 1"),
-        ([*samples(3), samples(1)[0]], {"shard_size": 2}, "sample key 's/00' must be there once"),
+        ([*samples(3), samples(1)[0]], {"shard_size": 2}, "sample key 's/00' must be unique"),
         (
             [*samples(1), Sample("a.b", b"", "png")],
             {},

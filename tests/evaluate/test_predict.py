@@ -277,7 +277,7 @@ def test_a_plan_of_another_model_or_beside_a_setting_is_refused(model):
     plan = make_plan(model, Stage(SETTING, 1.0))
     with pytest.raises(ValueError, match="another model"):
         Predictor(make_model(seed=1), plan)
-    with pytest.raises(ValueError, match="a plan decides"):
+    with pytest.raises(ValueError, match="a plan sets"):
         Predictor(model, plan, resolution=40)
     with pytest.raises(ValueError, match="names 2 classes, the model has 7"):
         Predictor(model, replace(plan, classes=("a", "b")))

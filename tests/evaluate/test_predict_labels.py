@@ -145,7 +145,7 @@ def test_what_was_measured_of_other_classes_is_a_setting_alone():
         assert for_labels(choice, LABELS, measured).stages == (Stage(Setting(8, 16), 1.0),)
     cascade = Choice((Stage(Setting(16, 16), 1.0, 0.5), *choice.stages), "as planned")
     assert for_labels(cascade, LABELS, LABELS) == cascade
-    with pytest.raises(ValueError, match="thresholds are not of these labels"):
+    with pytest.raises(ValueError, match="thresholds for other labels"):
         for_labels(cascade, LABELS, None)
 
 
@@ -162,7 +162,7 @@ def test_the_command_takes_labels_and_templates(model, pictures, tmp_path, capsy
     lines = [json.loads(line) for line in found.out.splitlines()]
     assert [set(line["names"]) for line in lines] == [set(LABELS)] * 3
     assert [sum(line["scores"]) for line in lines] == pytest.approx([1, 1, 1])
-    assert "lose their end" not in found.err
+    assert "are cut off" not in found.err
 
     table = ["--features", "--top", "2", "--out", str(tmp_path / "out.csv")]
     assert dispatch([*command, "--labels", "a red cat " * 20, *LABELS, *table]) == 0

@@ -155,7 +155,7 @@ def test_the_command_converts_there_and_back(tmp_path, capsys, cut_image):
     source = FILES["timm_naflexvit_map"]
     assert dispatch(["convert", str(source), str(tmp_path / "ours"), "--heads", "4"]) == 0
     assert dispatch(["convert", str(tmp_path / "ours"), str(tmp_path / "again.safetensors")]) == 0
-    assert "do not tell heads=4: give" in capsys.readouterr().out
+    assert "do not determine heads=4: pass" in capsys.readouterr().out
     model = load_model(tmp_path / "again.safetensors", heads=4)
     assert torch.equal(logits(cut_image, model), logits(cut_image, load("timm_naflexvit_map")))
 

@@ -91,8 +91,8 @@ def test_wrong_files_and_the_tokenizer_of_another_model_are_refused(trained, tmp
     with pytest.raises(FileNotFoundError, match="there is no tokeniser"):
         load_tokenizer(tmp_path / "words.model")
     for name, reason in (
-        ("a.model", "no sentencepiece"),
-        ("a.json", r"no tokenizer\.json"),
+        ("a.model", "not a sentencepiece"),
+        ("a.json", r"not a tokenizer\.json"),
         ("a.txt", "ends neither"),
     ):
         (tmp_path / name).write_text("nothing")

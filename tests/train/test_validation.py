@@ -112,7 +112,7 @@ def test_a_killed_run_has_the_same_best_model_in_the_end(finished, train_only, t
 def test_patience_ends_a_run_and_its_resumption_has_nothing_to_do(train_only, tmp_path, capsys):
     still = {"optim__lr": 1e-12, "optim__muon_lr": 1e-12, "eval__patience": 2, "train__steps": 50}
     train_only(tmp_path, **still)
-    assert "Ended early, eval.patience=2: nothing since was better" in capsys.readouterr().out
+    assert "Ended early, eval.patience=2: no later validation was better" in capsys.readouterr().out
     assert list(validated(tmp_path)) == [2, 4, 6]
     assert json.loads((tmp_path / "best/best.json").read_text())["step"] == 2
     train_only(tmp_path, **still)
