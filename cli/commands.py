@@ -38,7 +38,7 @@ COMMANDS = {
         "analyze --shards ... | --sizes-file ... [--seq-lens ...] [--algorithms ...]",
         "measure how well the views of a data set pack, and recommend a sequence length",
     ),
-    "shards": ("shards write|demo|check", "make, verify or index webdataset shards"),
+    "shards": ("shards write|demo|check|index", "make, verify or index webdataset shards"),
     "teach": (
         "teach SHARDS --teacher MODEL --patch-size P --resolution R --out OUT",
         "write shards with a teacher's logits beside each image, to distil from",
