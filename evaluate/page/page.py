@@ -1,4 +1,4 @@
-"""report.html: an evaluation on one page that needs nothing from outside."""
+"""report.html: an evaluation on one self-contained page."""
 
 import os
 from pathlib import Path
@@ -21,13 +21,13 @@ from packvit.evaluate.page.style import SCRIPT, STYLE
 
 
 def write_report(folder: Path, picture: Picture | None = None) -> Path:
-    """Write report.html into an evaluation's folder, from what is there, and return its path.
+    """Write report.html into an evaluation's folder from the files there, and return its path.
 
-    The page depends on the folder's files and the pictures alone. It has at most 5 MB for up to 500 settings,
-    however many images, classes and other sets there are: tables and pictures are limited.
+    The page depends only on the folder's files and the pictures. It has at most 5 MB for up to 500 settings,
+    however many images, classes and other sets there are, because tables and pictures are limited.
 
     Args:
-        folder: with results.json, and, where they were kept, predictions.npz and skipped.jsonl.
+        folder: folder with results.json and, if they were kept, predictions.npz and skipped.jsonl.
         picture: reads an image again, such as a `ShardPictures`; None leaves pictures out.
 
     Raises:

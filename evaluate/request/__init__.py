@@ -1,1 +1,1 @@
-"""What `packvit eval` and `packvit.evaluate` are asked for, completed from a run, opened and carried out."""
+"""Requests of `packvit eval` and `packvit.evaluate`: completed from a run, opened and carried out."""

@@ -38,11 +38,11 @@ OPTIONS = [f.name for f in fields(Request) if f.name not in NAMED] + ["label_map
 
 @dataclass(frozen=True, repr=False)
 class EvaluationResults:
-    """What an evaluation has found.
+    """The results of an evaluation.
 
     Args:
-        rows: of results.json: one for each setting, set and model; docs/evaluate.md explains the fields.
-        folder: with results.json, report.html, predictions.npz and the other files.
+        rows: rows of results.json, one for each setting, set and model; docs/evaluate.md explains the fields.
+        folder: folder with results.json, report.html, predictions.npz and the other files.
     """
 
     rows: Rows
@@ -50,8 +50,8 @@ class EvaluationResults:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The row of the main set whose accuracy, or average precision, is the highest; of equal ones that
-        with the fewest tokens."""
+        """The row of the main set with the highest accuracy, or average precision; if several are equal, the
+        one with the fewest tokens."""
         measure = measured(self.rows[0])[0]
         rows = [row for row in self.rows if row["set"] == MAIN]
         return max(rows, key=lambda row: (_known(row[measure]), -row["tokens_per_image"]))
@@ -65,16 +65,17 @@ class EvaluationResults:
         stages: Literal[1, 2, 3] = 2,
         model: str | None = None,
     ) -> Plan:
-        """The setting, or cascade of settings, that a budget should buy, for `Predictor(model, plan=...)`.
+        """The best setting, or cascade of settings, for a budget, to be used as `Predictor(model, plan=...)`.
 
         Args:
-            max_tokens, max_gflops, max_ms: the mean cost of an image at most; milliseconds are the median at
-                batch 1. A cascade meets it on the half of the images that it is chosen by, so on the other
-                half, which `measured` is of, it may cost a little more. Without a limit it is the most
-                accurate.
-            min_accuracy: instead of a limit: the cheapest in GFLOPs that has this accuracy.
-            stages: the most that a cascade may have; 1 allows no cascade.
-            model: name of one model of an evaluation of several.
+            max_tokens, max_gflops, max_ms: maximum mean cost of an image; milliseconds are the median at
+                batch 1. A cascade meets it on the half of the images that it is chosen on, so on the other
+                half, on which `measured` is measured, it may cost a little more. Without a limit, the most
+                accurate setting is chosen.
+            min_accuracy: instead of a limit: choose the plan with the fewest GFLOPs that reaches this
+                accuracy.
+            stages: maximum number of stages of a cascade; with 1, no cascade is considered.
+            model: name of the model to plan for, if several were evaluated together.
 
         Raises:
             ValueError: there are several limits, no setting is within one, or the folder has changed.
@@ -101,24 +102,24 @@ def evaluate(
 ) -> EvaluationResults:
     """Evaluate models at every resolution and patch size, as `packvit eval` does.
 
-    What is left out is that of the run where the first model is one: validation shards and the field of
-    labels, resolutions and patch sizes. A process that is killed goes on where it was when it is asked for
-    the same again. Under torchrun every rank calls it.
+    If the first model is a run, omitted values are taken from it: validation shards, label field, resolutions
+    and patch sizes. If the process is killed, repeat the same call to continue. Under torchrun, every rank
+    calls it.
 
     Args:
-        models: a run's folder, what `packvit.train` returned, a checkpoint, whatever else load_model reads,
-            or a PackedViT, which comes back on its device and in its mode; or several of them with the same
-            classes.
+        models: a run's folder, the result of `packvit.train`, a checkpoint, anything else that load_model
+            reads, or a PackedViT, whose device and mode are restored afterwards; or several of them with the
+            same classes.
         shards: webdataset shards: files, patterns or folders.
         resolutions: sides in pixels of the square with a view's area.
         patch_sizes: sides of a patch in pixels.
-        tokens: for each, the largest grid of at most so many tokens is evaluated, at the patch size that the
-            results at `resolutions` favour; without resolutions at all patch sizes.
-        out: the folder for results; by default `eval` in the model's. Results that are there already are
-            kept under another name.
-        options: what else `packvit eval --help` lists, such as protocol="square", cost=False,
-            device="cpu", label_field="json:label"; sets, label_map and label_sets are dictionaries by the
-            set's name. quiet=True prints nothing.
+        tokens: for each number, the largest grid of at most so many tokens is evaluated, at the patch size
+            that the results at `resolutions` favour; without resolutions, at all patch sizes.
+        out: the folder for results; by default `eval` in the model's folder. Existing results are kept under
+            another name.
+        options: other options of `packvit eval --help`, such as protocol="square", cost=False, device="cpu",
+            label_field="json:label"; sets, label_map and label_sets are dictionaries by the set's name.
+            quiet=True prints nothing.
 
     Raises:
         ValueError: something cannot be evaluated; says what.
@@ -170,7 +171,7 @@ def name_sets(
     """The sets besides the main one.
 
     Raises:
-        ValueError: a file is given for a set that there is not, or two for one.
+        ValueError: a file is given for an unknown set, or two files for one set.
     """
     for name in (*maps, *answers):
         if name not in sets:
@@ -185,7 +186,7 @@ def name_sets(
 
 @contextmanager
 def as_they_were(models: Sequence[PackedViT]) -> Iterator[None]:
-    """Put models in eval mode, and bring them back to their mode and device."""
+    """A context in which models are in eval mode; afterwards their mode and device are restored."""
     before = [(model.training, next(model.parameters()).device) for model in models]
     for model in models:
         model.eval()

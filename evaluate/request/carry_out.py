@@ -18,10 +18,10 @@ from packvit.packing import PackingConfig
 
 
 class Done(NamedTuple):
-    """What came out.
+    """The results.
 
-    folder: with results.json and the other files.
-    rows: of results.json, on all ranks.
+    folder: folder with results.json and the other files.
+    rows: rows of results.json, on all ranks.
     """
 
     folder: Path

@@ -1,4 +1,4 @@
-"""What a request leaves open and the run of its first model says."""
+"""Defaults of a request from the run of its first model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -63,10 +63,10 @@ def find_folder(request: Request) -> Path:
 
 
 def complete(request: Request) -> Request:
-    """The request with what it leaves open taken from the run of its first model.
+    """The request with omitted values taken from the run of its first model.
 
     Raises:
-        ValueError: neither says what to evaluate on or at; or the run names a command as shards.
+        ValueError: neither names shards and settings, or the run names a command as shards.
     """
     model, shown = request.models[0], bool(request.resolutions or request.tokens)
     path = find_run_config(model) if isinstance(model, Path) else None

@@ -28,7 +28,7 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class NamedSet:
-    """What a set is made of: shards, and the file that says what its labels mean, if there is one."""
+    """The parts of a set: shards, and the file that defines the meaning of its labels, if there is one."""
 
     shards: Sequence[str]
     label_map: str | None = None
@@ -119,7 +119,7 @@ class Request(Options):
     sets: Mapping[str, NamedSet] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Refuse sizes below 1, and what does not go together.
+        """Refuse sizes below 1, and options that exclude each other.
 
         Raises:
             ValueError: names the field.
@@ -159,7 +159,7 @@ class Request(Options):
             raise ValueError("there are no resolutions to evaluate at: name some, or numbers of tokens")
 
     def settings(self) -> tuple[list[Setting], tuple[int, ...]]:
-        """Settings of the grid, and the numbers of tokens for which its results choose a patch size.
+        """The settings of the grid, and the numbers of tokens for which its results choose a patch size.
 
         Raises:
             ValueError: there is no such protocol, or a patch size is smaller than the strides.

@@ -16,8 +16,8 @@ class OpenedImages:
     """A set, and what there is to measure on it.
 
     Args:
-        classes: of its labels; 0: no classification is measured.
-        make: makes the evaluator of labels that are not one class of the model's own.
+        classes: number of classes of its labels; 0: no classification is measured.
+        make: makes the evaluator of labels that are not a single class of the model.
         captions: for retrieval, or None.
     """
 
@@ -38,8 +38,8 @@ def open_sets(
     """The sets by name.
 
     Args:
-        classes: that models tell apart; 0 where they are not classified.
-        words: of two towers, or None.
+        classes: the models' number of classes; 0: no classification.
+        words: words for two towers, or None.
         model: the first one's name, for messages.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The models of a request, loaded, and what measures them on each set."""
+"""The models of a request, loaded, and their evaluators on each set."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,15 +32,15 @@ IN_MEMORY = "model"  # how a model without a path is called
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model as it lies in its files.
+    """A model from its files.
 
     Args:
-        path: that was asked for, in words.
-        name: among the others.
-        model: that sees the images.
-        loss: that it was trained with.
-        towers: of which the model is one, or None.
-        encode: makes tokens for the other one.
+        path: the requested path, for messages.
+        name: its name among the models.
+        model: the model that sees the images.
+        loss: the loss that it was trained with.
+        towers: the two towers that it belongs to, or None.
+        encode: makes tokens for the text tower.
     """
 
     path: str
@@ -55,7 +55,7 @@ def load_models(request: Request) -> list[Loaded]:
     """The models; all of one tower or all of two.
 
     Raises:
-        FileNotFoundError, ValueError: one cannot be loaded, has no classes and no text tower, or is of
+        FileNotFoundError, ValueError: a model cannot be loaded, has neither classes nor a text tower, or has
             another kind or other classes than the first.
     """
     loaded: list[Loaded] = []
@@ -83,7 +83,7 @@ def load_models(request: Request) -> list[Loaded]:
 
 
 def check_alike(one: Loaded, first: Loaded) -> None:
-    """Refuse a model that cannot be measured as the first is.
+    """Refuse a model that cannot be measured in the same way as the first.
 
     Raises:
         ValueError: names it.
@@ -122,7 +122,7 @@ def make_subject(
     """A model with an evaluator of each set; every rank calls it.
 
     Args:
-        words: that two towers are measured with; None for a single one.
+        words: the words that two towers are measured with; None for a single tower.
 
     Raises:
         ValueError: no caption of a set can be used.
@@ -157,7 +157,7 @@ def make_evaluators(
     embed: TextEmbedder | None,
     request: Request,
 ) -> list[Evaluator]:
-    """What measures a model on a set: classification, retrieval, or both in this order."""
+    """The evaluators of a model on a set: classification, retrieval, or both in this order."""
     made: list[Evaluator] = []
     answers = request.save_predictions, request.features, scores
     if opened.make is not None:

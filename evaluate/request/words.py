@@ -17,10 +17,10 @@ class Words:
     """What two towers are measured with.
 
     Args:
-        names: all that each class is called; empty: there is no classification.
-        templates: for the names.
+        names: all names of each class; empty: there is no classification.
+        templates: templates for the names.
         captions: field of the captions; empty: there is no retrieval.
-        source: where the names are from, for messages.
+        source: where the names come from, for messages.
     """
 
     names: Names
@@ -30,7 +30,7 @@ class Words:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What results.json says of them."""
+        """The entries about them in results.json."""
         found: dict[str, Any] = {"templates": list(self.templates)} if self.names else {}
         return found | ({"captions": self.captions} if self.captions else {})
 
@@ -43,11 +43,11 @@ class Words:
 def find_words(request: Request, model: Path) -> Words:
     """What is measured, from the request, the run that the model belongs to, and the shards.
 
-    They classify by names of classes where these or templates are given, or where classes.json is beside the
-    shards and captions are not given; they retrieve where captions are given, or nothing names classes.
+    Two towers classify by names of classes if these or templates are given, or if classes.json is beside the
+    shards and captions are not given. They retrieve if captions are given, or if nothing names classes.
 
     Raises:
-        ValueError: templates have no names to be filled with, what is asked needs classes, or a file or field
+        ValueError: there are templates but no names, a requested measure needs classes, or a file or field
             cannot be used.
     """
     templates = AS_IT_IS if request.templates is None else read_templates(request.templates)
@@ -69,7 +69,7 @@ def find_words(request: Request, model: Path) -> Words:
 
 
 def find_names(request: Request) -> tuple[Names, str]:
-    """Names of the classes, none where captions alone are asked for, and where they are from."""
+    """Names of the classes, none if only captions are requested, and where they come from."""
     if request.class_names is not None:
         return read_names(Path(request.class_names)), f"class_names {request.class_names}"
     found = None

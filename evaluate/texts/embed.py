@@ -18,7 +18,7 @@ class Embedded(NamedTuple):
     """Texts as vectors.
 
     vectors: float32 [M, E] of length 1, on the CPU.
-    cut: how many of the M texts were too long and lost their end.
+    cut: how many of the M texts were too long and were cut off.
     """
 
     vectors: Tensor
@@ -30,11 +30,11 @@ class TextEmbedder:
     """Embeds texts with a text tower; the same on every number of ranks.
 
     Args:
-        tower: in eval mode, on the device of the ranks.
+        tower: the text tower, in eval mode, on the device of the ranks.
         encode: makes its tokens.
-        ranks: share the batches.
-        precision: of matrix products.
-        tokens: in a batch, unless a single text has more.
+        ranks: the ranks, which share the batches.
+        precision: precision of matrix products.
+        tokens: maximum number of tokens in a batch, unless a single text has more.
     """
 
     tower: TextTower
@@ -63,7 +63,7 @@ class TextEmbedder:
         return Embedded(torch.cat(vectors)[place], sum(tokens.cut for tokens in texts))
 
     def tokens_of(self, text: str) -> Tokens | None:
-        """The tokens of a text; None where the tokeniser leaves nothing of it."""
+        """The tokens of a text; None if the tokeniser yields none."""
         try:
             return self.encode(text)
         except ValueError:
@@ -78,7 +78,7 @@ class TextEmbedder:
 
 
 def fingerprint(*tensors: Tensor) -> str:
-    """Tells tensors from others: some hexadecimal digits."""
+    """Some hexadecimal digits that identify tensors."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.contiguous().numpy().tobytes())

@@ -1,4 +1,4 @@
-"""Zero-shot classification: classes are what their names, put into templates, are embedded as.
+"""Zero-shot classification: classes are the embeddings of their names, put into templates.
 
 Each prompt of a class is embedded and normalised, their mean is normalised again (CLIP, arXiv 2103.00020,
 3.1.4), and an image's logit of the class is e^t' * cosine + b, as in training.
@@ -24,8 +24,8 @@ class ZeroShot:
 
     Args:
         classes: float32 [C, E], unit vectors.
-        scale, bias: e^t' and b, which make logits of cosines.
-        cut: prompts that were too long for the tower and lost their end.
+        scale, bias: e^t' and b, which turn cosines into logits.
+        cut: number of prompts that were too long for the tower and were cut off.
     """
 
     classes: Tensor
@@ -35,7 +35,7 @@ class ZeroShot:
 
     @property
     def name(self) -> str:
-        """Tells it from one of other classes, prompts or towers."""
+        """A name that distinguishes it from those of other classes, prompts or towers."""
         return fingerprint(self.classes, torch.tensor([self.scale, self.bias], dtype=torch.float64))
 
     @property
@@ -64,11 +64,11 @@ def embed_classes(
     """Make a classifier of names; every rank calls it.
 
     Args:
-        logits: of the two towers.
-        templates: `{}` in each stands for a name.
+        logits: scale and bias of the two towers.
+        templates: texts in which `{}` stands for a name.
 
     Raises:
-        ValueError: nothing stands in a prompt.
+        ValueError: a prompt has no token.
     """
     prompts = [template.replace("{}", name) for own in names for name in own for template in templates]
     found = embed(prompts)

@@ -24,10 +24,10 @@ LONGEST = 200  # signs of a caption that predictions.npz keeps
 
 
 class SideCaptions(CaptionTarget):
-    """Captions that every sample of a set needs, and that are read at once instead of with its images."""
+    """Captions that every sample of a set needs, read all at once instead of with the images."""
 
     def collate(self, values: Sequence[Any]) -> Collated | None:
-        """See Target; nothing comes with a batch."""
+        """See Target; a batch gets nothing."""
         return None
 
 
@@ -59,14 +59,14 @@ def read_set_captions(images: EvalSet, field: str) -> SetCaptions:
 class Retrieval:
     """An evaluator: recall at 1, 5 and 10, from images to texts and from texts to images.
 
-    An image is right when any of its captions is among the first, a caption when its image is.
+    An image is right if any of its captions is among the first, a caption if its image is.
 
     Args:
         captions: M texts.
         texts: float32 [M, E], their unit vectors.
         owner: int64 [M], the place of each one's image in the set.
         embeddings: whether predictions.npz holds each image's vector.
-        cut: captions that were too long for the tower and lost their end.
+        cut: number of captions that were too long for the tower and were cut off.
     """
 
     captions: Sequence[str]
@@ -87,9 +87,9 @@ class Retrieval:
     def summarise(self, columns: Columns) -> Iterator[tuple[str, Any]]:
         """See Evaluator.
 
-        Of each image, `image_to_text_rank` counts the captions that stand before the first of its own, -1 for
-        an image without any, and `retrieved` is the number of the caption that stands first. Of each caption
-        that is ranked, `captions` is its text and `caption_image` the number of its image.
+        For each image, `image_to_text_rank` counts the captions that rank before the first of its own, -1 for
+        an image without any, and `retrieved` is the number of the caption that ranks first. For each ranked
+        caption, `captions` is its text and `caption_image` the number of its image.
         """
         images, place = columns["embedding"], columns["place"]
         number = torch.full((max(int(place.max()), int(self.owner.max())) + 1,), -1)
@@ -119,8 +119,8 @@ class Retrieval:
 
 
 def make_retrieval(embed: TextEmbedder, captions: SetCaptions, embeddings: bool = False) -> Retrieval:
-    """Embed the captions of a set; every rank calls it. One of which the tokeniser leaves nothing is left
-    out.
+    """Embed the captions of a set; every rank calls it. Captions for which the tokeniser yields no token are
+    left out.
 
     Raises:
         ValueError: no caption is left.

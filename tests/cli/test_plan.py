@@ -270,7 +270,10 @@ BAD = [
         lambda f: change_rows(f, lambda row: row.update(accuracy=None)),
         "no setting usable for planning: r16-p8 is left",
     ),
-    (lambda f: change_rows(f, lambda row: row.update(set="other")), "no setting usable for planning: no rows"),
+    (
+        lambda f: change_rows(f, lambda row: row.update(set="other")),
+        "no setting usable for planning: no rows",
+    ),
     (lambda f: change_arrays(f, **{"tokens__r16-p8": None}), "it has no 'tokens/r16-p8'"),
     (
         lambda f: change_arrays(f, **{"tokens__r16-p8": np.zeros(3, int)}),
