@@ -5,7 +5,7 @@ from packvit.models.attention.cuda import activate_flash
 from packvit.models.attention.measure import fastest_backend, measure_backends
 from packvit.models.attention.segments import Layout, Segments, attention
 from packvit.models.config import ViTConfig
-from packvit.models.describe import describe_file, describe_model, describe_text_tower
+from packvit.models.describe import describe_file, describe_model, describe_positions, describe_text_tower
 from packvit.models.encoder.block import BlockConfig
 from packvit.models.files.checkpoint import hash_model, load_model, save_model
 from packvit.models.files.export import export_model
@@ -59,6 +59,7 @@ __all__ = [
     "cut_packs",
     "describe_file",
     "describe_model",
+    "describe_positions",
     "describe_text_tower",
     "embed_prompts",
     "embed_tokens",

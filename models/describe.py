@@ -18,6 +18,14 @@ def describe_model(model: PackedViT) -> str:
     return f"ViT of width {model.config.width}, depth {model.config.depth}, {count(model)}"
 
 
+def describe_positions(config: ViTConfig) -> str:
+    """Their kind and coordinates, such as `factorized, learned, fractional`."""
+    table = f", {config.pos_table}" if config.pos_embed == "factorized" else ""
+    coords = "" if config.pos_embed == "none" else f", {config.pos_coords}"
+    turned = "" if config.rope_coords == "none" else f" + rope_2d, {config.rope_coords}"
+    return f"{config.pos_embed}{table}{coords}{turned}"
+
+
 def describe_text_tower(tower: TextTower) -> str:
     """Its size, and the texts that it takes."""
     config = tower.config
@@ -70,8 +78,5 @@ def describe_file(path: str | Path) -> Iterator[tuple[str, str]]:
 
 def _describe_input(config: ViTConfig) -> Iterator[tuple[str, str]]:
     yield "patch embedding", f"{config.patch_buffer} x {config.patch_buffer} pixels, {config.patch_operator}"
-    kind = config.pos_embed
-    if kind == "factorized":
-        kind += f", {config.pos_table}, {config.pos_coords}"
-    yield "positions", f"{kind}, {' x '.join(map(str, config.pos_grid))}"
+    yield "positions", f"{describe_positions(config)}, {' x '.join(map(str, config.pos_grid))}"
     yield "attention", f"{config.heads} heads, {config.pool} pooling"

@@ -64,9 +64,9 @@ def place_tokens(
         tokens = model.prefix.to(dtype).expand(layout.num_owners, -1, -1).flatten(0, 1)  # [N * prefix, D]
         x = x.index_copy(0, layout.prefix_slots.flatten(), tokens)
     c = model.config
-    if c.pos_embed != "rope_2d":
+    if c.rotary_coords is None:
         return x, None
-    position = centres(places, c.pos_coords, c.pos_grid, torch.promote_types(dtype, torch.float32))
+    position = centres(places, c.rotary_coords, c.pos_grid, torch.promote_types(dtype, torch.float32))
     position = position.where(layout.is_own[:, None], 0)  # cls and registers do not turn
     return x, rope_tables(position, c.head_dim, c.rope_theta)
 

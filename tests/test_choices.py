@@ -141,6 +141,7 @@ COMPUTED: dict[str, Compute] = {
     "model.pos_coords": model("pos_coords"),
     "model.pos_combine": model("pos_combine"),
     "model.pos_resize": model("pos_resize", pos_embed="grid_2d"),
+    "model.rope_coords": model("rope_coords"),
     "model.patch_operator": model("patch_operator"),
     "text.pool": text,
     "views.resolution.distribution": drawn("distribution"),

@@ -22,6 +22,7 @@ CONFIGS = {
         BASE, pool="cls_mean", cls=True, pos_embed="grid_2d", last_norm="pooled", rep_size=6
     ),
     "registers_map_rope": replace(BASE, registers=2, pos_embed="rope_2d", parallel=True, pre_norm=True),
+    "grid_and_rope": replace(BASE, cls=True, pos_embed="grid_2d", rope_coords="fractional_aspect"),
     "fourier_natural": replace(BASE, pos_table="fourier", patch_operator="natural", checkpoint_every=1),
     "absolute_product": replace(BASE, pos_coords="absolute", pos_combine="product", pool="mean"),
     "aspect_stack": replace(

@@ -22,7 +22,7 @@ from packvit.train.config import Config
 BASE = ViTConfig(width=32, depth=2, heads=4, num_classes=5, patch_buffer=16, pos_grid=(5, 7))
 CONFIGS = [
     BASE,
-    replace(BASE, pos_embed="grid_2d", cls=True, pool="cls_mean"),
+    replace(BASE, pos_embed="grid_2d", rope_coords="fractional", cls=True, pool="cls_mean"),
     replace(BASE, pos_embed="rope_2d", pos_coords="fractional_aspect", registers=2),
 ]
 KINDS = [(16, 8), (16, 12), (12, 5), (8, 8)]  # patch size, stride
@@ -106,10 +106,11 @@ def test_what_cannot_overlap_is_refused(pixels):
         Config(
             views=replace(Config().views, strides=(4,)), model=replace(Config().model, pos_coords="absolute")
         )
-    model = random_model(replace(BASE, pos_coords="absolute"))
-    assert model(pack(pixels[3:], KINDS[3:])).shape == (1, 5)
-    with pytest.raises(ValueError, match=r"a batch of such patches: .* needs model\.pos_coords"):
-        model(pack(pixels))
+    for field in ("pos_coords", "rope_coords"):
+        model = random_model(replace(BASE, **{field: "absolute"}))
+        assert model(pack(pixels[3:], KINDS[3:])).shape == (1, 5)
+        with pytest.raises(ValueError, match=rf"a batch of such patches: .* needs model\.{field}"):
+            model(pack(pixels))
 
 
 def test_a_run_with_strides_is_evaluated_with_them(run_flags, digits_set, tmp_path):

@@ -7,7 +7,7 @@ import yaml
 from packvit.common.files import write_whole
 from packvit.evaluate.export.verify import expected_outputs, largest_difference, random_images
 from packvit.evaluate.results import ResultsFile, Row, read_results_file
-from packvit.models import PackedViT, hash_model, load_model, save_model
+from packvit.models import PackedViT, describe_positions, hash_model, load_model, save_model
 
 USE = """\
 ```python
@@ -100,7 +100,7 @@ def model_card(model: PackedViT, name: str, results: ResultsFile | None, licence
         "parameters": f"{parameters / 1e6:.1f} M",
         "width, depth, heads": f"{c.width}, {c.depth}, {c.heads}",
         "classes": c.num_classes or "none: it answers with features",
-        "positions": f"{c.pos_embed}, {c.pos_coords}",
+        "positions": describe_positions(c),
         "pooling": c.pool,
         "stored patch size": f"{p} pixels; others by {c.patch_operator}",
         "pixels": f"mean {list(c.image_mean)}, standard deviation {list(c.image_std)} of values in [0, 1]",

@@ -36,8 +36,8 @@ class FixedGraph(nn.Module):
         self.tokens = nn.Buffer(tokens.expand(len(coords), -1).contiguous())  # what is added to each patch
         self.scale, self.shift = (nn.Buffer(t[:, None, None].clone()) for t in (embed.scale, embed.shift))
         rope = None
-        if c.pos_embed == "rope_2d":
-            position = centres(places, c.pos_coords, c.pos_grid, torch.float32)
+        if c.rotary_coords is not None:
+            position = centres(places, c.rotary_coords, c.pos_grid, torch.float32)
             position = torch.cat([position, position.new_zeros(c.prefix, 2)])
             rope = torch.stack(rope_tables(position, c.head_dim, c.rope_theta))
         self.rope: Tensor | None

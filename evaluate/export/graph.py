@@ -39,14 +39,17 @@ class PackedGraph(nn.Module):
         if model.pos_embed is not None:
             x = x + model.pos_embed(places)
         images = torch.arange(grids.shape[0], device=x.device)
-        position = centres(places, c.pos_coords, c.pos_grid, x.dtype)  # [T, 2]
+        position = None
+        if c.rotary_coords is not None:
+            position = centres(places, c.rotary_coords, c.pos_grid, x.dtype)  # [T, 2]
         owner = segment
         if model.prefix is not None:
             # Behind the patches: attention has no order.
             x = torch.cat([x, model.prefix.repeat(grids.shape[0], 1)])  # [T + N * prefix, D]
             owner = torch.cat([segment, images.repeat_interleave(c.prefix)])
-            position = torch.cat([position, position.new_zeros(grids.shape[0] * c.prefix, 2)])
-        rope = rope_tables(position, c.head_dim, c.rope_theta) if c.pos_embed == "rope_2d" else None
+            if position is not None:
+                position = torch.cat([position, position.new_zeros(grids.shape[0] * c.prefix, 2)])
+        rope = None if position is None else rope_tables(position, c.head_dim, c.rope_theta)
         x = encode(model, x[None], rope, owner[:, None] == owner)[0]
         tokens = patches.shape[0]
         prefix = x[tokens:].reshape(grids.shape[0], c.prefix, c.width)

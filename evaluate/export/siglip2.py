@@ -37,6 +37,7 @@ LIMITS: Limits = {
     "pos_embed": ("grid_2d",),
     "pos_coords": ("fractional",),
     "pos_resize": ("bilinear_antialias",),
+    "rope_coords": ("none",),
 }
 NAMES = [  # patterns of our names and theirs, the first that fits
     (r"blocks\.(\d+)\.norm([12])\.", r"encoder.layers.\1.layer_norm\2."),

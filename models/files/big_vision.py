@@ -78,6 +78,7 @@ LIMITS: Limits = {
     "pool": ("mean", "map", "cls"),
     "last_norm": ("tokens",),
     "patch_operator": ("bilinear",),
+    "rope_coords": ("none",),
 }
 
 

@@ -56,6 +56,7 @@ LIMITS: Limits = {
     "rep_size": (0,),
     "patch_operator": ("bicubic_antialias",),
     "pos_embed": ("grid_2d", "factorized", "none"),
+    "rope_coords": ("none",),
 }
 LIMITS_OF_POS: dict[str, Limits] = {
     "grid_2d": {

@@ -44,7 +44,10 @@ class PositionConfig:
         pos_grid: cells of the tables along each axis, (rows, cols); also the length that a fractional
             coordinate is scaled to.
         pos_resize: how grid_2d resamples its table.
-        rope_theta: base of the frequencies of rope_2d.
+        rope_coords: coordinates by which queries and keys are rotated in addition to the table of factorized
+            or grid_2d, one of those of pos_coords; none does not rotate. rope_2d rotates by pos_coords.
+            MoonViT (arXiv 2504.07491) has a bicubic grid_2d, and absolute with a rope_theta of 10000.
+        rope_theta: base of the frequencies of rope_2d and rope_coords.
     """
 
     pos_embed: Literal["factorized", "grid_2d", "rope_2d", "none"] = "factorized"
@@ -53,17 +56,20 @@ class PositionConfig:
     pos_combine: Literal["sum", "product", "stack"] = "sum"
     pos_grid: tuple[int, ...] = (16, 16)
     pos_resize: PosResize = "bilinear_antialias"
+    rope_coords: Literal["none", PosCoords] = "none"
     rope_theta: float = 100.0
 
     def __post_init__(self) -> None:
         check_types(self)
         require(self, min(self.pos_grid, default=0) >= 1, f"pos_grid={self.pos_grid} must be at least (1, 1)")
+        alone = self.rope_coords != "none" and not self.adds_positions
+        need = "needs pos_embed='factorized' or 'grid_2d'; 'rope_2d' rotates by pos_coords"
+        require(self, not alone, f"rope_coords={self.rope_coords!r} {need}")
         require(self, self.rope_theta > 0, f"rope_theta={self.rope_theta} must be positive")
 
     @property
     def adds_positions(self) -> bool:
-        """Whether a PosEmbed is added to tokens; otherwise queries and keys are rotated, or there are no
-        positions."""
+        """Whether a PosEmbed is added to tokens."""
         match self.pos_embed:
             case "factorized" | "grid_2d":
                 return True
@@ -72,6 +78,13 @@ class PositionConfig:
             case _ as unknown:
                 assert_never(unknown)
 
+    @property
+    def rotary_coords(self) -> PosCoords | None:
+        """Coordinates by which queries and keys are rotated, with or without a PosEmbed; or None."""
+        if self.pos_embed == "rope_2d":
+            return self.pos_coords
+        return None if self.rope_coords == "none" else self.rope_coords
+
     def check_widths(self, width: int, head_dim: int) -> None:
         """Refuse a width that the embedding cannot be divided into.
 
@@ -79,8 +92,9 @@ class PositionConfig:
             ValueError: names the field and what it needs.
         """
         axes = len(self.pos_grid)
-        if self.pos_embed == "rope_2d":
-            need = f"pos_embed='rope_2d' needs a multiple of {2 * axes} as width / heads, got {head_dim}"
+        if self.rotary_coords:
+            which = f"rope_coords={self.rope_coords!r}" if self.adds_positions else "pos_embed='rope_2d'"
+            need = f"{which} needs a multiple of {2 * axes} as width / heads, got {head_dim}"
             require(self, head_dim % (2 * axes) == 0, need)
         if self.pos_embed != "factorized":
             return
@@ -102,11 +116,13 @@ class PositionConfig:
         Raises:
             ValueError: names `what` and the field.
         """
-        if self.pos_embed != "none" and self.pos_coords == "absolute":
-            raise ValueError(
-                f"{what}: overlapping patches have no absolute index: it needs model.pos_coords=fractional "
-                "or fractional_aspect"
-            )
+        used = [] if self.pos_embed == "none" else [("pos_coords", self.pos_coords)]
+        for field, kind in [*used, ("rope_coords", self.rope_coords)]:
+            if kind == "absolute":
+                raise ValueError(
+                    f"{what}: overlapping patches have no absolute index: it needs model.{field}=fractional "
+                    "or fractional_aspect"
+                )
 
 
 class Places(NamedTuple):

@@ -185,6 +185,7 @@ def test_transformers_gives_the_same_features(tmp_path, mlp):
         ({"pool": "mean"}, r"pool='mean' (only 'map')"),
         ({"pos_embed": "grid_2d", "pos_grid": (3, 4)}, r"pos_grid=(3, 4) (only (3, 3))"),
         ({"registers": 1}, "registers=1 (only 0)"),
+        ({"pos_embed": "grid_2d", "rope_coords": "absolute"}, "rope_coords='absolute' (only 'none')"),
     ],
 )
 def test_siglip2_names_the_fields_that_do_not_fit(tmp_path, capsys, fields: dict, message: str):

@@ -27,6 +27,7 @@ CONFIGS = {
     ),
     "grid_bicubic": replace(BASE, pos_embed="grid_2d", pos_resize="bicubic", pos_coords="fractional_aspect"),
     "grid_antialias": replace(BASE, pos_embed="grid_2d", pos_resize="bicubic_antialias", last_norm="none"),
+    "grid_and_rope": replace(BASE, cls=True, pos_embed="grid_2d", rope_coords="absolute"),
     "rope": replace(BASE, registers=2, pos_embed="rope_2d", parallel=True, pre_norm=True, qk_norm="layer"),
     "fourier": replace(BASE, pos_table="fourier", patch_operator="natural", mlp="gelu"),
     "product": replace(BASE, pos_coords="absolute", pos_combine="product", patch_operator="bilinear"),

@@ -32,7 +32,7 @@ CONFIGS = {
 }
 POSITIONS = {
     "fourier": replace(TINY, pos_table="fourier", pre_norm=True),
-    "absolute_grid": replace(TINY, pos_embed="grid_2d", pos_coords="absolute"),
+    "absolute_grid": replace(TINY, pos_embed="grid_2d", pos_coords="absolute", rope_coords="fractional"),
 }
 NAMES = ["rms", *(pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS if name != "rms")]
 # (rows, cols, patch size) of the images in each of the batch's sequences of 16 slots.

@@ -138,6 +138,8 @@ def test_half_precision_is_kept_by_timm_and_widened_by_big_vision(tmp_path):
         ("a.npz", {"pos_table": "fourier"}, r"pos_table='fourier' \(only 'sinusoidal'\)"),
         ("a.npz", {"pos_embed": "rope_2d"}, r"pos_embed='rope_2d' \(only 'grid_2d' or 'factorized'\)"),
         ("a.safetensors", {"pos_embed": "rope_2d"}, "timm cannot express pos_embed='rope_2d'"),
+        ("a.npz", {"rope_coords": "absolute"}, r"rope_coords='absolute' \(only 'none'\)"),
+        ("a.safetensors", {"rope_coords": "absolute"}, r"rope_coords='absolute' \(only 'none'\)"),
         ("a.safetensors", {"qk_norm": "rms"}, r"qk_norm='rms' \(only 'none' or 'layer'\)"),
         ("a.safetensors", {"mlp": "swiglu"}, "mlp='swiglu'"),
         ("a.safetensors", {"pos_coords": "absolute"}, "pos_coords='absolute'"),

@@ -32,7 +32,9 @@ CONFIGS = {
     "cls_mean_grid": replace(
         BASE, pool="cls_mean", cls=True, pos_embed="grid_2d", last_norm="pooled", checkpoint_every=1
     ),
-    "absolute_grid": replace(BASE, pos_embed="grid_2d", pos_coords="absolute", pos_resize="bicubic"),
+    "absolute_grid": replace(
+        BASE, pos_embed="grid_2d", pos_coords="absolute", pos_resize="bicubic", rope_coords="fractional"
+    ),
     "fourier": replace(BASE, pos_table="fourier", pos_coords="fractional_aspect"),
     "sinusoidal": replace(BASE, pos_table="sinusoidal", pos_combine="stack", layer_scale=0.1, norm="rms"),
 }

@@ -50,6 +50,8 @@ def make_batch(
         ({"pos_grid": None}, "pos_grid=None must be a list of int"),
         ({"pos_grid": (2, 2.5)}, "must be a list of int"),
         ({"pos_embed": "rope_2d", "heads": 32}, "rope_2d.*multiple of 4"),
+        ({"rope_coords": "absolute", "heads": 32}, "rope_coords='absolute' needs a multiple of 4"),
+        ({"rope_coords": "absolute", "pos_embed": "none"}, "rope_coords='absolute' needs pos_embed="),
         ({"pos_table": "fourier", "width": 6, "heads": 1}, "pos_table='fourier'"),
     ],
 )
@@ -224,6 +226,20 @@ def test_embeddings_are_added_in_float32_whatever_the_weights(cut_image):
     assert torch.equal(entered[0][own], (added[0] + added[1]).bfloat16()[own])
 
 
+def test_a_table_beside_rotations_is_both_in_one_model(cut_image):
+    batch = make_batch(cut_image)
+    turned = random_model(replace(TINY, cls=True, pos_embed="rope_2d", pos_coords="absolute"))
+    added = random_model(replace(TINY, cls=True, pos_embed="grid_2d"))
+    both = random_model(replace(added.config, rope_coords="absolute"))
+    assert both.state_dict().keys() == added.state_dict().keys()
+    assert not torch.allclose(both(batch), added(batch))
+    both.load_state_dict(turned.state_dict(), strict=False)
+    assert not torch.allclose(both(batch), turned(batch))
+    assert both.pos_embed is not None
+    torch.nn.init.zeros_(both.pos_embed.table)  # pyright: ignore[reportArgumentType]
+    assert torch.equal(both(batch), turned(batch))
+
+
 def test_the_norm_before_attention_goes_no_further_than_its_readers():
     x = torch.randn(5, 16)
     _, _, _, side = before(Block(TINY), x, None)
@@ -234,7 +250,8 @@ def test_the_norm_before_attention_goes_no_further_than_its_readers():
 
 
 def test_save_and_load_are_inverse(cut_image, tmp_path):
-    model, batch = random_model(replace(TINY, cls=True, registers=2)).eval(), make_batch(cut_image)
+    config = replace(TINY, cls=True, registers=2, rope_coords="absolute")
+    model, batch = random_model(config).eval(), make_batch(cut_image)
     folder = save_model(model, tmp_path / "a" / "b")
     stored = json.loads((folder / "config.json").read_text())
     assert stored["model_type"] == "packvit"
