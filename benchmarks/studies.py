@@ -115,24 +115,16 @@ def vary(base: Config, fields: dict[str, Any]) -> Config:
     )
 
 
-def study(name: str, work: Path, seeds: Sequence[int]) -> dict:
-    """Train every variant with every seed; accuracies by what is tested."""
-    make, variants, axis = STUDIES[name]
+def draw_data(work: Path) -> None:
+    """The images of all studies, unless they are there."""
     if not (work / "data/val/classes.json").exists():  # written last
         write_digits(work / "data", TRAIN_IMAGES, TEST_IMAGES, seed=0, clutter=CLUTTER)
-    base = make(work)
-    accuracy: dict[str, dict[str, list[float]]] = {variant: {} for variant in variants}
-    for seed in seeds:
-        for variant, fields in variants.items():
-            run_dir = work / name / f"{variant.replace(', ', '-')}-{seed}"
-            results = run_dir / "eval/results.json"
-            if not results.exists():
-                run(replace(vary(base, fields), run_dir=run_dir, seed=seed))
-            for row in json.loads(results.read_text())["rows"]:
-                accuracy[variant].setdefault(str(row[axis]), []).append(row["accuracy"])
+
+
+def conditions(base: Config, seeds: Sequence[int]) -> dict:
+    """Where and with what a study was made."""
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
-        "command": f"python benchmarks/studies.py {name} --seeds {' '.join(map(str, seeds))}",
         "hardware": f"{cpu[0].split(': ')[1]}, 1 thread",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -143,6 +135,26 @@ def study(name: str, work: Path, seeds: Sequence[int]) -> dict:
             "patch_sizes": list(base.views.patch_sizes),
             "resolutions": [base.views.resolution.low, base.views.resolution.high],
         },
+    }
+
+
+def study(name: str, work: Path, seeds: Sequence[int]) -> dict:
+    """Train every variant with every seed; accuracies by what is tested."""
+    make, variants, axis = STUDIES[name]
+    draw_data(work)
+    base = make(work)
+    accuracy: dict[str, dict[str, list[float]]] = {variant: {} for variant in variants}
+    for seed in seeds:
+        for variant, fields in variants.items():
+            run_dir = work / name / f"{variant.replace(', ', '-')}-{seed}"
+            results = run_dir / "eval/results.json"
+            if not results.exists():
+                run(replace(vary(base, fields), run_dir=run_dir, seed=seed))
+            for row in json.loads(results.read_text())["rows"]:
+                accuracy[variant].setdefault(str(row[axis]), []).append(row["accuracy"])
+    return {
+        "command": f"python benchmarks/studies.py {name} --seeds {' '.join(map(str, seeds))}",
+        **conditions(base, seeds),
         "axis": axis,
         "accuracy": accuracy,
     }
@@ -164,25 +176,31 @@ def table(results: dict) -> str:
             mean = f"{means[variant][column]:.1%}".rstrip("%")
             cells.append((f"**{mean}**" if best else mean) + f" ± {100 * spread:.1f}")
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
-    seeds = results["seeds"]
-    trained = results["trained_with"]
-    lines += [
-        "",
-        f"Accuracy in percent on {results['test_images']} test canvases, mean ± standard deviation of "
-        f"n = {len(seeds)} seeds ({', '.join(map(str, seeds))}); {trained['steps']} steps, patch sizes "
-        f"{', '.join(map(str, trained['patch_sizes']))}, resolutions {trained['resolutions'][0]} to "
-        f"{trained['resolutions'][1]}. {results['hardware']}, Python {results['python']}, torch "
-        f"{results['torch']}; `{results['command']}`.",
-    ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", describe(results)])
 
 
-def write_page(name: str, results: dict) -> None:
-    """Put the table between the marks of docs/studies.md."""
+def describe(results: dict) -> str:
+    """The conditions of a study, as a sentence below its table."""
+    seeds, trained = results["seeds"], results["trained_with"]
+    runs = f"mean ± standard deviation of n = {len(seeds)} seeds ({', '.join(map(str, seeds))})"
+    if len(seeds) == 1:
+        runs = f"one training each (seed {seeds[0]})"
+    return (
+        f"Accuracy in percent on {results['test_images']} test canvases, {runs}; "
+        f"{trained['steps']} steps, patch sizes {', '.join(map(str, trained['patch_sizes']))}, resolutions "
+        f"{trained['resolutions'][0]} to {trained['resolutions'][1]}. {results['hardware']}, "
+        f"Python {results['python']}, torch {results['torch']}; `{results['command']}`."
+    )
+
+
+def write_results(name: str, results: dict, text: str) -> None:
+    """Results as JSON, and their table between the marks of docs/studies.md."""
+    path = ROOT / f"benchmarks/results/study_{name}.json"
+    path.write_text(json.dumps(results, indent=1) + "\n")
     page = ROOT / "docs/studies.md"
     before, rest = page.read_text().split(f"<!-- {name} -->\n")
     after = rest.split(f"<!-- /{name} -->")[1]
-    page.write_text(f"{before}<!-- {name} -->\n\n{table(results)}\n\n<!-- /{name} -->{after}")
+    page.write_text(f"{before}<!-- {name} -->\n\n{text}\n\n<!-- /{name} -->{after}")
 
 
 def main() -> None:
@@ -192,9 +210,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "runs/studies")
     arguments = parser.parse_args()
     results = study(arguments.study, arguments.work, arguments.seeds)
-    path = ROOT / f"benchmarks/results/study_{arguments.study}.json"
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    write_page(arguments.study, results)
+    write_results(arguments.study, results, table(results))
 
 
 if __name__ == "__main__":
