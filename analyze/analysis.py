@@ -21,7 +21,7 @@ TOLERANCE = 0.001  # waste that counts as equal to the best, and share of views 
 CHUNK = 20_000  # views drawn by one job
 NATIVE = ResolutionConfig(low=2**24, high=2**24, distribution="uniform", upscale=False)
 
-# (what, function, argument tuples) -> results in order: `packvit.common.jobs` runs them in processes.
+# (what, function, argument tuples) -> results in order: `packvit.common.engine` runs them in processes.
 Run = Callable[[str, Callable[..., Any], Sequence[tuple]], Iterable[Any]]
 
 

@@ -71,7 +71,7 @@ class Sizes:
 
 
 def shard_sizes(path: str, part: int = 0, parts: int = 1, fetch: FetchConfig = FETCH) -> Sizes:
-    """Sizes in one shard, or in members `part`, `part + parts`, ... of it; reads headers only.
+    """Sizes in one shard, or in the `part`-th of `parts` equal shares of it; reads headers only.
 
     A shard that cannot be read at all is one bad size, with its reason.
     """
@@ -79,12 +79,13 @@ def shard_sizes(path: str, part: int = 0, parts: int = 1, fetch: FetchConfig = F
     try:
         shard = Shard.look(path, fetch)
     except BadShard as error:
-        sizes.note_bad([str(error)], 1)
+        if part == 0:
+            sizes.note_bad([str(error)], 1)
         return sizes
     if part == 0:
         sizes.notes += [f"{path}: {problem}" for problem in shard.problems]
     found: list[tuple[int, int]] = []
-    for member in range(part, len(shard), parts):
+    for member in range(len(shard) * part // parts, len(shard) * (part + 1) // parts):
         try:
             found.append(read_native_size(shard, member))
         except (BadSample, BadShard) as error:

@@ -3,7 +3,6 @@
 Sizes come from shards' headers or from a file; views are drawn and packed as in training.
 """
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,8 +19,9 @@ from packvit.analyze.page import describe, write_page
 from packvit.analyze.report import make_report, print_sizes, print_table, write_files
 from packvit.analyze.sizes import Sizes, read_sizes_file, shard_sizes
 from packvit.cli.options import read_options
+from packvit.common.engine.engine import Engine, EngineConfig
+from packvit.common.engine.make import EngineFlags, make_engine
 from packvit.common.files import check_writable
-from packvit.common.jobs import Jobs
 from packvit.data import FetchConfig, expand_shards, is_remote
 from packvit.packing import ViewsConfig
 from packvit.packing.packers.config import PACKERS
@@ -54,6 +54,7 @@ class Analyze:
         seed: seed of the views and of the images' order.
         out: folder for analysis.json, analysis.csv and analysis.html.
         fetch: how remote and gzipped shards are fetched.
+        engine: see its flags.
     """
 
     shards: tuple[str, ...] = ()
@@ -72,6 +73,7 @@ class Analyze:
     seed: int = 0
     out: Path = Path("packing-analysis")
     fetch: FetchConfig = field(default_factory=FetchConfig)
+    engine: EngineFlags = field(default_factory=EngineConfig)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -92,14 +94,13 @@ def main(arguments: Sequence[str]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = WIDTH
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with Jobs(options.workers or cpus, console) as jobs:
+    with make_engine(options.engine, console, options.workers) as engine:
         began = time.perf_counter()
-        sizes = find_sizes(options, jobs)
+        sizes = find_sizes(options, engine)
         sizes.require_some(source)
         print_sizes(sizes, source, time.perf_counter() - began)
         config = replace(config, epochs=options.epochs or -(-ENOUGH_VIEWS // len(sizes.values)))
-        results = {name: analyze(sizes.values, shown, config, jobs.run) for name, shown in samplers.items()}
+        results = {name: analyze(sizes.values, shown, config, engine.run) for name, shown in samplers.items()}
     for name, result in results.items():
         print_table(console, name, result)
     print(f"\nCost model: {options.model}.")
@@ -143,7 +144,7 @@ def choose_samplers(options: Analyze) -> dict[str, ViewsConfig]:
     return samplers
 
 
-def find_sizes(options: Analyze, jobs: Jobs) -> Sizes:
+def find_sizes(options: Analyze, engine: Engine) -> Sizes:
     """The native sizes, from a file or from the shards' headers."""
     limit = options.limit
     if options.sizes_file:
@@ -151,12 +152,12 @@ def find_sizes(options: Analyze, jobs: Jobs) -> Sizes:
     paths = expand_shards(options.shards)
     if limit is not None:
         Random(options.seed).shuffle(paths)
-    # Few shards are shared among the processes, each of which takes every n-th member; but each would have to
-    # read all headers of a remote one.
-    alone = limit is not None or len(paths) >= 2 * jobs.workers or any(map(is_remote, paths))
-    parts = 1 if alone else jobs.workers
+    # Few shards are shared among the processes, each of which takes some of the members; but each would have
+    # to read all headers of a remote one.
+    alone = limit is not None or len(paths) >= 2 * engine.workers or any(map(is_remote, paths))
+    parts = 1 if alone else engine.workers
     work = [(path, part, parts) for path in paths for part in range(parts)]
-    found = jobs.run("reading headers", partial(shard_sizes, fetch=options.fetch), work)
+    found = engine.run("reading headers", partial(shard_sizes, fetch=options.fetch), work)
     if limit is None:
         return Sizes.join(found)
     taken, count = [], 0

@@ -11,6 +11,8 @@ from rich.console import Console
 
 from packvit.cli.options import refused_plainly
 from packvit.common.display import Bar
+from packvit.common.engine.engine import EngineConfig
+from packvit.common.engine.make import EngineFlags, make_engine
 from packvit.data import (
     BadShard,
     ClassTarget,
@@ -122,13 +124,17 @@ class Check:
         shards: files, patterns or folders.
         label_field: field of the label, like data.label_field of a run: cls, json:label, targets.npy.
         multi_label: images have any number of classes.
+        workers: processes of this machine; 0: one for each CPU.
         fetch: how remote and gzipped shards are fetched.
+        engine: see its flags.
     """
 
     shards: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS...")]
     label_field: str = "cls"
     multi_label: bool = False
+    workers: int = 1
     fetch: FetchConfig = field(default_factory=FetchConfig)
+    engine: EngineFlags = field(default_factory=EngineConfig)
 
     def run(self) -> None:
         """Check the shards.
@@ -137,8 +143,8 @@ class Check:
             ValueError: there are problems.
         """
         labels = ClassTarget(self.label_field, self.multi_label)
-        with Bar(Console(), "checking") as bar:
-            report = check_shards(self.shards, bar.update, labels, self.fetch)
+        with make_engine(self.engine, Console(), self.workers) as engine:
+            report = check_shards(self.shards, None, labels, self.fetch, engine)
         print(report)
         if report.problems:
             raise ValueError(f"{sum(map(len, report.problems.values()))} problems found")
@@ -153,11 +159,15 @@ class Index:
 
     Args:
         shards: files, patterns or folders, here or in an object store.
+        workers: processes of this machine; 0: one for each CPU.
         fetch: how remote shards are read.
+        engine: see its flags.
     """
 
-    shards: Annotated[tuple[str, ...], tyro.conf.Positional]
+    shards: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS...")]
+    workers: int = 1
     fetch: FetchConfig = field(default_factory=FetchConfig)
+    engine: EngineFlags = field(default_factory=EngineConfig)
 
     def run(self) -> None:
         """Index the shards.
@@ -167,13 +177,12 @@ class Index:
         """
         shards = ShardSet.find(self.shards, self.fetch)
         bad, samples = [], 0
-        with Bar(Console(), "indexing") as bar:
-            for done, (_, found) in enumerate(write_indices(shards), 1):
+        with make_engine(self.engine, Console(), self.workers) as engine:
+            for _, found in write_indices(shards, engine):
                 if isinstance(found, BadShard):
                     bad.append(found)
                 else:
                     samples += found
-                bar.update(done, len(shards))
         print(f"{len(shards) - len(bad)} shards, {samples} samples")
         for error in bad:
             print(f"  {error}")

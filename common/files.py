@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import BinaryIO
 
 from platformdirs import user_cache_path
@@ -48,7 +49,8 @@ def write_nameless(path: Path, write: Callable[[BinaryIO], object]) -> None:
     try:
         descriptor = os.open(path.parent, os.O_TMPFILE | os.O_RDWR, 0o666)
     except (AttributeError, OSError):
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        # Not the process's number: processes of other machines have the same ones.
+        partial = path.with_name(f".{path.name}.{token_hex(8)}")
         try:
             with partial.open("wb") as file:
                 write(file)

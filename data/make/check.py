@@ -1,13 +1,15 @@
 """Verify shards: read and decode every sample, and name everything that a run would have to leave out."""
 
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from packvit.common.engine.engine import Engine
+from packvit.common.engine.local import LocalEngine
 from packvit.data.samples.decode import decode, read_native_size
 from packvit.data.samples.targets import ClassTarget
 from packvit.data.shards.fetch import FETCH, FetchConfig
@@ -32,6 +34,7 @@ class ShardReport:
         problems: sentences by kind; empty if there are none.
         fields: fields of samples without a good label, with how many of the first LOOKED_AT have each.
         numbers: places of whole numbers in these samples, in the notation of `label_field`, likewise.
+        looked_at: number of these samples.
     """
 
     shards: int = 0
@@ -39,10 +42,34 @@ class ShardReport:
     problems: dict[str, list[str]] = field(default_factory=dict)
     fields: Counter[str] = field(default_factory=Counter)
     numbers: Counter[str] = field(default_factory=Counter)
+    looked_at: int = 0
 
     def add(self, kind: str, sentence: str) -> None:
         """Note a problem."""
         self.problems.setdefault(kind, []).append(sentence)
+
+    def take(self, findings: "Findings", first_seen: dict[str, str]) -> None:
+        """Add what was found in the next shard.
+
+        Args:
+            first_seen: {key: shard that has it} of those before, to which this one's are added.
+        """
+        path, problems = findings.path, deque(findings.problems)
+        self.shards += 1
+        self.samples += len(findings.keys)
+        for index, key in enumerate(findings.keys):
+            while problems and problems[0][0] < index:
+                self.add(*problems.popleft()[1:])
+            if key in first_seen:
+                self.add("keys used twice", f"{path}: sample {key!r} is already in {first_seen[key]}")
+            first_seen.setdefault(key, path)
+        for _, kind, sentence in problems:
+            self.add(kind, sentence)
+        room = LOOKED_AT - self.looked_at
+        for fields, places in findings.instead[:room]:
+            self.fields.update(fields)
+            self.numbers.update(places)
+        self.looked_at += len(findings.instead[:room])
 
     def __str__(self) -> str:
         lines = [f"{self.shards} shards, {self.samples} samples"]
@@ -66,6 +93,7 @@ def check_shards(
     progress: Callable[[int, int], None] | None = None,
     labels: ClassTarget = LABELS,
     fetch: FetchConfig = FETCH,
+    engine: Engine | None = None,
 ) -> ShardReport:
     """Decode every image and read every label of the shards; a missing label counts as a problem.
 
@@ -74,6 +102,7 @@ def check_shards(
         progress: called with (shards done, shards) after each one.
         labels: where the labels are, and their kind.
         fetch: how shards that are not local tar files are fetched.
+        engine: where the shards are read; by default in this process.
 
     Raises:
         ValueError: a pattern matches nothing.
@@ -81,36 +110,57 @@ def check_shards(
     report = ShardReport()
     shards = ShardSet.find(patterns, fetch)
     first_seen: dict[str, str] = {}
-    for number in range(len(shards)):
-        report.shards += 1
-        try:
-            _check_shard(shards.open(number), report, first_seen, labels)
-        except BadShard as error:
-            report.add("broken shards", str(error))
+    engine = LocalEngine() if engine is None else engine
+    for findings in engine.run("checking", check_shard, [(path, labels, fetch) for path in shards.paths]):
+        report.take(findings, first_seen)
         if progress:
-            progress(number + 1, len(shards))
+            progress(report.shards, len(shards))
     return report
 
 
-def _check_shard(shard: Shard, report: ShardReport, first_seen: dict[str, str], labels: ClassTarget) -> None:
-    path = redact(shard.path)
+@dataclass
+class Findings:
+    """What is found in one shard, whatever the others are.
+
+    Args:
+        path: of the shard, without secrets.
+        keys: of its samples, in their order.
+        problems: (number of the sample, kind, sentence), in their order; -1 is the shard before its samples.
+        instead: of the first samples without a good label, their fields and where they have whole numbers.
+    """
+
+    path: str
+    keys: list[str] = field(default_factory=list)
+    problems: list[tuple[int, str, str]] = field(default_factory=list)
+    instead: list[tuple[tuple[str, ...], list[str]]] = field(default_factory=list)
+
+
+def check_shard(path: str, labels: ClassTarget, fetch: FetchConfig) -> Findings:
+    """Decode every image and read every label of one shard."""
+    findings = Findings(redact(path))
+    try:
+        _check_shard(Shard.open(path, fetch), findings, labels)
+    except BadShard as error:
+        findings.problems.append((len(findings.keys), "broken shards", str(error)))
+    return findings
+
+
+def _check_shard(shard: Shard, findings: Findings, labels: ClassTarget) -> None:
+    path = findings.path
     for problem in shard.problems:
-        report.add("damaged shards", f"{path}: {problem}")
+        findings.problems.append((-1, "damaged shards", f"{path}: {problem}"))
     if len(shard) == 0:
-        report.add("empty shards", f"{path} holds no sample")
+        findings.problems.append((-1, "empty shards", f"{path} holds no sample"))
     for index in range(len(shard)):
-        report.samples += 1
         key = shard.key(index)
-        if key in first_seen:
-            report.add("keys used twice", f"{path}: sample {key!r} is already in {first_seen[key]}")
-        first_seen.setdefault(key, path)
+        findings.keys.append(key)
         try:
             native_size = read_native_size(shard, index)
             decode(shard.image(index), full_view(native_size, 1), native_size)
         except BadSample as error:
-            report.add("broken images", str(error))
+            findings.problems.append((index, "broken images", str(error)))
         except ValueError as error:
-            report.add("broken images", f"{path}: sample {key!r}: {error}")
+            findings.problems.append((index, "broken images", f"{path}: sample {key!r}: {error}"))
         problem = None
         try:
             label = labels.find(shard, index)
@@ -121,18 +171,19 @@ def _check_shard(shard: Shard, report: ShardReport, first_seen: dict[str, str], 
         except BadSample as error:
             problem = BAD_LABELS, str(error)
         if problem is not None:
-            report.add(*problem)
-            if sum(len(report.problems.get(kind, ())) for kind in (NO_LABEL, BAD_LABELS)) <= LOOKED_AT:
-                look_for_labels(shard, index, report, labels.field)
+            kind, sentence = problem
+            findings.problems.append((index, kind, sentence))
+            if len(findings.instead) < LOOKED_AT:
+                findings.instead.append((shard.fields(index), find_numbers(shard, index, labels.field)))
 
 
-def look_for_labels(shard: Shard, index: int, report: ShardReport, known: str) -> None:
-    """Note which fields a sample has, and where it has whole numbers.
+def find_numbers(shard: Shard, index: int, known: str) -> list[str]:
+    """Where whole numbers stand in a sample, as `label_field` names places.
 
     Args:
         known: the field that is known not to be a label.
     """
-    report.fields.update(shard.fields(index))
+    found: list[str] = []
     for name in shard.fields(index):
         try:
             if name.rpartition(".")[2] == "json":
@@ -142,7 +193,8 @@ def look_for_labels(shard: Shard, index: int, report: ShardReport, known: str) -
                 places = [name] if name not in IMAGE_FIELDS and shard.label(index, name) is not None else []
         except (BadSample, ValueError):
             continue
-        report.numbers.update(place for place in places if place != known)
+        found += [place for place in places if place != known]
+    return found
 
 
 def number_places(value: Any, place: str, between: str) -> Iterator[str]:

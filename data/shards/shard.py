@@ -36,6 +36,9 @@ class BadSample(ValueError):
         super().__init__(f"{shard}: sample {key!r}: {reason}")
         self.shard, self.key, self.reason = shard, key, reason
 
+    def __reduce__(self) -> tuple:
+        return type(self), (self.shard, self.key, self.reason)
+
 
 class UnknownLabel(BadSample):
     """One sample's label is not one of the classes."""
@@ -48,6 +51,9 @@ class BadShard(ValueError):
         shard, reason = redact(shard), redact(reason)
         super().__init__(f"{shard}: {reason}")
         self.shard, self.reason = shard, reason
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.shard, self.reason)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,125 @@
+"""The processes of a Ray cluster that do the jobs of one run."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from packvit.common.engine.jobs import JobQueue
+
+DEPTH = 2  # jobs of an actor: the one that it does, and one to go on with at once
+
+
+class Job(NamedTuple):
+    """A job of a run; that of an earlier one, whose results nobody wants any more, may not have ended yet."""
+
+    queue: JobQueue
+    number: int
+
+
+class Worker:
+    """What an actor is: a process that does jobs, in the driver's folder."""
+
+    def begin(self, folder: str, setup: Callable[[str], Any] | None, device: str) -> None:
+        """Do once what all jobs need."""
+        # Relative paths are the driver's. A machine without its folder can still read URLs.
+        if os.path.isdir(folder):
+            os.chdir(folder)
+        self._own = () if setup is None else (setup(device),)
+
+    def do(self, function: Callable[..., Any], job: tuple) -> Any:
+        """One job."""
+        return function(*self._own, *job)
+
+
+class Crew:
+    """Actors of one kind, and what they do.
+
+    Args:
+        ray: the module, connected to a cluster.
+        setup: see Engine.
+        gpus: whether each has a GPU; all have a core.
+        retries: how many may die before any has begun.
+    """
+
+    def __init__(self, ray: Any, setup: Callable[[str], Any] | None, gpus: bool, retries: int) -> None:
+        self._ray, self._setup, self._device, self._retries = ray, setup, "cuda" if gpus else "cpu", retries
+        # A lost actor is not restarted by Ray: there may be no machine for it any more.
+        self._kind = ray.remote(num_cpus=1, num_gpus=int(gpus), max_restarts=0, scheduling_strategy="SPREAD")(
+            Worker
+        )
+        # What Ray's promises are of: an actor, and its job, or None while the actor begins.
+        self._calls: dict[Any, tuple[Any, Job | None]] = {}
+        self._ready: dict[Any, int] = {}  # actors that have begun: how many jobs each has
+        self._stillborn = 0
+
+    def __len__(self) -> int:
+        """Actors that can do jobs."""
+        return len(self._ready)
+
+    def grow(self, number: int) -> None:
+        """Start actors until there are so many, the cluster permitting."""
+        beginning = sum(job is None for _, job in self._calls.values())
+        for _ in range(number - len(self._ready) - beginning):
+            actor = self._kind.remote()
+            promise = actor.begin.remote(os.getcwd(), self._setup, self._device)
+            self._calls[promise] = actor, None
+
+    def hand_out(
+        self, function: Callable[..., Any], jobs: Sequence[tuple], queue: JobQueue, ahead: int
+    ) -> None:
+        """Give jobs to actors that have too few; near the end one each, so that none waits for another."""
+        for depth in range(1, DEPTH + 1):
+            for actor in [actor for actor, number in self._ready.items() if number < depth]:
+                if depth > 1 and queue.left < 2 * DEPTH * len(self._ready):
+                    return
+                number = queue.take(ahead)
+                if number is None:
+                    return
+                self._calls[actor.do.remote(function, jobs[number])] = actor, Job(queue, number)
+                self._ready[actor] += 1
+
+    def wait(self, queue: JobQueue, seconds: float) -> Iterator[list[int]]:
+        """Wait for something to happen, tell the queue, and give the jobs of each actor that was lost.
+
+        Raises:
+            Exception: an actor cannot begin.
+        """
+        if not self._calls:
+            time.sleep(seconds)
+            return
+        finished, _ = self._ray.wait(list(self._calls), timeout=seconds)
+        for promise in finished:
+            actor, job = self._calls[promise]
+            try:
+                result = self._ray.get(promise)
+            except self._ray.exceptions.RayTaskError as error:
+                if job is None:
+                    raise error.cause from None
+                job.queue.fail(job.number, error.cause)
+            except self._ray.exceptions.RayError as error:
+                yield [job.number for job in self._lose(actor, error) if job.queue is queue]
+                continue
+            else:
+                if job is not None:
+                    job.queue.finish(job.number, result)
+            del self._calls[promise]
+            self._ready[actor] = self._ready.get(actor, 1) - 1
+
+    def _lose(self, actor: Any, error: Exception) -> list[Job]:
+        """Forget an actor; gives its jobs, the one that it was at first."""
+        mine = [promise for promise, (other, _) in self._calls.items() if other == actor]
+        jobs = [self._calls.pop(promise)[1] for promise in mine]
+        self._ready.pop(actor, None)
+        self._ray.kill(actor)  # it may only be out of reach
+        if None in jobs:
+            self._stillborn += 1
+            if self._stillborn > self._retries and not self._ready:
+                reason = str(error).strip().splitlines()[-1]
+                raise RuntimeError(f"no process can be started on the cluster: {reason}") from error
+        return [job for job in jobs if job is not None]
+
+    def end(self) -> None:
+        """End all actors."""
+        for actor in {*self._ready, *(actor for actor, _ in self._calls.values())}:
+            self._ray.kill(actor)

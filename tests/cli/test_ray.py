@@ -1,0 +1,192 @@
+"""`--engine ray` gives what this machine alone gives, to the byte, while processes are killed."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from packvit.cli import dispatch
+from packvit.common.engine.on_ray import QUIET
+from packvit.data import Shard, write_shards
+from packvit.data.make.write import Sample
+
+# Not imported, because Ray must see the variables of QUIET then.
+without = find_spec("ray") is None
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(without, reason="needs Ray: pip install 'packvit[ray]'")]
+Command = Callable[..., tuple[int, str, str]]
+
+
+class Machines:
+    """A Ray cluster of two machines with a core each, both of which are this one."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cluster: Any = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+        )
+        self.second: Any = None
+        self.add()
+
+    @property
+    def address(self) -> str:
+        return self.cluster.address
+
+    def add(self) -> None:
+        """The second machine joins, if it has gone."""
+        if self.second is None:
+            self.second = self.cluster.add_node(num_cpus=1)
+
+    def lose(self) -> None:
+        """The second machine is gone from one moment to the next."""
+        self.cluster.remove_node(self.second, allow_graceful=False)
+        self.second = None
+
+    def workers(self) -> list[int]:
+        """The processes that do a command's jobs, on both machines."""
+        parents = {
+            info.process.pid
+            for node in self.cluster.list_all_nodes()
+            for info in node.all_processes["raylet"]
+        }
+        return [
+            pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if is_worker(pid, parents)
+        ]
+
+
+def is_worker(pid: int, parents: set[int]) -> bool:
+    try:
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return parent in parents and Path(f"/proc/{pid}/cmdline").read_text().startswith("ray::Worker")
+    except (OSError, IndexError):
+        return False  # it has ended
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[Machines]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in QUIET.items():
+            patch.setenv(name, value)
+        machines = Machines()
+        yield machines
+        machines.cluster.shutdown()
+
+
+@contextmanager
+def disturbed(what: Callable[[Random], bool], times: int) -> Iterator[list[float]]:
+    """While the block runs, `what` is done at random moments, until it was done so many times; gives when."""
+    done: list[float] = []
+    over = threading.Event()
+
+    def disturb() -> None:
+        rng = Random(0)
+        while len(done) < times and not over.wait(rng.uniform(0.05, 0.5)):
+            if what(rng):
+                done.append(time.monotonic())
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        yield done
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.fixture
+def killing(machines) -> Callable[[], Any]:
+    """killing(): while the block runs, processes of the cluster are killed at random."""
+
+    def kill(rng: Random) -> bool:
+        found = machines.workers()
+        if found:
+            os.kill(rng.choice(found), signal.SIGKILL)
+        return bool(found)
+
+    return lambda: disturbed(kill, times=2)
+
+
+@pytest.fixture
+def on_cluster(machines) -> Callable[[list[str]], list[str]]:
+    return lambda command: [*command, "--engine", "ray", "--ray-address", machines.address, "--retries", "9"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_shards_are_indexed_alike(on_cluster, killing, digits_set, tmp_path, capsys):
+    printed = []
+    for name in ("local", "cluster"):
+        shutil.copytree(digits_set / "train", tmp_path / name)
+        (tmp_path / name / "manifest.json").unlink()
+    assert dispatch(["shards", "index", str(tmp_path / "local")]) == 0
+    printed.append(capsys.readouterr().out)
+    with killing() as killed:
+        assert dispatch(on_cluster(["shards", "index", str(tmp_path / "cluster")])) == 0
+    printed.append(capsys.readouterr().out)
+    assert killed
+    assert printed[0] == printed[1]
+    assert contents(tmp_path / "local") == contents(tmp_path / "cluster")
+    assert len(contents(tmp_path / "local")) == 8
+
+
+@pytest.fixture
+def damaged(digits_set, tmp_path) -> Path:
+    """Shards with a key of another one, a broken image, a label that is none, and an end that is missing."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(digits_set / "train", folder)
+    good = Shard.open(digits_set / "train/shard-000001.tar")
+    twice = Sample(good.key(3), good.image(3), "png", 4)
+    write_shards([twice, Sample("torn", good.image(0)[:99], "png", -1)], tmp_path / "more", prefix="more")
+    (tmp_path / "more/more-000000.tar").rename(folder / "more-000000.tar")
+    first = folder / "shard-000000.tar"
+    first.write_bytes(first.read_bytes()[:50_000])
+    return folder
+
+
+def test_what_is_wrong_with_shards_is_found_alike(on_cluster, killing, damaged, capsys, monkeypatch):
+    monkeypatch.chdir(damaged.parent)  # names are relative to it, on every machine
+    command = ["shards", "check", damaged.name]
+    assert dispatch(command) == 2
+    here = capsys.readouterr()
+    with killing() as killed:
+        assert dispatch(on_cluster(command)) == 2
+    there = capsys.readouterr()
+    assert killed
+    assert here.out == there.out
+    assert here.err in there.err
+    assert {"keys used twice: 1", "broken images: 1", "damaged shards: 1"} <= {*here.out.splitlines()}
+
+
+def test_sizes_are_analysed_alike(on_cluster, killing, damaged, tmp_path, capsys):
+    command = ["analyze", "--shards", str(damaged), "--epochs", "1", "--seq-lens", "256", "512", "--out"]
+    reports = []
+    for name in ("local", "cluster"):
+        flags = [*command, str(tmp_path / name)]
+        if name == "local":
+            assert dispatch([*flags, "--workers", "1"]) == 0
+        else:
+            with killing() as killed:
+                assert dispatch(on_cluster(flags)) == 0
+            assert killed
+        report = json.loads((tmp_path / name / "analysis.json").read_text())
+        reports.append(timeless(report))
+    assert reports[0] == reports[1]
+
+
+def timeless(value: Any) -> Any:
+    """The same without the times that packers took."""
+    if isinstance(value, dict):
+        return {key: timeless(inner) for key, inner in value.items() if key != "microseconds_per_item"}
+    return [timeless(inner) for inner in value] if isinstance(value, list) else value
