@@ -41,19 +41,27 @@ class Write:
             label; or a .parquet file, or a folder of them, in the layout of Hugging Face's image datasets.
         out: folder for the shards; with a val fraction, for train and val. It may be in an object store
             (s3://bucket/folder): all shards are then written to the cache folder before they are uploaded.
+        workers: processes of this machine; 0: one for each CPU.
+        engine: see its flags.
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     options: Annotated[WriteConfig, tyro.conf.arg(name="")] = field(default_factory=WriteConfig)
+    workers: int = 1
+    engine: EngineFlags = field(default_factory=EngineConfig)
 
     def run(self) -> None:
         """Write the shards and say what was left out."""
-        write_folder(self.out, repr(self), self._write)
+        write_folder(self.out, repr((self.source, self.options)), self._write)
 
     def _write(self, out: Path) -> None:
-        with Bar(Console(), "writing") as bar:
-            report = write_images(self.source, out, self.options, bar.update)
+        if self.engine.engine == "local" and self.workers == 1:
+            with Bar(Console(), "writing") as bar:
+                report = write_images(self.source, out, self.options, bar.update)
+        else:
+            with make_engine(self.engine, Console(), self.workers) as engine:
+                report = write_images(self.source, out, self.options, engine=engine)
         for target, images in report.images.items():
             print(f"{target}: {images} images of {len(report.classes)} classes")
         for name, lines in (

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import BinaryIO
 from platformdirs import user_cache_path
 
 BLOCK = 1 << 22  # bytes
+SHARED_WITHIN = 60  # seconds until what one machine has written is seen by all, on the slowest file system
 
 
 def cache_path(name: str) -> Path:
@@ -83,6 +85,20 @@ def hash_file(path: Path) -> str:
         while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def require_shared(path: Path) -> None:
+    """Refuse a folder in which this machine does not see what another one has written.
+
+    Raises:
+        ValueError: names the folder.
+    """
+    for waited in range(SHARED_WITHIN):
+        os.listdir(path.parent)  # a network's file system then asks for new names
+        if path.exists():
+            return
+        time.sleep(min(1, waited))
+    raise ValueError(f"{path.parent} must be a folder that all machines share: {path.name} is not in it")
 
 
 def refuse_url(folder: Path, flag: str) -> None:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from packvit.common.files import hash_file, write_whole
+from packvit.common.files import hash_file, require_shared, write_whole
 from packvit.data.make.manifest import list_shards
 from packvit.data.make.write import check_no_shards, write_classes
 
-HIDDEN = re.compile(r"\.+(shard-\d+\.tar)\.(json|whole|partial|json\.partial)")
+HIDDEN = re.compile(r"\.+(shard-\d+\.tar)\.(json|whole|([0-9a-f]+\.)?partial|json\.partial)")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class Note:
     def write(self, shard: Path) -> None:
         """Write the note beside the shard."""
         write_whole(hidden_name(shard, ".json"), json.dumps(asdict(self)))
+
+    def require_shared(self, shard: Path) -> None:
+        """Raise a ValueError if another machine has written the shard where this one does not see it."""
+        require_shared(hidden_name(shard, ".json"))
 
     def fits(self, shard: Path) -> bool:
         """Whether the shard, published or not, is unchanged; a shard without images may be missing."""
@@ -91,6 +95,10 @@ def publish(shards: Sequence[Path], classes: Sequence[str]) -> None:
         write_classes(classes, folder)
     for shard in shards:
         hidden_name(shard, ".json").unlink()
+    for folder in folders:  # of processes that were killed
+        for path in folder.glob(".*shard-*.partial"):
+            if HIDDEN.fullmatch(path.name):
+                path.unlink()
 
 
 def hidden_name(shard: Path, end: str) -> Path:

@@ -13,10 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from random import Random
+from secrets import token_hex
 
 from filelock import FileLock, Timeout
 from PIL import Image
 
+from packvit.common.engine.engine import Engine
 from packvit.common.files import check_writable, hash_file
 from packvit.data.make.hidden import Note, clear, hidden_name, publish, read_note
 from packvit.data.make.sources import FoundImage, find_images, split
@@ -79,7 +81,11 @@ DEFAULTS = WriteConfig()
 
 
 def write_images(
-    path: Path, out: Path, config: WriteConfig = DEFAULTS, progress: Progress | None = None
+    path: Path,
+    out: Path,
+    config: WriteConfig = DEFAULTS,
+    progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> WriteReport:
     """Write the images that `find_images` finds at `path` to shards.
 
@@ -90,7 +96,8 @@ def write_images(
     Args:
         path: a folder of class folders, a .csv file, or a .parquet file or a folder of them.
         out: gets the shards, or `train` and `val` with shards if the val fraction is above 0.
-        progress: called with (images done, images) after each one.
+        progress: called with (images done, images) after each one, unless there is an engine.
+        engine: writes the shards, on storage that all its machines share; by default this process does.
 
     Raises:
         ValueError: see `find_images`; shards already in `out`, another command that writes there, or a set
@@ -110,7 +117,7 @@ def write_images(
     try:
         with FileLock(out / ".lock", timeout=0):
             clear([shard for shard, _ in parts], plan)
-            write_parts(parts, plan, report, progress)
+            write_parts(parts, plan, report, progress, engine)
             for target, written in report.images.items():
                 if not written:
                     raise ValueError(f"no image for {target} can be used: {report.broken[0]}")
@@ -142,7 +149,11 @@ def hash_plan(classes: Sequence[str], parts: Sequence[tuple[Path, Part]]) -> str
 
 
 def write_parts(
-    parts: Sequence[tuple[Path, Part]], plan: str, report: WriteReport, progress: Progress | None
+    parts: Sequence[tuple[Path, Part]],
+    plan: str,
+    report: WriteReport,
+    progress: Progress | None,
+    engine: Engine | None,
 ) -> None:
     """Write all missing shards under hidden names, and count what is in all of them."""
     report.images = {shard.parent: 0 for shard, _ in parts}
@@ -152,25 +163,38 @@ def write_parts(
         if progress:
             progress(done + number, total)
 
-    for shard, part in parts:
-        shard.parent.mkdir(parents=True, exist_ok=True)
-        note = read_note(shard)
-        if note is None or note.plan != plan or not note.fits(shard):
-            note = write_part(part, shard, plan, step)
-        else:
-            step(len(part))
+    for folder in report.images:
+        folder.mkdir(parents=True, exist_ok=True)
+    jobs = [(str(shard), part, plan) for shard, part in parts]
+    notes = (make_part(*job, step) for job in jobs)
+    if engine is not None:
+        notes = engine.run("writing", make_part, jobs)
+    for note, (shard, part) in zip(notes, parts, strict=True):
+        note.require_shared(shard)
         report.images[shard.parent] += note.images
         report.broken += note.broken
         done += len(part)
 
 
-def write_part(images: Part, shard: Path, plan: str, step: Callable[[int], None]) -> Note:
-    """Write one shard under a hidden name beside `shard`, and a note about its content.
+def make_part(shard: str, images: Part, plan: str, step: Callable[[int], None] | None = None) -> Note:
+    """Write one shard under a hidden name beside `shard`, and what became of it to a note, if a whole one of
+    the same plan is not there.
 
     Args:
-        step: called with the number of images that are done after each one.
+        step: called with the number of images that are done.
     """
-    unfinished, whole = hidden_name(shard, ".partial"), hidden_name(shard, ".whole")
+    note = read_note(Path(shard))
+    if note is not None and note.plan == plan and note.fits(Path(shard)):
+        if step:
+            step(len(images))
+        return note
+    return write_part(images, Path(shard), plan, step)
+
+
+def write_part(images: Part, shard: Path, plan: str, step: Callable[[int], None] | None) -> Note:
+    """As `make_part`, whatever is there."""
+    # A process that was taken for lost may still write the same shard.
+    unfinished, whole = hidden_name(shard, f".{token_hex(4)}.partial"), hidden_name(shard, ".whole")
     broken: list[str] = []
     with open_tar(unfinished) as writer:
         for number, (key, image) in enumerate(images, 1):
@@ -181,7 +205,8 @@ def write_part(images: Part, shard: Path, plan: str, step: Callable[[int], None]
                 broken.append(f"{image.name}: {error}")
             else:
                 writer.write(member)
-            step(number)
+            if step:
+                step(number)
     unfinished.rename(whole)
     note = Note(plan, len(images) - len(broken), broken, whole.stat().st_size, hash_file(whole))
     note.write(shard)

@@ -190,3 +190,28 @@ def timeless(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: timeless(inner) for key, inner in value.items() if key != "microseconds_per_item"}
     return [timeless(inner) for inner in value] if isinstance(value, list) else value
+
+
+def test_shards_are_written_alike(on_cluster, killing, digits_set, tmp_path, capsys):
+    shard = Shard.open(digits_set / "train/shard-000000.tar")
+    for member in range(len(shard)):
+        folder = tmp_path / f"photos/{member % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        data = shard.image(member)
+        (folder / f"{member}.png").write_bytes(data[:50] if member == 7 else data)
+    printed = []
+    for name in ("local", "cluster", "processes"):
+        command = ["shards", "write", "photos", name, "--shard-size", "6", "--val-fraction", "0.2"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tmp_path)
+            if name == "cluster":
+                with killing() as killed:
+                    assert dispatch(on_cluster(command)) == 0
+                assert killed
+            else:
+                assert dispatch([*command, "--workers", "2" if name == "processes" else "1"]) == 0
+        printed.append(capsys.readouterr().out.replace(name, "OUT"))
+    assert printed[0] == printed[1] == printed[2]
+    assert "1 broken images left out:\n  1/7.png: " in printed[0]
+    assert contents(tmp_path / "local") == contents(tmp_path / "cluster") == contents(tmp_path / "processes")
+    assert len(contents(tmp_path / "local")) == 6 + 2 + 2 * 2 + 1
