@@ -7,29 +7,29 @@ crop may not show what the teacher has seen.
 
 import dataclasses
 import json
-import re
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
-import torch
 import tyro
+from rich.console import Console
 
 from packvit.cli.options import read_options
-from packvit.common.device import make_autocast
-from packvit.common.files import check_writable, write_whole
-from packvit.common.ranks import start_ranks
-from packvit.data import EvalSet, FetchConfig, ShardSet, is_remote, write_with_logits
-from packvit.data.make.manifest import read_manifest
+from packvit.common.engine.engine import EngineConfig
+from packvit.common.engine.make import EngineFlags, make_engine
+from packvit.common.files import check_writable, require_shared, write_whole
+from packvit.common.ranks import find_ranks
+from packvit.data import FetchConfig, ShardSet, is_remote
+from packvit.data.make.manifest import Listed, Listing, read_manifest
 from packvit.data.make.write import check_no_shards
 from packvit.data.stores.stage import write_folder
-from packvit.evaluate import Setting, check_pieces, check_settings, cut_chunks
-from packvit.models import PackedViT, hash_model, load_model
-from packvit.packing import PackedBatch, PackingConfig
+from packvit.evaluate import Setting, check_pieces, check_settings
+from packvit.evaluate.predict.teacher import Lesson, Teacher
+from packvit.evaluate.predict.teacher import teach as teach_shard
+from packvit.models import hash_model, load_model
+from packvit.packing import PackingConfig, derive_seed
 from packvit.train.tasks.config import check_field
 
 
@@ -54,6 +54,7 @@ class Teach:
         workers: processes that decode.
         device: auto uses a GPU if there is one.
         fetch: how remote and gzipped shards are fetched.
+        engine: see its flags.
     """
 
     shards: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS...")]
@@ -68,6 +69,7 @@ class Teach:
     workers: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     fetch: FetchConfig = dataclasses.field(default_factory=FetchConfig)
+    engine: EngineFlags = dataclasses.field(default_factory=EngineConfig)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -92,65 +94,54 @@ def teach(options: Teach, out: Path) -> None:
     model = load_model(options.teacher)
     if model.config.num_classes == 0:
         raise ValueError(f"{options.teacher} has no classification head, so it has no logits to write")
-    device = start_ranks(options.device).device
+    local = options.engine.engine == "local"
     setting = Setting(options.patch_size, options.resolution)
-    check_settings(model.config, [setting], device)
+    check_settings(model.config, [setting], find_ranks(options.device if local else "cpu").device)
     check_pieces(packing, [setting])
-    claim(options, shards, model, out)
+    weights = hash_model(model)
+    lesson = Lesson(
+        options.teacher,
+        weights,
+        setting,
+        packing,
+        options.precision,
+        options.workers,
+        options.fetch,
+        options.field,
+        claim(options, shards, weights, out),
+    )
+    targets = [out / f"shard-{number:06d}.tar" for number in range(len(shards))]
     listed = read_manifest(out)
-    model, autocast = model.to(device), make_autocast(options.precision, device)
-    for number, path in enumerate(shards.paths):
-        target = out / f"shard-{number:06d}.tar"
-        known = listed.get(target.name)
-        if known and target.exists() and target.stat().st_size == known["bytes"]:
-            continue
-        # A name that was found is no pattern any more.
-        literal = re.sub(r"([\\{}])", r"\\\1", path)
-        images = EvalSet([literal], fetch=options.fetch, as_training=True)
-        logits, skipped = answer_all(model, images, options, packing, autocast)
-        write_with_logits(shards.open(number), target, logits, options.field)
-        print(f"{target}: {len(logits)} images, {number + 1} of {len(shards)} shards")
-        for line in skipped:
-            print(f"  left out: {line['key']}: {line['reason']}")
+    missing = [number for number, target in enumerate(targets) if not is_whole(target, listed)]
+    jobs = [(shards.paths[number], targets[number]) for number in missing]
+    setup = partial(Teacher, lesson, model if local else None)
+    with make_engine(options.engine, Console(), 1) as engine, Listing() as listing:
+        results = engine.run("teaching", teach_shard, jobs, setup, options.device)
+        for (file, samples, skipped), number in zip(results, missing, strict=True):
+            require_shared(file)
+            listing.add(Listed(targets[number], samples, file.stat().st_size, file))
+            print(f"{targets[number]}: {samples} images, {number + 1} of {len(shards)} shards")
+            for line in skipped:
+                print(f"  left out: {line['key']}: {line['reason']}")
+    for path in out.glob(".*.partial"):  # of processes that were killed
+        path.unlink()
 
 
-def answer_all(
-    model: PackedViT,
-    images: EvalSet,
-    options: Teach,
-    packing: PackingConfig,
-    autocast: AbstractContextManager,
-) -> tuple[dict[str, np.ndarray], list[dict]]:
-    """{key: float16 [classes]} of all images that can be used, and the lines of those that cannot."""
-    skipped = list(images.skipped)
-    logits: dict[str, np.ndarray] = {}
-    device = next(model.parameters()).device
-    setting, tokens = Setting(options.patch_size, options.resolution), packing.seq_len * packing.sequences
-    chunks = cut_chunks(len(images.headers), [setting])
-    for piece in images.pieces([setting], tokens, chunks, options.workers, device):
-        skipped += piece.skipped
-        if len(piece.places):
-            logits |= answer(model, piece.batch, autocast)
-    return logits, skipped
+def is_whole(shard: Path, listed: dict[str, dict[str, int]]) -> bool:
+    """Whether a shard is there as the manifest says."""
+    known = listed.get(shard.name)
+    return bool(known) and shard.exists() and shard.stat().st_size == known["bytes"]
 
 
-@torch.inference_mode()
-def answer(model: PackedViT, batch: PackedBatch, autocast: AbstractContextManager) -> dict[str, np.ndarray]:
-    """{key: float16 [classes]} of a batch on the model's device."""
-    with autocast:
-        logits = model(batch)
-    return dict(zip(batch.keys, logits.half().cpu().numpy(), strict=True))
-
-
-def claim(options: Teach, shards: ShardSet, model: PackedViT, out: Path) -> None:
-    """Write down in the output folder what its shards are made of.
+def claim(options: Teach, shards: ShardSet, weights: str, out: Path) -> str:
+    """Write down in the output folder what its shards are made of; gives a hash of it.
 
     Raises:
         ValueError: they are made of something else.
     """
     note = {
         "teacher": str(options.teacher),
-        "weights": hash_model(model),
+        "weights": weights,
         "budget": [options.patch_size, options.resolution],
         "field": options.field,
         "shards": list(shards.paths),
@@ -162,4 +153,6 @@ def claim(options: Teach, shards: ShardSet, model: PackedViT, out: Path) -> None
     elif json.loads(path.read_text()) != note:
         raise ValueError(f"{path} names another teacher, budget, field or other shards: use another --out")
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(note, indent=1) + "\n")
+    text = json.dumps(note, indent=1) + "\n"
+    write_whole(path, text)
+    return f"{derive_seed(text):032x}"

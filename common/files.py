@@ -94,10 +94,10 @@ def require_shared(path: Path) -> None:
         ValueError: names the folder.
     """
     for waited in range(SHARED_WITHIN):
-        os.listdir(path.parent)  # a network's file system then asks for new names
         if path.exists():
             return
         time.sleep(min(1, waited))
+        os.listdir(path.parent)  # a network's file system then asks for new names
     raise ValueError(f"{path.parent} must be a folder that all machines share: {path.name} is not in it")
 
 

@@ -3,21 +3,24 @@
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from secrets import token_hex
 
 import numpy as np
 
-from packvit.data.make.manifest import list_shards
 from packvit.data.make.write import open_tar
 from packvit.data.shards.shard import Shard
 
 
-def write_with_logits(shard: Shard, target: Path, logits: Mapping[str, np.ndarray], field: str) -> None:
+def write_with_logits(shard: Shard, target: Path, logits: Mapping[str, np.ndarray], field: str) -> int:
     """Write the samples of `shard` that have `logits`, by key, to `target` with the logits in `field`.
 
-    All other fields are copied unchanged; `target` appears whole or not at all, and is listed in the manifest
-    of its folder.
+    All other fields are copied unchanged; `target` appears whole or not at all, even if several processes
+    write it.
+
+    Returns:
+        The number of samples in `target`.
     """
-    partial = target.with_name(f".{target.name}.partial")
+    partial = target.with_name(f".{target.name.lstrip('.')}.{token_hex(4)}.partial")
     samples = 0
     with open_tar(partial) as writer:
         for member in range(len(shard)):
@@ -28,5 +31,5 @@ def write_with_logits(shard: Shard, target: Path, logits: Mapping[str, np.ndarra
                 fields = {name: shard.read(member, name) for name in shard.fields(member)}
                 writer.write({"__key__": key, **fields, field: buffer.getvalue()})
                 samples += 1
-    list_shards(target.parent, {target.name: (samples, partial.stat().st_size)})
     partial.rename(target)
+    return samples

@@ -19,6 +19,7 @@ from packvit.cli import dispatch
 from packvit.common.engine.on_ray import QUIET
 from packvit.data import Shard, write_shards
 from packvit.data.make.write import Sample
+from packvit.models import PackedViT, ViTConfig, save_model
 
 # Not imported, because Ray must see the variables of QUIET then.
 without = find_spec("ray") is None
@@ -215,3 +216,28 @@ def test_shards_are_written_alike(on_cluster, killing, digits_set, tmp_path, cap
     assert "1 broken images left out:\n  1/7.png: " in printed[0]
     assert contents(tmp_path / "local") == contents(tmp_path / "cluster") == contents(tmp_path / "processes")
     assert len(contents(tmp_path / "local")) == 6 + 2 + 2 * 2 + 1
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    config = ViTConfig(width=32, depth=2, heads=2, num_classes=10)
+    return str(save_model(PackedViT(config), tmp_path_factory.mktemp("model")))
+
+
+def test_teachers_answer_alike(on_cluster, killing, model, digits_set, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(digits_set / "train", "shards")
+    printed = []
+    for name in ("local", "cluster"):
+        command = ["teach", "shards", "--teacher", model, "--patch-size", "8", "--resolution", "48"]
+        command += ["--device", "cpu", "--workers", "0", "--out", name]
+        if name == "cluster":
+            with killing() as killed:
+                assert dispatch(on_cluster(command)) == 0
+            assert killed
+        else:
+            assert dispatch(command) == 0
+        printed.append(capsys.readouterr().out.replace(name, "OUT"))
+    assert printed[0] == printed[1]
+    assert contents(tmp_path / "local") == contents(tmp_path / "cluster")
+    assert len(contents(tmp_path / "local")) == 3 + 2
