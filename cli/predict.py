@@ -6,12 +6,13 @@ standard output has closed it, as `head` does.
 
 import io
 import os
+import shutil
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -20,10 +21,12 @@ from rich.console import Console
 
 from packvit.cli.options import read_options
 from packvit.common.display import Bar
+from packvit.common.engine.engine import EngineConfig
+from packvit.common.engine.make import EngineFlags, make_engine
 from packvit.data import FetchConfig
 from packvit.data.stores.stage import write_file
-from packvit.evaluate import Predictor
-from packvit.evaluate.predict.read import Source
+from packvit.evaluate import Prediction, Predictor
+from packvit.evaluate.predict.parts import answer_here, answer_parts
 from packvit.evaluate.predict.sources import Found, find_named
 from packvit.evaluate.predict.write import (
     JsonWriter,
@@ -35,7 +38,7 @@ from packvit.evaluate.predict.write import (
     open_out,
     partial_name,
 )
-from packvit.models import AS_IT_IS, read_templates
+from packvit.models import AS_IT_IS, hash_model, read_templates
 
 SOME_BROKEN = 1
 READER_GONE = 141  # what shells see of a program that SIGPIPE ended: 128 + SIGPIPE
@@ -71,9 +74,11 @@ class Predict:
         null: names on standard input end with NUL, as find -print0 writes them.
         precision: precision of matrix products; auto is bf16 on CUDA and fp32 on a CPU.
         batch_tokens: maximum number of tokens in a batch.
-        workers: threads that decode; by default one for each core.
+        workers: threads that decode; by default one for each core. With --engine ray, the threads beside each
+            GPU.
         device: auto uses a GPU if there is one.
         fetch: how remote and gzipped shards are fetched.
+        engine: see its flags.
     """
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -96,6 +101,7 @@ class Predict:
     workers: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     fetch: FetchConfig = field(default_factory=FetchConfig)
+    engine: EngineFlags = field(default_factory=EngineConfig)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -109,6 +115,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.templates is not None and not options.labels:
         raise ValueError("--templates are for --labels: give the labels to put into them")
     if options.out is None:
+        if options.engine.engine == "ray":
+            raise ValueError("--engine ray needs --out, a file for the answers")
         return answer(options, None)
     check_kind(options.out)
     statuses: list[int] = []
@@ -123,7 +131,49 @@ def answer(options: Predict, out: Path | None) -> int:
     # A program that is started without standard input, as with `<&-`, has None.
     stdin = sys.stdin.buffer if sys.stdin else io.BytesIO()
     found = find_named(options.images, stdin, b"\0" if options.null else b"\n", options.fetch)
-    predictor = Predictor(
+    local = options.engine.engine == "local"
+    predictor = make_predictor(options, options.device if local else "cpu", options.workers)
+    for line in filter(None, (predictor.choice.why, predictor.head.remark)):
+        print(f"{line}.", file=sys.stderr)
+    if not local:
+        assert out is not None
+        return answer_on_cluster(options, predictor, found, out)
+    try:
+        with (
+            open_writer(options, out, predictor) as writer,
+            closing(answer_here(predictor, found)) as answers,
+        ):
+            done = write_answers(answers, found.number, writer, show=not is_table(options))
+    except BrokenPipeError:
+        # What is still buffered would fail once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
+    return done.say()
+
+
+def answer_on_cluster(options: Predict, predictor: Predictor, found: Found, out: Path) -> int:
+    """Let a cluster predict, a shard or some files at a time; returns the exit status.
+
+    Args:
+        predictor: as all processes make it.
+    """
+    weights = hash_model(predictor.vit)
+    given = (options.labels, predictor.templates, options.tokenizer, options.model, options.device)
+    asked = (weights, predictor.choice.stages, predictor.loss, predictor.classes, options.batch_tokens)
+    kept = (options.top, options.features, options.precision)
+    folder = out.with_name(f".{out.name}.parts")
+    setup = partial(make_same_predictor, options, weights)
+    with make_engine(options.engine, Console(stderr=True)) as engine:
+        answers = answer_parts(engine, found, repr((given, asked, kept)), folder, setup, options.device)
+        with open_file(out, make_columns(options, predictor), said=False) as writer:
+            done = write_answers(answers, found.number, writer, show=False)
+    shutil.rmtree(folder)
+    return done.say()
+
+
+def make_predictor(options: Predict, device: str, workers: int | None = None) -> Predictor:
+    """The predictor that is asked for, on a device."""
+    return Predictor(
         options.model,
         options.plan,
         options.resolution,
@@ -132,28 +182,31 @@ def answer(options: Predict, out: Path | None) -> int:
         options.protocol,
         top=options.top,
         features=options.features,
-        device=options.device,
+        device=device,
         precision=options.precision,
         loss=options.loss,
         batch_tokens=options.batch_tokens,
-        workers=options.workers,
+        workers=workers,
         labels=options.labels,
         templates=read_templates(options.templates) if options.templates else AS_IT_IS,
         tokenizer=options.tokenizer,
     )
-    for line in filter(None, (predictor.choice.why, predictor.head.remark)):
-        print(f"{line}.", file=sys.stderr)
-    try:
-        with open_writer(options, out, predictor) as writer:
-            done = predict(predictor, found, writer, show=not is_table(options))
-    except BrokenPipeError:
-        # What is still buffered would fail once more when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return READER_GONE
-    rate = done.images / done.seconds
-    count = "1 image" if done.images == 1 else f"{done.images} images"
-    print(f"{count}, {done.broken} broken, {rate:.0f} images/s", file=sys.stderr)
-    return SOME_BROKEN if done.broken else 0
+
+
+def make_same_predictor(options: Predict, weights: str, device: str) -> Predictor:
+    """The predictor of a cluster's process.
+
+    Args:
+        weights: hash of the model that it must be of.
+
+    Raises:
+        ValueError: it is of another one.
+    """
+    # A process on a CPU has one core, and the model needs it.
+    predictor = make_predictor(options, device, 0 if device == "cpu" else options.workers)
+    if hash_model(predictor.vit) != weights:
+        raise ValueError(f"{options.model} is not the same on all machines")
+    return predictor
 
 
 class Done(NamedTuple):
@@ -163,28 +216,28 @@ class Done(NamedTuple):
     broken: int
     seconds: float
 
+    def say(self) -> int:
+        """Say it; returns the exit status."""
+        count = "1 image" if self.images == 1 else f"{self.images} images"
+        print(f"{count}, {self.broken} broken, {self.images / self.seconds:.0f} images/s", file=sys.stderr)
+        return SOME_BROKEN if self.broken else 0
 
-def predict(predictor: Predictor, found: Found, writer: Writer, show: bool) -> Done:
+
+def write_answers(
+    answers: Iterator[tuple[str, Prediction]], number: int | None, writer: Writer, show: bool
+) -> Done:
     """Write the answers to all images, in their order.
 
     Args:
+        number: of images, if it is known.
         show: a progress bar on standard error.
     """
-    names: deque[str] = deque()
-
-    def sources() -> Iterator[Source]:
-        for image in found.images:
-            names.append(image.name)
-            yield image.source
-
     done = broken = 0
     began = time.perf_counter()
-    bar = Bar(Console(stderr=True, quiet=not show), "predicting", found.number)
-    # Closed at once when this ends early, so that nothing goes on decoding.
-    with bar, closing(predictor.stream(sources())) as predictions:
-        for prediction in predictions:
+    with Bar(Console(stderr=True, quiet=not show), "predicting", number) as bar:
+        for name, prediction in answers:
             done += 1
-            writer.write(names.popleft(), prediction)
+            writer.write(name, prediction)
             broken += prediction.error is not None
             if done % SHOW_EVERY == 0:
                 bar.update(done, state=f"{done / (time.perf_counter() - began):.0f} images/s")
@@ -198,11 +251,14 @@ def is_table(options: Predict) -> bool:
 
 def open_writer(options: Predict, out: Path | None, predictor: Predictor) -> AbstractContextManager[Writer]:
     """Where the answers go."""
-    if out is None:
-        return open_stdout(is_table(options))
+    return open_stdout(is_table(options)) if out is None else open_file(out, make_columns(options, predictor))
+
+
+def make_columns(options: Predict, predictor: Predictor) -> list[str]:
+    """The columns of flat formats."""
     top = min(options.top, predictor.head.num_classes)
     features = predictor.head.num_features if options.features else 0
-    return open_file(out, columns(top, predictor.classes is not None, features))
+    return columns(top, predictor.classes is not None, features)
 
 
 @contextmanager
@@ -216,11 +272,16 @@ def open_stdout(table: bool) -> Iterator[Writer]:
 
 
 @contextmanager
-def open_file(path: Path, names: list[str]) -> Iterator[Writer]:
-    """A file; says where the answers are that were made before an interruption or a failure."""
+def open_file(path: Path, names: list[str], said: bool = True) -> Iterator[Writer]:
+    """A file.
+
+    Args:
+        said: whether to say where the answers are that were made before an interruption or a failure.
+    """
     try:
         with open_out(path, names) as writer:
             yield writer
     except BaseException:
-        print(f"packvit: the answers so far are in {partial_name(path)}", file=sys.stderr)
+        if said:
+            print(f"packvit: the answers so far are in {partial_name(path)}", file=sys.stderr)
         raise

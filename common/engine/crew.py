@@ -94,9 +94,10 @@ class Crew:
             try:
                 result = self._ray.get(promise)
             except self._ray.exceptions.RayTaskError as error:
+                cause = self._explain(error.cause)
                 if job is None:
-                    raise error.cause from None
-                job.queue.fail(job.number, error.cause)
+                    raise cause from None
+                job.queue.fail(job.number, cause)
             except self._ray.exceptions.RayError as error:
                 yield [job.number for job in self._lose(actor, error) if job.queue is queue]
                 continue
@@ -115,9 +116,17 @@ class Crew:
         if None in jobs:
             self._stillborn += 1
             if self._stillborn > self._retries and not self._ready:
-                reason = str(error).strip().splitlines()[-1]
-                raise RuntimeError(f"no process can be started on the cluster: {reason}") from error
+                raise self._explain(error) from None
         return [job for job in jobs if job is not None]
+
+    def _explain(self, error: Exception) -> Exception:
+        """What to raise for an error: its own, unless it is one of Ray's, such as that of a missing module."""
+        if not isinstance(error, self._ray.exceptions.RayError):
+            return error
+        reason = str(error).strip().splitlines()[-1]
+        return RuntimeError(
+            f"the cluster's processes cannot work ({reason}): all machines need the same Python and packvit"
+        )
 
     def end(self) -> None:
         """End all actors."""

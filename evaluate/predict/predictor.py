@@ -11,7 +11,6 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 from packvit.common.ranks import find_ranks
@@ -24,7 +23,7 @@ from packvit.evaluate.predict.choose import Choice, Wish, choose, for_labels, st
 from packvit.evaluate.predict.heads import Head, OwnHead, TextHead
 from packvit.evaluate.predict.known import find_classes, read_results
 from packvit.evaluate.predict.prediction import Prediction
-from packvit.evaluate.predict.read import Source, in_order, read_view
+from packvit.evaluate.predict.read import Break, Source, in_order, read_view
 from packvit.models import (
     AS_IT_IS,
     PackedViT,
@@ -213,23 +212,23 @@ class Predictor:
                 check_source(image, f"images[{index}]")
         return list(self.stream(images))
 
-    def stream(self, images: Iterable[Source]) -> Generator[Prediction, None, None]:
+    def stream(self, images: Iterable[Source | Break]) -> Generator[Prediction, None, None]:
         """Like a call, for any number of images that need not be in memory: an answer is yielded when its
         batch or, in a cascade, its window of images is done.
 
         Args:
             images: may also be functions that return the bytes of a file; a cascade calls them at each stage.
+                Breaks may stand between them, and have no answers.
         """
         with self._decoders(images) as pool:
             if len(self.choice.stages) == 1:
                 yield from self._stage(self.choice.stages[0], images, pool)
                 return
-            iterator = iter(images)
-            while window := list(islice(iterator, WINDOW)):
+            for window in cut_windows(images):
                 yield from self._cascade(window, pool)
 
     @contextmanager
-    def _decoders(self, images: Iterable[Source]) -> Iterator[Executor | None]:
+    def _decoders(self, images: Iterable[Source | Break]) -> Iterator[Executor | None]:
         """Threads that read and decode; none where there is one image, which they would only delay."""
         assert self.workers is not None
         if self.workers == 0 or (isinstance(images, Sequence) and len(images) < 2):
@@ -252,18 +251,22 @@ class Predictor:
             going = [i for i in going if is_unsure(answers[i], stage)]
         return answers
 
-    def _stage(self, stage: Stage, images: Iterable[Source], pool: Executor | None) -> Iterator[Prediction]:
+    def _stage(
+        self, stage: Stage, images: Iterable[Source | Break], pool: Executor | None
+    ) -> Iterator[Prediction]:
         """The answers to images at one setting, a batch at a time."""
         ahead = 1 + min(MOST_IMAGES, self.batch_tokens // mean_tokens(stage.setting))
         batch: list[PackedImage | str] = []
         tokens = 0
         for view in in_order(pool, partial(read_view, setting=stage.setting), images, ahead):
             more = view.num_tokens if isinstance(view, PackedImage) else 0
-            if len(batch) == MOST_IMAGES or (batch and tokens + more > self.batch_tokens):
+            is_full = len(batch) == MOST_IMAGES or (batch and tokens + more > self.batch_tokens)
+            if is_full or isinstance(view, Break):
                 yield from self._batch(batch, stage)
                 batch, tokens = [], 0
-            batch.append(view)
-            tokens += more
+            if not isinstance(view, Break):
+                batch.append(view)
+                tokens += more
         yield from self._batch(batch, stage)
 
     def _batch(self, views: Sequence[PackedImage | str], stage: Stage) -> Iterator[Prediction]:
@@ -273,3 +276,16 @@ class Predictor:
             answers = iter(answer(self.vit, good, stage, self._asked) if good else ())
         for view in views:
             yield next(answers) if isinstance(view, PackedImage) else Prediction(error=view)
+
+
+def cut_windows(images: Iterable[Source | Break]) -> Iterator[list[Source]]:
+    """The images that a cascade takes from its first stage to its last at a time; none is empty."""
+    window: list[Source] = []
+    for image in images:
+        if window and (len(window) == WINDOW or isinstance(image, Break)):
+            yield window
+            window = []
+        if not isinstance(image, Break):
+            window.append(image)
+    if window:
+        yield window

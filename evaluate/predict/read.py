@@ -7,6 +7,7 @@ image and the setting alone, and is the same as in `packvit eval`.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
+from enum import Enum, auto
 from typing import TypeVar
 
 from PIL import Image
@@ -22,8 +23,20 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def read_view(source: Source, setting: Setting) -> PackedImage | str:
+class Break(Enum):
+    """Stands between two images: no batch has images from both sides of it.
+
+    Sums are rounded differently in batches of other sizes, so without it the last bits of an answer depend
+    on all images before.
+    """
+
+    BREAK = auto()
+
+
+def read_view(source: Source | Break, setting: Setting) -> PackedImage | str | Break:
     """The patches of an image at a setting, or a sentence if the image cannot be used."""
+    if isinstance(source, Break):
+        return source
     try:
         image = read_pixels(source)
     except OSError as error:

@@ -6,7 +6,7 @@ read during the work; an image that turns out to be missing then is an image wit
 
 import glob
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -22,10 +22,12 @@ from packvit.data import (
     is_remote,
     redact,
 )
+from packvit.evaluate.predict.read import Break
 
 SUFFIXES = tuple(f".{name}" for name in (*IMAGE_FIELDS, "gif", "pnm"))
 STDIN = "-"
 BLOCK = 1 << 16  # bytes
+FILES = 1024  # images that are files of their own in a part
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +43,83 @@ class Named:
     source: str | Callable[[], bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where images are: a file that is one, or a shard.
+
+    Args:
+        path: of it; without secrets, where there is an error.
+        error: why it cannot be used.
+    """
+
+    path: str
+    error: str | None = None
+
+    @property
+    def is_shard(self) -> bool:
+        """Whether it has any number of images."""
+        return self.error is None and is_shard(self.path)
+
+    def images(self, fetch: FetchConfig) -> Iterator[Named]:
+        """The images of a shard, or the image; what cannot be used raises when it is read."""
+        if self.error is not None:
+            yield Named(self.path, partial(_fail, self.error))
+            return
+        if not self.is_shard:
+            yield Named(self.path, self.path)
+            return
+        name = redact(self.path)
+        try:
+            shard = Shard.open(self.path, fetch)
+        except BadShard as error:
+            yield Named(name, partial(_fail, error.reason))
+            return
+        for member in range(len(shard)):
+            yield Named(f"{name}/{shard.key(member)}", partial(shard.image, member))
+        for problem in shard.problems:
+            yield Named(name, partial(_fail, problem))
+
+
 @dataclass(frozen=True)
 class Found:
     """The images that the names stand for.
 
     Args:
-        images: in the order of the names; those of a folder and a glob are sorted by name. To be read once.
+        places: in the order of the names; those of a folder and a glob are sorted by name. To be read once.
         number: number of images, if it is known before they are read.
+        fetch: how shards that are not local are fetched.
     """
 
-    images: Iterator[Named]
+    places: Iterator[Place]
     number: int | None
+    fetch: FetchConfig
+
+    def images(self) -> Iterator[Named | Break]:
+        """The images, with a break between one part and the next. To be read once, instead of `places`."""
+        for place, begins in mark_parts(self.places):
+            if begins:
+                yield Break.BREAK
+            yield from place.images(self.fetch)
+
+    def parts(self) -> Iterator[list[Place]]:
+        """Places whose images are answered together; likewise."""
+        part: list[Place] = []
+        for place, begins in mark_parts(self.places):
+            if begins and part:
+                yield part
+                part = []
+            part.append(place)
+        if part:
+            yield part
+
+
+def mark_parts(places: Iterable[Place]) -> Iterator[tuple[Place, bool]]:
+    """The places, and whether a part begins with them: shards are parts, and so many files in a row."""
+    room = 0
+    for place in places:
+        begins = room == 0 or place.is_shard
+        room = 0 if place.is_shard else (FILES if begins else room) - 1
+        yield place, begins
 
 
 def find_named(names: Sequence[str], stdin: BinaryIO, separator: bytes, fetch: FetchConfig) -> Found:
@@ -72,33 +140,34 @@ def find_named(names: Sequence[str], stdin: BinaryIO, separator: bytes, fetch: F
         raise ValueError("no images are named")
     if names.count(STDIN) > 1:
         raise ValueError("standard input, -, is named twice")
-    parts: list[Iterator[Named]] = []
+    parts: list[Iterator[Place]] = []
     number: int | None = 0
     for name in names:
         if name == STDIN:
-            lines = read_names(stdin, separator)
-            images = chain.from_iterable(_literal(line, fetch) for line in lines)
-            parts.append(_not_empty(images, "standard input has no names"))
+            places = map(_literal, read_names(stdin, separator))
+            parts.append(_not_empty(places, "standard input has no names", fetch))
             number = None
         else:
-            images, some = _expand(name, fetch)
-            parts.append(_not_empty(images, f"no image is in {redact(name)}"))
+            places, some = _expand(name)
+            parts.append(_not_empty(places, f"no image is in {redact(name)}", fetch))
             number = None if number is None or some is None else number + some
-    return Found(chain.from_iterable(parts), number)
+    return Found(chain.from_iterable(parts), number, fetch)
 
 
-def _not_empty(images: Iterator[Named], otherwise: str) -> Iterator[Named]:
-    """The same images; a ValueError if there is none."""
-    first = next(images, None)
-    if first is None:
-        raise ValueError(otherwise)
-    return chain([first], images)
+def _not_empty(places: Iterator[Place], otherwise: str, fetch: FetchConfig) -> Iterator[Place]:
+    """The same places; a ValueError where there is no image in any."""
+    seen = []
+    for place in places:
+        seen.append(place)
+        if next(place.images(fetch), None) is not None:
+            return chain(seen, places)
+    raise ValueError(otherwise)
 
 
-def _expand(name: str, fetch: FetchConfig) -> tuple[Iterator[Named], int | None]:
-    """The images of one name, and their number where it is known."""
+def _expand(name: str) -> tuple[Iterator[Place], int | None]:
+    """The places of one name, and the number of images where it is known."""
     if os.path.isdir(name):
-        return walk(name, fetch), None
+        return walk(name), None
     paths = [name]
     if is_remote(name) or name.endswith(SHARD_SUFFIXES):
         paths = expand_shards(name)
@@ -108,7 +177,7 @@ def _expand(name: str, fetch: FetchConfig) -> tuple[Iterator[Named], int | None]
         if not paths:
             raise ValueError(f"{name}: no such image, folder or shard")
     number = None if any(map(is_shard, paths)) else len(paths)
-    return chain.from_iterable(_images_of(path, fetch) for path in paths), number
+    return map(Place, paths), number
 
 
 def is_shard(path: str) -> bool:
@@ -116,45 +185,28 @@ def is_shard(path: str) -> bool:
     return is_remote(path) or path.endswith(SHARD_SUFFIXES)
 
 
-def walk(folder: str, fetch: FetchConfig) -> Iterator[Named]:
+def walk(folder: str) -> Iterator[Place]:
     """Images of a folder and those below it, shards too, sorted within each; hidden ones are left out, and
     links to folders are not followed."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        yield Named(folder, partial(_fail, f"it cannot be read ({error.strerror})"))
+        yield Place(folder, f"it cannot be read ({error.strerror})")
         return
     for entry in entries:
         if entry.name.startswith("."):
             continue
         if entry.is_dir(follow_symlinks=False):
-            yield from walk(entry.path, fetch)
+            yield from walk(entry.path)
         elif entry.name.lower().endswith(SUFFIXES) or is_shard(entry.name):
-            yield from _images_of(entry.path, fetch)
+            yield Place(entry.path)
 
 
-def _images_of(path: str, fetch: FetchConfig) -> Iterator[Named]:
-    """The images of a shard, or the image."""
-    if not is_shard(path):
-        yield Named(path, path)
-        return
-    name = redact(path)
-    try:
-        shard = Shard.open(path, fetch)
-    except BadShard as error:
-        yield Named(name, partial(_fail, error.reason))
-        return
-    for member in range(len(shard)):
-        yield Named(f"{name}/{shard.key(member)}", partial(shard.image, member))
-    for problem in shard.problems:
-        yield Named(name, partial(_fail, problem))
-
-
-def _literal(name: str, fetch: FetchConfig) -> Iterator[Named]:
+def _literal(name: str) -> Place:
     """What a name on standard input stands for. Whoever wrote the list may start nothing here."""
     if is_remote(name):
-        return iter([Named(redact(name), partial(_fail, "names on standard input are those of local files"))])
-    return _images_of(name, fetch)
+        return Place(redact(name), "names on standard input are those of local files")
+    return Place(name)
 
 
 def _fail(reason: str) -> bytes:

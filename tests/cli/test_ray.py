@@ -14,11 +14,15 @@ from random import Random
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from packvit.cli import dispatch
+from packvit.common.engine.engine import EngineConfig
+from packvit.common.engine.make import make_engine
 from packvit.common.engine.on_ray import QUIET
 from packvit.data import Shard, write_shards
 from packvit.data.make.write import Sample
+from packvit.evaluate.predict import parts as parts_module
 from packvit.models import PackedViT, ViTConfig, save_model
 
 # Not imported, because Ray must see the variables of QUIET then.
@@ -241,3 +245,114 @@ def test_teachers_answer_alike(on_cluster, killing, model, digits_set, tmp_path,
     assert printed[0] == printed[1]
     assert contents(tmp_path / "local") == contents(tmp_path / "cluster")
     assert len(contents(tmp_path / "local")) == 3 + 2
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_predictions_are_alike(kind, on_cluster, killing, model, damaged, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shard = Shard.open(damaged / "shard-000002.tar")
+    Path("photos").mkdir()
+    for member in range(5):
+        Path(f"photos/{member}.png").write_bytes(shard.image(member))
+    command = ["predict", model, "damaged", "photos", "--resolution", "48", "--patch-size", "8", "--features"]
+    command += ["--device", "cpu", "--batch-tokens", "300", "--out"]
+    assert dispatch([*command, f"local.{kind}"]) == 1  # some are broken
+    here = capsys.readouterr()
+    with killing() as killed:
+        assert dispatch(on_cluster([*command, f"cluster.{kind}"])) == 1
+    there = capsys.readouterr()
+    assert killed
+    assert Path(f"local.{kind}").read_bytes() == Path(f"cluster.{kind}").read_bytes()
+    assert here.out == there.out == ""
+    assert here.err.splitlines()[-1].split(",")[:2] == there.err.splitlines()[-1].split(",")[:2]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_machine_that_is_lost_stops_nothing_and_what_was_done_stays_done(
+    machines, on_cluster, model, digits_set, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for number in range(12):
+        shutil.copy(digits_set / "train/shard-000000.tar", f"{number}.tar")
+    command = ["predict", model, *(f"{number}.tar" for number in range(12)), "--resolution", "64"]
+    command += ["--patch-size", "4", "--device", "cpu", "--out"]
+    assert dispatch([*command, "local.jsonl"]) == 0
+    parts = Path(".cluster.jsonl.parts")
+
+    def lose(_: Random) -> bool:
+        if not list(parts.glob("*.json")):
+            return False
+        machines.lose()
+        return True
+
+    try:
+        with disturbed(lose, times=1) as lost:
+            assert dispatch(on_cluster([*command, "cluster.jsonl"])) == 0
+        assert lost
+    finally:
+        machines.add()
+    assert Path("cluster.jsonl").read_bytes() == Path("local.jsonl").read_bytes()
+
+
+def test_what_was_done_before_a_command_was_killed_is_not_done_again(
+    on_cluster, model, digits_set, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    command = ["predict", model, str(digits_set / "train"), "--resolution", "16", "--patch-size", "8"]
+    command += ["--device", "cpu", "--out", "a.jsonl"]
+    written: list[Path] = []
+    real = parts_module.write_whole
+
+    def killed_at_the_third(path: Path, text: str) -> None:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        real(path, text)
+        written.append(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts_module, "write_whole", killed_at_the_third)
+        assert dispatch(on_cluster(command)) == 130
+    assert dispatch(command) == 0  # this machine alone replaces the file, and leaves the parts
+    whole = Path("a.jsonl").read_bytes()
+    marked = json.loads(written[0].read_text())
+    marked[0]["image"] = "from before"
+    written[0].write_text(json.dumps(marked))
+    assert dispatch(on_cluster(command)) == 0
+    first, *others = Path("a.jsonl").read_bytes().splitlines()
+    assert b"from before" in first
+    assert others == whole.splitlines()[1:]
+
+
+def test_a_task_that_kills_its_process_is_named_and_the_others_are_done(machines, capfd):
+    config = EngineConfig("ray", machines.address, retries=1)
+    deadly = "__import__('os').kill(__import__('os').getpid(), 9)"
+    with make_engine(config, Console(quiet=True)) as engine:
+        assert list(engine.run("adding", eval, [("1 + 1",)])) == [2]
+        results = engine.run("adding", eval, [("1 + 2",), (deadly,), ("1 + 3",)])
+        assert [next(results), next(results)] == [3, 4]
+        with pytest.raises(RuntimeError) as error:
+            next(results)
+        with pytest.raises(ZeroDivisionError):
+            list(engine.run("dividing", eval, [("1 / 0",)]))
+    assert str(error.value) == f"1 of 3 are not done, because their process was lost 2 times: {deadly}"
+    said = capfd.readouterr()
+    assert said.out == ""
+    again = f"packvit: {deadly}: its process was lost, and it is begun again (1 of 1)"
+    assert said.err.splitlines()[1:] == [again]
+
+
+def test_what_is_wrong_is_said_as_this_machine_says_it(on_cluster, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    for command, sentence in (
+        (["shards", "index", "none.tar"], "none.tar: no such shard"),
+        (
+            ["teach", "none.tar", "--teacher", model, "--patch-size", "8", "--resolution", "8", "--out", "o"],
+            "none",
+        ),
+        (["predict", model, "empty", "--out", "o.csv"], "no image is in empty"),
+    ):
+        assert dispatch(on_cluster(command)) == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"packvit: error: {sentence}")
+    assert dispatch(["predict", model, "empty", "--engine", "ray"]) == 2
+    assert "--engine ray needs --out" in capsys.readouterr().err
