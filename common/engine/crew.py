@@ -120,7 +120,7 @@ class Crew:
         return [job for job in jobs if job is not None]
 
     def _explain(self, error: Exception) -> Exception:
-        """What to raise for an error: its own, unless it is one of Ray's, such as that of a missing module."""
+        """What to raise for an error: itself, unless it is one of Ray's, as where a module is missing."""
         if not isinstance(error, self._ray.exceptions.RayError):
             return error
         reason = str(error).strip().splitlines()[-1]

@@ -7,7 +7,7 @@ is named by both: whoever begins again has only those parts to answer that have 
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from packvit.packing import derive_seed
 Answer = tuple[str, Prediction]  # with the image's name
 
 
-def answer_here(predictor: Predictor, found: Found) -> Iterator[Answer]:
+def answer_here(predictor: Predictor, found: Found) -> Generator[Answer, None, None]:
     """The answers to all images, in their order, as they come."""
     names: deque[str] = deque()
 
