@@ -165,7 +165,7 @@ def answer_on_cluster(options: Predict, predictor: Predictor, found: Found, out:
     setup = partial(make_same_predictor, options, weights)
     with make_engine(options.engine, Console(stderr=True)) as engine:
         answers = answer_parts(engine, found, repr((given, asked, kept)), folder, setup, options.device)
-        with open_file(out, make_columns(options, predictor), said=False) as writer:
+        with open_file(out, make_columns(options, predictor), folder) as writer:
             done = write_answers(answers, found.number, writer, show=False)
     shutil.rmtree(folder)
     return done.say()
@@ -272,16 +272,15 @@ def open_stdout(table: bool) -> Iterator[Writer]:
 
 
 @contextmanager
-def open_file(path: Path, names: list[str], said: bool = True) -> Iterator[Writer]:
-    """A file.
+def open_file(path: Path, names: list[str], kept: Path | None = None) -> Iterator[Writer]:
+    """A file; says where the answers are that were made before an interruption or a failure.
 
     Args:
-        said: whether to say where the answers are that were made before an interruption or a failure.
+        kept: their folder, if they are not in the file itself.
     """
     try:
         with open_out(path, names) as writer:
             yield writer
     except BaseException:
-        if said:
-            print(f"packvit: the answers so far are in {partial_name(path)}", file=sys.stderr)
+        print(f"packvit: the answers so far are in {kept or partial_name(path)}", file=sys.stderr)
         raise

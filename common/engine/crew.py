@@ -3,8 +3,10 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from socket import gethostname
 from typing import Any, NamedTuple
 
+from packvit import __version__
 from packvit.common.engine.jobs import JobQueue
 
 DEPTH = 2  # jobs of an actor: the one that it does, and one to go on with at once
@@ -20,8 +22,14 @@ class Job(NamedTuple):
 class Worker:
     """What an actor is: a process that does jobs, in the driver's folder."""
 
-    def begin(self, folder: str, setup: Callable[[str], Any] | None, device: str) -> None:
-        """Do once what all jobs need."""
+    def begin(self, folder: str, setup: Callable[[str], Any] | None, device: str, version: str) -> None:
+        """Do once what all jobs need.
+
+        Raises:
+            ValueError: this machine has another version of packvit.
+        """
+        if version != __version__:
+            raise ValueError(f"{gethostname()} has packvit {__version__}, and not {version}")
         # Relative paths are the driver's. A machine without its folder can still read URLs.
         if os.path.isdir(folder):
             os.chdir(folder)
@@ -62,7 +70,7 @@ class Crew:
         beginning = sum(job is None for _, job in self._calls.values())
         for _ in range(number - len(self._ready) - beginning):
             actor = self._kind.remote()
-            promise = actor.begin.remote(os.getcwd(), self._setup, self._device)
+            promise = actor.begin.remote(os.getcwd(), self._setup, self._device, __version__)
             self._calls[promise] = actor, None
 
     def hand_out(

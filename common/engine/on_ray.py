@@ -101,12 +101,15 @@ class RayEngine:
     ) -> Iterator[Any]:
         """See Engine."""
         gpus = device == "cuda" or (device == "auto" and self._count("GPU") > 0)
+        resource = "GPU" if gpus else "CPU"
+        if not self._count(resource):
+            raise ValueError(f"the Ray cluster has no {resource}")
         if setup is not None:
             crew = Crew(self.ray, setup, gpus, self.config.retries)
         else:
             crew = self._crew = self._crew or Crew(self.ray, None, gpus=False, retries=self.config.retries)
         try:
-            yield from self._run(what, function, jobs, crew, "GPU" if gpus else "CPU")
+            yield from self._run(what, function, jobs, crew, resource)
         finally:
             if setup is not None:
                 crew.end()

@@ -11,7 +11,7 @@ from packvit.cli import dispatch
 from packvit.cli.commands import COMMANDS
 from packvit.train.recipes.find import RECIPES
 
-SUBCOMMANDS = {"shards": ("write", "demo", "check")}
+SUBCOMMANDS = {"shards": ("write", "demo", "check", "index")}
 CALLS = [[name, *more] for name in COMMANDS for more in [(sub,) for sub in SUBCOMMANDS.get(name, ())] or [()]]
 OPTION = re.compile(r"(--?[a-z][\w.-]+|[A-Z]+(?:\.\.\.)?)(?: \S+| \[.*\]|,)*(?:  +(.*))?")
 

@@ -8,6 +8,7 @@ import pytest
 
 from packvit.cli import dispatch
 from packvit.data import Shard, check_shards, expand_shards
+from packvit.data.make import manifest
 from packvit.evaluate import run
 from packvit.models import PackedViT, ViTConfig, load_model, save_model
 
@@ -122,6 +123,27 @@ def test_teach_goes_on_only_with_whole_shards_of_the_same_teacher(model, digits_
     shutil.copy(other / "model.safetensors", tmp_path / "a")
     assert dispatch(command) == 2
     assert "names another teacher, budget, field or other shards" in capsys.readouterr().err
+
+
+def test_teach_takes_over_what_was_written_and_not_listed(model, digits_set, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    command = teach(model, str(digits_set / "train"), out)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "list_shards", killed)
+        assert dispatch(command) == 130
+    [left] = out.glob(".shard-000000.tar.*.whole")
+    written, inode = left.read_bytes(), left.stat().st_ino
+    capsys.readouterr()
+    assert dispatch(command) == 0
+    assert capsys.readouterr().out.count(": 40 images") == 3
+    shard = out / "shard-000000.tar"
+    assert (shard.read_bytes(), shard.stat().st_ino) == (written, inode)
+    assert len(json.loads((out / "manifest.json").read_text())["shards"]) == 3
+    assert not list(out.glob(".*"))
 
 
 def test_names_with_braces_are_written_and_read_as_they_are(model, digits_set, tmp_path, capsys):

@@ -15,8 +15,12 @@ import pytest
 import torch
 
 from packvit.cli import dispatch
-from packvit.data import Shard
+from packvit.data import FetchConfig, Shard
 from packvit.evaluate import Prediction, Predictor
+from packvit.evaluate.predict import sources as sources_module
+from packvit.evaluate.predict.predictor import WINDOW, cut_windows
+from packvit.evaluate.predict.read import Break
+from packvit.evaluate.predict.sources import Found, Place
 from packvit.models import PackedViT, ViTConfig, save_model
 
 SETTING = ["--resolution", "16", "--patch-size", "8", "--device", "cpu"]
@@ -353,3 +357,38 @@ def test_without_pyarrow_it_says_what_to_install(model, photos, tmp_path, monkey
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert dispatch(["predict", model, str(photos), "--out", str(tmp_path / "a.parquet")]) == 2
     assert "pip install 'packvit[parquet]'" in capsys.readouterr().err
+
+
+def test_an_answer_depends_on_its_own_shard_alone_to_the_last_bit(model, digits_set, tmp_path):
+    """The shard stands alone, behind files that fill a batch in part, and behind another shard."""
+    shard, other = digits_set / "val/shard-000000.tar", digits_set / "train/shard-000000.tar"
+    (tmp_path / "photo.png").write_bytes(Shard.open(other).image(0))
+    command = ["predict", model, "--resolution", "48", "--patch-size", "8", "--device", "cpu", "--features"]
+    command += ["--batch-tokens", "200", "--out"]
+    found = []
+    for number, before in enumerate(([], [tmp_path / "photo.png"], [other])):
+        out = tmp_path / f"{number}.jsonl"
+        assert dispatch([*command, str(out), *map(str, before), str(shard)]) == 0
+        found.append(out.read_bytes().splitlines()[-30:])
+    assert found[0] == found[1] == found[2]
+
+
+def test_parts_are_shards_and_so_many_files_in_a_row(monkeypatch):
+    monkeypatch.setattr(sources_module, "FILES", 2)
+    places = [Place(name) for name in ("a.jpg", "b.jpg", "c.jpg", "d.tar", "e.tar", "f.jpg")]
+    places.append(Place("g.tar", "it is not there"))  # no more than a file that is broken
+    parts = list(Found(iter(places), None, FetchConfig()).parts())
+    assert [[place.path for place in part] for part in parts] == [
+        ["a.jpg", "b.jpg"],
+        ["c.jpg"],
+        ["d.tar"],
+        ["e.tar"],
+        ["f.jpg", "g.tar"],
+    ]
+
+
+def test_a_cascade_takes_no_images_from_both_sides_of_a_break():
+    between = Break.BREAK
+    assert list(cut_windows([between, "a", "b", between, between, "c"])) == [["a", "b"], ["c"]]
+    assert list(cut_windows([between])) == []
+    assert list(map(len, cut_windows(["a"] * (WINDOW + 1)))) == [WINDOW, 1]

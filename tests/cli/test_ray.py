@@ -340,7 +340,9 @@ def test_a_task_that_kills_its_process_is_named_and_the_others_are_done(machines
     assert said.err.splitlines()[1:] == [again]
 
 
-def test_what_is_wrong_is_said_as_this_machine_says_it(on_cluster, model, tmp_path, capsys, monkeypatch):
+def test_what_is_wrong_is_said_as_this_machine_says_it(
+    on_cluster, model, digits_set, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     for command, sentence in (
@@ -355,3 +357,8 @@ def test_what_is_wrong_is_said_as_this_machine_says_it(on_cluster, model, tmp_pa
         assert capsys.readouterr().err.splitlines()[-1].startswith(f"packvit: error: {sentence}")
     assert dispatch(["predict", model, "empty", "--engine", "ray"]) == 2
     assert "--engine ray needs --out" in capsys.readouterr().err
+    shutil.copytree(digits_set / "val", "val")
+    assert dispatch(on_cluster(["predict", model, "val", "--device", "cuda", "--out", "o.csv"])) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert "packvit: the answers so far are in .o.csv.parts" in said
+    assert said[-1] == "packvit: error: the Ray cluster has no GPU"

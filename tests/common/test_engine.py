@@ -28,7 +28,7 @@ def test_results_come_in_order_whatever_finishes_first_or_is_lost(number, ahead,
         while (job := queue.take(ahead)) is not None:
             assert job < len(got) + ahead
             held.append(job)
-        assert queue.left == number - len(got) - data_waiting(queue)
+        assert queue.left == number - queue.done
         place = data.draw(st.integers(0, len(held) - 1))
         if losses[held[place]] < 2 and data.draw(st.booleans()):
             lost = held[place : place + 2]  # the second one was not begun, so it is not counted
@@ -41,11 +41,6 @@ def test_results_come_in_order_whatever_finishes_first_or_is_lost(number, ahead,
             got += queue.results()
     assert got == [job * 10 for job in range(number)]
     assert (queue.done, queue.given_up, queue.left) == (number, [], 0)
-
-
-def data_waiting(queue: JobQueue) -> int:
-    """Results that wait for an earlier one."""
-    return len(queue._results)
 
 
 def test_a_job_that_is_lost_too_often_is_given_up_and_the_others_are_done():
