@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
@@ -28,7 +28,6 @@ from packvit.models import PackedViT, ViTConfig, save_model
 # Not imported, because Ray must see the variables of QUIET then.
 without = find_spec("ray") is None
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(without, reason="needs Ray: pip install 'packvit[ray]'")]
-Command = Callable[..., tuple[int, str, str]]
 
 
 class Machines:
@@ -37,11 +36,17 @@ class Machines:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self.cluster: Any = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-        )
+        self.cluster: Any = Cluster()
+        self._start(include_dashboard=False)
         self.second: Any = None
         self.add()
+
+    def _start(self, **options: Any) -> Any:
+        """A machine; Ray gives it half a minute, which a busy one may exceed."""
+        for _ in range(2):
+            with suppress(Exception):
+                return self.cluster.add_node(num_cpus=1, **options)
+        return self.cluster.add_node(num_cpus=1, **options)
 
     @property
     def address(self) -> str:
@@ -50,7 +55,7 @@ class Machines:
     def add(self) -> None:
         """The second machine joins, if it has gone."""
         if self.second is None:
-            self.second = self.cluster.add_node(num_cpus=1)
+            self.second = self._start()
 
     def lose(self) -> None:
         """The second machine is gone from one moment to the next."""
