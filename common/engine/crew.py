@@ -47,7 +47,7 @@ class Crew:
         ray: the module, connected to a cluster.
         setup: see Engine.
         gpus: whether each has a GPU; all have a core.
-        retries: how many may die before any has begun.
+        retries: how many may die one after the other before they have begun.
     """
 
     def __init__(self, ray: Any, setup: Callable[[str], Any] | None, gpus: bool, retries: int) -> None:
@@ -110,7 +110,9 @@ class Crew:
                 yield [job.number for job in self._lose(actor, error) if job.queue is queue]
                 continue
             else:
-                if job is not None:
+                if job is None:
+                    self._stillborn = 0
+                else:
                     job.queue.finish(job.number, result)
             del self._calls[promise]
             self._ready[actor] = self._ready.get(actor, 1) - 1

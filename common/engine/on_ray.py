@@ -72,7 +72,7 @@ class RayEngine:
                 socket.create_connection((host, int(port)), timeout=REACH_WITHIN).close()
             self.ray.init(address, **options)
         except (OSError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".")
+            reason = " ".join(str(error).split()).rstrip(".")
             if reason.startswith("Failed to connect to Ray") and "RAY_AUTH_MODE" not in os.environ:
                 reason += "; set RAY_AUTH_MODE=token if it asks for a token"
             raise ValueError(f"--ray-address {address}: no Ray cluster can be used ({reason})") from error
