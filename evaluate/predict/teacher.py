@@ -73,7 +73,10 @@ class Teacher:
     def __init__(self, lesson: Lesson, model: PackedViT | None, device: str) -> None:
         self.lesson = lesson
         self.device = start_ranks(device).device
+        self.workers = lesson.workers
         if model is None:
+            if self.device.type == "cpu":
+                self.workers = 0  # a process of a cluster has one core, and the model needs it
             model = load_model(lesson.teacher)
             if hash_model(model) != lesson.weights:
                 raise ValueError(f"{lesson.teacher} is not the same on all machines")
@@ -101,7 +104,7 @@ class Teacher:
         logits: dict[str, np.ndarray] = {}
         settings, packing = [self.lesson.setting], self.lesson.packing
         chunks, tokens = cut_chunks(len(images.headers), settings), packing.seq_len * packing.sequences
-        for piece in images.pieces(settings, tokens, chunks, self.lesson.workers, self.device):
+        for piece in images.pieces(settings, tokens, chunks, self.workers, self.device):
             skipped += piece.skipped
             if len(piece.places):
                 logits |= answer(self.model, piece.batch, self.autocast)

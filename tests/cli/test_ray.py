@@ -239,7 +239,7 @@ def test_teachers_answer_alike(on_cluster, killing, model, digits_set, tmp_path,
     printed = []
     for name in ("local", "cluster"):
         command = ["teach", "shards", "--teacher", model, "--patch-size", "8", "--resolution", "48"]
-        command += ["--device", "cpu", "--workers", "0", "--out", name]
+        command += ["--device", "cpu", "--out", name]
         if name == "cluster":
             with killing() as killed:
                 assert dispatch(on_cluster(command)) == 0
