@@ -1,0 +1,158 @@
+"""FlexiLiT's claim: a text tower that learns beside a frozen image tower at random patch sizes serves all of
+them as well as one that learns at a single one.
+
+    packvit train scenes --run-dir runs/scenes-0 --seed 0 --data.shards runs/scenes-data/train    # 1, 2, ...
+    python benchmarks/lit.py runs/scenes-data runs/scenes-0 runs/scenes-1 runs/scenes-2
+
+writes benchmarks/results/lit.json and a table of docs/contrastive.md. Of each run the image tower is kept
+and frozen, and new text towers learn to match it: one at patch sizes drawn for each image, one at each patch
+size alone. Those of one seed start alike and see the same pairs in the same steps; only patch sizes differ.
+Each is tested at every patch size, with R = 48 throughout. The folder given by --work keeps finished runs, so
+that a stopped study goes on.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+import torch
+from contrastive import TOKENS, read
+from replication import write_page
+
+from packvit.common.ranks import ALONE
+from packvit.evaluate import TextEmbedder
+from packvit.evaluate.measures.retrieval import rank_pairs
+from packvit.models import TextEncoder, load_model, load_tokenizer, load_two_towers, save_model
+from packvit.packing import pack_images
+
+ROOT = Path(__file__).parent.parent
+PATCHES = (8, 10, 12, 14, 16)
+RANDOM = "random p"
+TRAINED: dict[str, tuple[int, ...]] = {RANDOM: PATCHES, **{f"p {p}": (p,) for p in PATCHES}}
+RESOLUTION = 48
+# A step has as many pairs whatever the patch size, because the loss compares all of them.
+SEQUENCES, IMAGES = 8, 16
+MOST = 1.25  # times the area over that of a patch: slots for an image, whose grid is rounded
+
+
+def flags(patch_sizes: Sequence[int], steps: int) -> list[str]:
+    """How a text tower is trained, beside the recipe."""
+    slots = IMAGES * round(MOST * (RESOLUTION / min(patch_sizes)) ** 2)
+    side = str(RESOLUTION)
+    return [
+        *("--optim.freeze", "body", "--train.steps", str(steps), "--train.checkpoint-every", str(steps)),
+        *("--views.resolution.low", side, "--views.resolution.high", side),
+        *("--views.patch-sizes", *map(str, patch_sizes)),
+        # Images are taken as they come, so that all runs of a seed see the same ones in the same steps.
+        *("--packing.algorithm", "next_fit", "--packing.seq-len", str(slots)),
+        *("--packing.sequences", str(SEQUENCES), "--packing.max-images", str(IMAGES)),
+    ]
+
+
+def train(data: Path, towers: Path, trained: str, seed: int, steps: int, work: Path) -> Path:
+    """The run of one text tower, trained if it is not there yet."""
+    images = work / f"images-{seed}"
+    if not (images / "model.safetensors").exists():
+        save_model(load_model(towers), images)
+    folder = work / f"{trained.replace(' ', '-')}-{seed}-{steps}"
+    if not (folder / "model.safetensors").exists():
+        given = ["--model", str(images), "--run-dir", str(folder), "--seed", str(seed)]
+        given += ["--contrastive.tokenizer", str(towers), "--data.shards", str(data / "train")]
+        given += flags(TRAINED[trained], steps)
+        subprocess.run([sys.executable, "-m", "packvit.train", "scenes", *given], check=True)
+    return folder
+
+
+@torch.inference_mode()
+def measure(run: Path, pictures: list[np.ndarray], captions: list[str]) -> dict[str, list[float]]:
+    """Recall@1 in percent at each of PATCHES, of images to texts and of texts to images."""
+    towers = load_two_towers(run)
+    encode = TextEncoder(load_tokenizer(run), towers.config.text)
+    text = TextEmbedder(towers.text, encode, ALONE, "fp32", TOKENS)(captions).vectors
+    own = torch.arange(len(captions))
+    found: dict[str, list[float]] = {"image_to_text": [], "text_to_image": []}
+    for patch_size in PATCHES:
+        image = towers.embed_images(pack_images(pictures, patch_size, RESOLUTION))
+        ranking = rank_pairs(image, text, own)
+        found["image_to_text"].append(100 * (ranking.images == 0).double().mean().item())
+        found["text_to_image"].append(100 * (ranking.texts == 0).double().mean().item())
+    return found
+
+
+def cell(values: Sequence[float], sign: str = "") -> str:
+    """Mean and standard deviation over seeds."""
+    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{mean(values):{sign}.1f}{spread}"
+
+
+def table(results: dict, way: str) -> str:
+    """A line for each text tower, a column for each patch size that it is tested at; the mean over them, and
+    how far that of random patch sizes is above it, seed by seed."""
+    recalls: dict[str, list[list[float]]] = {name: runs[way] for name, runs in results["recall"].items()}
+    means = {name: [mean(run) for run in runs] for name, runs in recalls.items()}
+    lines = [
+        f"| text tower trained at | {' | '.join(f'p {p}' for p in PATCHES)} | mean | random p is above |"
+    ]
+    lines.append("| --- |" + " ---: |" * (len(PATCHES) + 2))
+    for name, runs in recalls.items():
+        cells = [cell([run[column] for run in runs]) for column in range(len(PATCHES))]
+        above = [ours - theirs for ours, theirs in zip(means[RANDOM], means[name], strict=True)]
+        cells += [cell(means[name]), "" if name == RANDOM else cell(above, "+")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def page(results: dict) -> str:
+    """Both tables, and where they come from."""
+    end = (
+        f"Recall@1 in percent among {results['captions']} distinct captions, mean ± standard deviation of "
+        f"n = {results['seeds']} seeds; R = {RESOLUTION}, {results['steps']} steps of "
+        f"{SEQUENCES * IMAGES} pairs. {results['hardware']}, bf16, torch {results['torch']}."
+    )
+    ways = {"Image to text:": "image_to_text", "Text to image:": "text_to_image"}
+    parts = [f"{title}\n\n{table(results, way)}" for title, way in ways.items()]
+    return "\n\n".join([*parts, end])
+
+
+def main() -> None:
+    """Train what is missing, measure all, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="the folder that packvit shards demo wrote")
+    parser.add_argument("runs", type=Path, nargs="+", help="runs of scenes, of seeds 0, 1, ...")
+    parser.add_argument("--steps", type=int, default=600, help="of each text tower")
+    parser.add_argument("--work", type=Path, default=Path("runs/lit"), help="folder for the runs")
+    arguments = parser.parse_args()
+    pictures, captions = read(arguments.data / "val")
+    found: dict[str, dict[str, list[list[float]]]] = {}
+    for seed, towers in enumerate(arguments.runs):
+        for trained in TRAINED:
+            run = train(arguments.data, towers, trained, seed, arguments.steps, arguments.work)
+            for way, recalls in measure(run, pictures, captions).items():
+                found.setdefault(trained, {}).setdefault(way, []).append(recalls)
+    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    results = {
+        "command": f"python benchmarks/lit.py DATA {len(arguments.runs)} RUNS --steps {arguments.steps}",
+        "hardware": f"{cpu[0].split(': ')[1]}, 1 thread",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "seeds": len(arguments.runs),
+        "steps": arguments.steps,
+        "captions": len(captions),
+        "resolution": RESOLUTION,
+        "patch_sizes": PATCHES,
+        "recall": found,
+    }
+    (ROOT / "benchmarks/results/lit.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_page(ROOT / "docs/contrastive.md", {"lit": page(results)})
+
+
+if __name__ == "__main__":
+    main()
