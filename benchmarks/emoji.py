@@ -29,12 +29,12 @@ from PIL import Image
 from replication import write_page
 from torch import Tensor
 
-import packvit
 from packvit.common.ranks import ALONE
 from packvit.data import CaptionTarget, Shard, expand_shards, write_shards
 from packvit.data.make.emoji import HELD_OUT
 from packvit.data.make.write import Sample
 from packvit.evaluate import TextEmbedder
+from packvit.evaluate.request.api import evaluate
 from packvit.models import TextEncoder, load_tokenizer, load_two_towers
 from packvit.packing import pack_images
 
@@ -63,7 +63,7 @@ def read(folder: Path, designer: str) -> Pictures:
     return found
 
 
-def evaluate(data: Path, runs: Sequence[Path], work: Path) -> dict[str, list[list[dict[str, Any]]]]:
+def evaluate_runs(data: Path, runs: Sequence[Path], work: Path) -> dict[str, list[list[dict[str, Any]]]]:
     """For the held-out designer and the seen one a list of rows for each run."""
     if not (work / SEEN / "manifest.json").exists():  # written last
         pictures = read(data / "train", SEEN)
@@ -77,7 +77,7 @@ def evaluate(data: Path, runs: Sequence[Path], work: Path) -> dict[str, list[lis
         folder = work / f"eval-{run.name}"
         if not (folder / "results.json").exists():
             shards, sets = data / "val", {SEEN: work / SEEN}
-            packvit.evaluate(run, shards, out=folder, sets=sets, cost=False, device="cpu")
+            evaluate(run, shards, out=folder, sets=sets, cost=False, device="cpu")
         found = json.loads((folder / "results.json").read_text())["rows"]
         for designer, name in ((HELD_OUT, "main"), (SEEN, SEEN)):
             rows[designer].append([row for row in found if row["set"] == name])
@@ -170,7 +170,7 @@ def main() -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "seeds": len(runs),
-        "rows": evaluate(data, runs, work),
+        "rows": evaluate_runs(data, runs, work),
     }
     (ROOT / "benchmarks/results/emoji.json").write_text(json.dumps(results, indent=1) + "\n")
     write_page(ROOT / "docs/contrastive.md", {"emoji": page(results)})

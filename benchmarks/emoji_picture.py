@@ -1,7 +1,7 @@
 """The picture of what is retrieved: a line for each query, then the five that are most like it."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ class Answers(NamedTuple):
     best: Sequence[Entry]
 
 
-def draw(parts: dict[str, Sequence[Answers]], path: Path) -> None:
+def draw(parts: Mapping[str, Sequence[Answers]], path: Path) -> None:
     """Write a PNG with a titled part for each kind of query.
 
     A cell has the words and below them a bar as long as the cosine; hits are green. Pictures stand above the

@@ -36,14 +36,14 @@ PATCHES = (8, 10, 12, 14, 16)
 RANDOM = "random p"
 TRAINED: dict[str, tuple[int, ...]] = {RANDOM: PATCHES, **{f"p {p}": (p,) for p in PATCHES}}
 RESOLUTION = 48
-# A step has as many pairs whatever the patch size, because the loss compares all of them.
-SEQUENCES, IMAGES = 8, 16
-MOST = 1.25  # times the area over that of a patch: slots for an image, whose grid is rounded
+# Of a step, which is one sequence: as many whatever the patch size, because the loss compares all of them.
+PAIRS = 128
+ROOM = 1.2  # slots of the sequence over the mean of what so many images need
 
 
 def flags(patch_sizes: Sequence[int], steps: int) -> list[str]:
     """How a text tower is trained, beside the recipe."""
-    slots = IMAGES * round(MOST * (RESOLUTION / min(patch_sizes)) ** 2)
+    slots = round(ROOM * PAIRS * mean((RESOLUTION / p) ** 2 for p in patch_sizes))
     side = str(RESOLUTION)
     return [
         *("--optim.freeze", "body", "--train.steps", str(steps), "--train.checkpoint-every", str(steps)),
@@ -51,7 +51,7 @@ def flags(patch_sizes: Sequence[int], steps: int) -> list[str]:
         *("--views.patch-sizes", *map(str, patch_sizes)),
         # Images are taken as they come, so that all runs of a seed see the same ones in the same steps.
         *("--packing.algorithm", "next_fit", "--packing.seq-len", str(slots)),
-        *("--packing.sequences", str(SEQUENCES), "--packing.max-images", str(IMAGES)),
+        *("--packing.sequences", "1", "--packing.max-images", str(PAIRS)),
     ]
 
 
@@ -113,7 +113,7 @@ def page(results: dict) -> str:
     end = (
         f"Recall@1 in percent among {results['captions']} distinct captions, mean ± standard deviation of "
         f"n = {results['seeds']} seeds; R = {RESOLUTION}, {results['steps']} steps of "
-        f"{SEQUENCES * IMAGES} pairs. {results['hardware']}, bf16, torch {results['torch']}."
+        f"{PAIRS} pairs. {results['hardware']}, bf16, torch {results['torch']}."
     )
     ways = {"Image to text:": "image_to_text", "Text to image:": "text_to_image"}
     parts = [f"{title}\n\n{table(results, way)}" for title, way in ways.items()]
@@ -127,7 +127,7 @@ def main() -> None:
     )
     parser.add_argument("data", type=Path, help="the folder that packvit shards demo wrote")
     parser.add_argument("runs", type=Path, nargs="+", help="runs of scenes, of seeds 0, 1, ...")
-    parser.add_argument("--steps", type=int, default=600, help="of each text tower")
+    parser.add_argument("--steps", type=int, default=400, help="of each text tower")
     parser.add_argument("--work", type=Path, default=Path("runs/lit"), help="folder for the runs")
     arguments = parser.parse_args()
     pictures, captions = read(arguments.data / "val")
