@@ -14,8 +14,6 @@ that a stopped study goes on.
 import argparse
 import json
 import platform
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -25,6 +23,7 @@ import torch
 from contrastive import TOKENS, read
 from replication import write_page
 
+from packvit.cli import dispatch
 from packvit.common.ranks import ALONE
 from packvit.evaluate import TextEmbedder
 from packvit.evaluate.measures.retrieval import rank_pairs
@@ -36,14 +35,17 @@ PATCHES = (8, 10, 12, 14, 16)
 RANDOM = "random p"
 TRAINED: dict[str, tuple[int, ...]] = {RANDOM: PATCHES, **{f"p {p}": (p,) for p in PATCHES}}
 RESOLUTION = 48
-# Of a step, which is one sequence: as many whatever the patch size, because the loss compares all of them.
-PAIRS = 128
-ROOM = 1.2  # slots of the sequence over the mean of what so many images need
+# A step has as many pairs whatever the patch size, because the loss compares all of them.
+SEQUENCES, IMAGES = 8, 16
+# Slots of a sequence over the mean of what its images need, so that all of them fit: grids are rounded, and
+# patch sizes that are drawn may all be small.
+ROOM_ALONE, ROOM_DRAWN = 1.25, 1.6
 
 
 def flags(patch_sizes: Sequence[int], steps: int) -> list[str]:
     """How a text tower is trained, beside the recipe."""
-    slots = round(ROOM * PAIRS * mean((RESOLUTION / p) ** 2 for p in patch_sizes))
+    room = ROOM_ALONE if len(patch_sizes) == 1 else ROOM_DRAWN
+    slots = round(room * IMAGES * mean((RESOLUTION / p) ** 2 for p in patch_sizes))
     side = str(RESOLUTION)
     return [
         *("--optim.freeze", "body", "--train.steps", str(steps), "--train.checkpoint-every", str(steps)),
@@ -51,7 +53,7 @@ def flags(patch_sizes: Sequence[int], steps: int) -> list[str]:
         *("--views.patch-sizes", *map(str, patch_sizes)),
         # Images are taken as they come, so that all runs of a seed see the same ones in the same steps.
         *("--packing.algorithm", "next_fit", "--packing.seq-len", str(slots)),
-        *("--packing.sequences", "1", "--packing.max-images", str(PAIRS)),
+        *("--packing.sequences", str(SEQUENCES), "--packing.max-images", str(IMAGES)),
     ]
 
 
@@ -64,8 +66,11 @@ def train(data: Path, towers: Path, trained: str, seed: int, steps: int, work: P
     if not (folder / "model.safetensors").exists():
         given = ["--model", str(images), "--run-dir", str(folder), "--seed", str(seed)]
         given += ["--contrastive.tokenizer", str(towers), "--data.shards", str(data / "train")]
+        given += ["--data.workers", "0"]
         given += flags(TRAINED[trained], steps)
-        subprocess.run([sys.executable, "-m", "packvit.train", "scenes", *given], check=True)
+        status = dispatch(["train", "scenes", *given])
+        if status:
+            raise SystemExit(status)
     return folder
 
 
@@ -113,7 +118,7 @@ def page(results: dict) -> str:
     end = (
         f"Recall@1 in percent among {results['captions']} distinct captions, mean ± standard deviation of "
         f"n = {results['seeds']} seeds; R = {RESOLUTION}, {results['steps']} steps of "
-        f"{PAIRS} pairs. {results['hardware']}, bf16, torch {results['torch']}."
+        f"{SEQUENCES * IMAGES} pairs. {results['hardware']}, bf16, torch {results['torch']}."
     )
     ways = {"Image to text:": "image_to_text", "Text to image:": "text_to_image"}
     parts = [f"{title}\n\n{table(results, way)}" for title, way in ways.items()]
@@ -127,7 +132,7 @@ def main() -> None:
     )
     parser.add_argument("data", type=Path, help="the folder that packvit shards demo wrote")
     parser.add_argument("runs", type=Path, nargs="+", help="runs of scenes, of seeds 0, 1, ...")
-    parser.add_argument("--steps", type=int, default=400, help="of each text tower")
+    parser.add_argument("--steps", type=int, default=200, help="of each text tower")
     parser.add_argument("--work", type=Path, default=Path("runs/lit"), help="folder for the runs")
     arguments = parser.parse_args()
     pictures, captions = read(arguments.data / "val")
