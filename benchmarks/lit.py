@@ -27,7 +27,7 @@ from packvit.cli import dispatch
 from packvit.common.ranks import ALONE
 from packvit.evaluate import TextEmbedder
 from packvit.evaluate.measures.retrieval import rank_pairs
-from packvit.models import TextEncoder, load_model, load_tokenizer, load_two_towers, save_model
+from packvit.models import TextEncoder, load_model, load_tokenizer, load_two_towers, save_model, unit
 from packvit.packing import pack_images
 
 ROOT = Path(__file__).parent.parent
@@ -90,6 +90,20 @@ def measure(run: Path, pictures: list[np.ndarray], captions: list[str]) -> dict[
     return found
 
 
+@torch.inference_mode()
+def agreement(images: Path, pictures: list[np.ndarray]) -> dict[str, float]:
+    """Mean cosines that the frozen tower gives one picture at two of PATCHES, and two pictures at one."""
+    model = load_model(images)
+    seen = torch.stack([unit(model(pack_images(pictures, p, RESOLUTION))) for p in PATCHES])  # [p, N, E]
+    own = torch.einsum("pne,qne->pqn", seen, seen).mean(2)
+    others = torch.einsum("pne,pme->pnm", seen, seen)
+    sizes, count = len(PATCHES), len(pictures)
+    return {
+        "one picture": ((own.sum() - own.trace()) / (sizes * (sizes - 1))).item(),
+        "two pictures": ((others.sum() - sizes * count) / (sizes * count * (count - 1))).item(),
+    }
+
+
 def cell(values: Sequence[float], sign: str = "") -> str:
     """Mean and standard deviation over seeds."""
     spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
@@ -115,10 +129,13 @@ def table(results: dict, way: str) -> str:
 
 def page(results: dict) -> str:
     """Both tables, and where they come from."""
+    same, others = (mean(a[name] for a in results["cosine"]) for name in ("one picture", "two pictures"))
     end = (
         f"Recall@1 in percent among {results['captions']} distinct captions, mean ± standard deviation of "
         f"n = {results['seeds']} seeds; R = {RESOLUTION}, {results['steps']} steps of "
-        f"{SEQUENCES * IMAGES} pairs. {results['hardware']}, bf16, torch {results['torch']}."
+        f"{SEQUENCES * IMAGES} pairs. {results['hardware']}, bf16, torch {results['torch']}.\n\n"
+        f"The frozen towers' mean cosine of one picture at two patch sizes is {same:.2f}, of two pictures at "
+        f"one patch size {others:.2f}."
     )
     ways = {"Image to text:": "image_to_text", "Text to image:": "text_to_image"}
     parts = [f"{title}\n\n{table(results, way)}" for title, way in ways.items()]
@@ -137,11 +154,13 @@ def main() -> None:
     arguments = parser.parse_args()
     pictures, captions = read(arguments.data / "val")
     found: dict[str, dict[str, list[list[float]]]] = {}
+    alike: list[dict[str, float]] = []
     for seed, towers in enumerate(arguments.runs):
         for trained in TRAINED:
             run = train(arguments.data, towers, trained, seed, arguments.steps, arguments.work)
             for way, recalls in measure(run, pictures, captions).items():
                 found.setdefault(trained, {}).setdefault(way, []).append(recalls)
+        alike.append(agreement(arguments.work / f"images-{seed}", pictures))
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     results = {
         "command": f"python benchmarks/lit.py DATA {len(arguments.runs)} RUNS --steps {arguments.steps}",
@@ -154,6 +173,7 @@ def main() -> None:
         "resolution": RESOLUTION,
         "patch_sizes": PATCHES,
         "recall": found,
+        "cosine": alike,
     }
     (ROOT / "benchmarks/results/lit.json").write_text(json.dumps(results, indent=1) + "\n")
     write_page(ROOT / "docs/contrastive.md", {"lit": page(results)})
