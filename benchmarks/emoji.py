@@ -96,7 +96,7 @@ def page(results: dict[str, Any]) -> str:
     held_out, seen = results["rows"][HELD_OUT], results["rows"][SEEN]
     settings: list[int | None] = [*range(len(held_out[0])), None]
     ways = ("image to text, @1", "@10", "text to image, @1", "@10")
-    head = ["R", "p", *ways, f"{SEEN}'s: image to text, @1"]
+    head = ["R", "p", *ways, f"{SEEN.title()}'s: image to text, @1"]
     lines = [f"| {' | '.join(head)} |", "| --- | --- |" + " ---: |" * 5]
     for setting in settings:
         row = held_out[0][setting] if setting is not None else {"resolution": "mean", "patch_size": ""}
@@ -109,9 +109,9 @@ def page(results: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"Recall in percent among {first['images']:,} pictures of {HELD_OUT}'s and {first['texts']:,} "
-            f"captions, mean ± standard deviation of n = {len(held_out)} seeds. {results['hardware']}, bf16, "
-            f"torch {results['torch']}.",
+            f"Recall in percent among {first['images']:,} of {HELD_OUT.title()}'s pictures and "
+            f"{first['texts']:,} captions, mean ± standard deviation of n = {len(held_out)} seeds. "
+            f"{results['hardware']}, bf16, torch {results['torch']}.",
         ]
     )
 
