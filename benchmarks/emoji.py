@@ -167,6 +167,7 @@ def main() -> None:
     data, runs, work = arguments.data, arguments.runs, arguments.work
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     results = {
+        "command": f"python benchmarks/emoji.py DATA {' '.join(run.name for run in runs)}",
         "hardware": f"{cpu[0].split(': ')[1]}, 1 thread",
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -161,9 +161,10 @@ def main() -> None:
             for way, recalls in measure(run, pictures, captions).items():
                 found.setdefault(trained, {}).setdefault(way, []).append(recalls)
         alike.append(agreement(arguments.work / f"images-{seed}", pictures))
+    names = " ".join(run.name for run in arguments.runs)
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     results = {
-        "command": f"python benchmarks/lit.py DATA {len(arguments.runs)} RUNS --steps {arguments.steps}",
+        "command": f"python benchmarks/lit.py DATA {names} --steps {arguments.steps}",
         "hardware": f"{cpu[0].split(': ')[1]}, 1 thread",
         "python": platform.python_version(),
         "torch": torch.__version__,
