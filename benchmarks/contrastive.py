@@ -76,7 +76,9 @@ def main() -> None:
     for run in runs:
         model = load_two_towers(run)
         found.append(measure(model, TextEncoder(load_tokenizer(run), model.config.text), data))
-    for depth, mean, spread in zip(DEPTHS, np.mean(found, 0), np.std(found, 0), strict=True):
+    for depth, mean, spread in zip(
+        DEPTHS, np.mean(found, 0), np.std(found, 0, ddof=int(len(runs) > 1)), strict=True
+    ):
         print(f"Recall@{depth}\n\n| R | p | image to text | text to image | held out |")
         print("| --- | --- | --- | --- | --- |")
         for row, deviation in zip(mean, spread, strict=True):

@@ -1,5 +1,6 @@
 """The display: lines, tables, and a progress bar in a terminal or a notebook."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+WIDTH = 120  # characters of a line where no terminal says it
 NOTEBOOK_EVERY = 0.25  # seconds between two pictures of a bar in a notebook
 
 
@@ -72,6 +74,8 @@ class Display:
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(quiet=quiet, highlight=False)
+        if not (self.console.is_terminal or self.console.is_jupyter or "COLUMNS" in os.environ):
+            self.console.width = WIDTH
         self.bar: Bar | None = None
 
     def say(self, text: str) -> None:

@@ -56,3 +56,13 @@ def test_a_label_has_its_class_name(cut_image, tmp_path, monkeypatch):
     draw_samples(PackedBatch.build([images], 8), tmp_path / "a.png", classes=["cat", "dog"])
     said = [axes.get_xlabel() for axes in drawn[0].axes if axes.get_xlabel()]
     assert said == ["dog\np=8, 4/4 tokens", "label 2\np=8, 4/4 tokens"]
+
+
+def test_of_very_many_images_the_first_ones_are_drawn(cut_image, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(samples, "save_figure", lambda figure, path: drawn.append(figure))
+    images = [cut_image(np.zeros((8, 8, 3), np.uint8), 8) for _ in range(samples.MAX_IMAGES + 5)]
+    draw_samples(PackedBatch.build([images], len(images)), tmp_path / "a.png")
+    titles = [axes.get_title(loc="left") for axes in drawn[0].axes]
+    assert len(titles) == samples.MAX_IMAGES + 1
+    assert titles[-1] == "sequence 0: 41 slots, 41 images, 36 of them shown, 0.0% padding"

@@ -50,12 +50,15 @@ def warn_of_classes(config: Config, display: Display) -> None:
 def describe_steps(training: Training) -> str:
     """Slots and images of a step, and the epochs of the whole run if the number of samples is known."""
     config = training.config
-    slots = training.ranks.world_size * config.train.accumulate
-    slots *= config.packing.sequences * config.packing.seq_len
+    sequences = training.ranks.world_size * config.train.accumulate * config.packing.sequences
+    slots = sequences * config.packing.seq_len
     tokens = mean_tokens(config)
-    text = f"Step: {slots:,} tokens, about {slots / tokens:,.0f} images of {tokens:.0f} tokens"
+    held = slots / tokens
+    if config.packing.sequence_images is not None:
+        held = min(held, sequences * config.packing.sequence_images)
+    text = f"Step: {slots:,} tokens, about {held:,.0f} images of {tokens:.0f} tokens"
     length = training.length
-    totals = {"step": length.total * slots / tokens, "images_seen": length.total}
+    totals = {"step": length.total * held, "images_seen": length.total}
     images = totals.get(length.unit, length.total / tokens if length.unit == "tokens_seen" else None)
     if images is not None:
         text += f"; the run: about {images:,.0f} images"

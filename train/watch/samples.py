@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MAX_ACROSS = 12  # images side by side
+MAX_IMAGES = 3 * MAX_ACROSS  # of a sequence: the layout takes minutes for some hundreds
 LONGEST_NAME = 18  # characters of a class that are shown
 TITLE_WIDTH = 8  # inches that the longest line of a title takes
 
@@ -21,11 +22,11 @@ TITLE_WIDTH = 8  # inches that the longest line of a title takes
 def draw_samples(
     batch: PackedBatch, path: Path, max_sequences: int = 4, classes: Sequence[str] | None = None
 ) -> None:
-    """The first packed sequences: every image with its patches in place, and how the slots are shared.
+    """The first packed sequences: images with their patches in place, and how the slots are shared.
 
-    A sequence is a band of two parts. The upper part has its images, each with its kept patches in place and
-    dropped ones crossed out, and with patch size, kept tokens and label below it. The lower part is a bar of
-    the S slots, coloured by image, with padding in grey.
+    A sequence is a band of two parts. The upper part has its first MAX_IMAGES images, each with its kept
+    patches in place and dropped ones crossed out, and with patch size, kept tokens and label below it. The
+    lower part is a bar of the S slots, coloured by image, with padding in grey.
 
     Args:
         batch: uint8 patches, on the CPU.
@@ -37,16 +38,17 @@ def draw_samples(
     sequences = [[int(i) for i in row.unique() if i >= 0] for row in rows]
     lengths = batch.image_lengths().tolist()
     across = min(MAX_ACROSS, max(map(len, sequences), default=1))
-    bands = [max(1, -(-len(images) // across)) for images in sequences]
+    bands = [max(1, -(-min(len(images), MAX_IMAGES) // across)) for images in sequences]
     figure = new_figure(max(1.15 * across + 0.6, TITLE_WIDTH), 1.75 * sum(bands) + 0.5 * len(bands) + 0.9)
     heights = [height for band in bands for height in (*[1.75] * band, 0.5)]
     grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
     line = 0
     for row, (images, band) in enumerate(zip(sequences, bands, strict=True)):
-        across = -(-len(images) // band) or 1
-        for place, image in enumerate(images):
+        shown = images[:MAX_IMAGES]
+        across = -(-len(shown) // band) or 1
+        for place, image in enumerate(shown):
             first = place - place % across  # of this line, whose images share the whole width
-            cells = grid[line + place // across].subgridspec(1, min(across, len(images) - first), wspace=0.12)
+            cells = grid[line + place // across].subgridspec(1, min(across, len(shown) - first), wspace=0.12)
             axes = figure.add_subplot(cells[place - first])
             colour = COLOURS[place % (len(COLOURS) - 1)]
             _draw_image(axes, batch, image, _words(batch, image, lengths[image], classes), colour)
@@ -126,8 +128,9 @@ def _draw_slots(axes: "Axes", row: np.ndarray, images: list[int], number: int) -
     axes.tick_params(labelsize=6)
     for spine in axes.spines.values():
         spine.set_visible(False)
+    some = f", {MAX_IMAGES} of them shown" if len(images) > MAX_IMAGES else ""
     axes.set_title(
-        f"sequence {number}: {len(row)} slots, {len(images)} images, {padding / len(row):.1%} padding",
+        f"sequence {number}: {len(row)} slots, {len(images)} images{some}, {padding / len(row):.1%} padding",
         size=8,
         loc="left",
         pad=2,
