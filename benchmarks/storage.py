@@ -31,9 +31,10 @@ from PIL import Image
 from faults.server import FaultyServer
 from faults.store import KEYS
 from gpu.results import replace_section
+from packvit.common.stores.again import try_again
 from packvit.data import DataConfig, DataPlan, FetchConfig, Stream, write_shards
 from packvit.data.make.write import Sample
-from packvit.data.shards.download import Partial, download, try_again
+from packvit.data.shards.download import Partial, download
 from packvit.packing import PackingConfig, ResolutionConfig, ViewsConfig
 
 PAGE = Path(__file__).parent.parent / "docs/data.md"

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from packvit.common.engine.engine import Engine
 from packvit.common.engine.local import LocalEngine
 from packvit.common.files import write_nameless
+from packvit.common.stores.objects import is_object, write_object
 from packvit.data.make.manifest import Listed, Listing
 from packvit.data.samples.decode import read_native_size
 from packvit.data.shards.beside import BEGINNING, beside, decode, encode, with_sizes
@@ -15,7 +16,6 @@ from packvit.data.shards.paths import ShardSet
 from packvit.data.shards.redact import redact
 from packvit.data.shards.shard import BadSample, BadShard, Shard
 from packvit.data.shards.source import is_remote
-from packvit.data.stores.objects import is_object, write_object
 
 
 def write_indices(shards: ShardSet, engine: Engine | None = None) -> Iterator[tuple[str, int | BadShard]]:

@@ -2,31 +2,26 @@
 
 import gzip
 import os
-import random
 import tarfile
 import threading
-import time
 import zlib
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from webdataset.gopen import rewrite_url  # pyright: ignore[reportAttributeAccessIssue]
 
+from packvit.common.stores.objects import ObjectCopy, is_object
+from packvit.common.stores.source import Changed, Hopeless, Source, strong
 from packvit.data.shards.source import open_source
-from packvit.data.stores.objects import ObjectCopy, is_object
-from packvit.data.stores.source import Changed, Hopeless, Source, strong
 
 END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
 GZIP_MAGIC = b"\x1f\x8b"
 CHUNK = 64 * 1024  # bytes
-BACKOFF = 1.0  # seconds before the second attempt; then twice as long before each
 TICKS = 8  # looks at the progress in each `timeout`
 
-Answer = TypeVar("Answer")
 Grown = Callable[[int], None]  # called with the bytes of a file after every chunk; may raise
 
 
@@ -224,20 +219,3 @@ def whole_size(path: str | Path) -> int | None:
             file.seek(size - len(END_OF_TAR))
             return size if file.read() == END_OF_TAR else None
     return None
-
-
-def try_again(attempt: Callable[[], Answer], retries: int) -> Answer:
-    """The result of an attempt; after a failure there are up to `retries` more, with growing pauses.
-
-    Raises:
-        OSError, ValueError: the error of the last attempt, or of one whose failure is permanent.
-    """
-    for number in range(retries):
-        try:
-            return attempt()
-        except Hopeless:
-            raise
-        except (OSError, ValueError):
-            # Many workers lose their connections at once: they should not all come back at once.
-            time.sleep(BACKOFF * 2**number * random.uniform(0.5, 1.5))
-    return attempt()

@@ -18,10 +18,11 @@ from pathlib import Path
 from filelock import FileLock
 
 from packvit.common.files import cache_path
-from packvit.data.shards.download import Partial, check_tar, download, try_again, unzip
+from packvit.common.stores.again import try_again
+from packvit.common.stores.source import Hopeless
+from packvit.data.shards.download import Partial, check_tar, download, unzip
 from packvit.data.shards.index import drop_index
 from packvit.data.shards.source import current_facts, has_ranges, is_remote, is_web
-from packvit.data.stores.source import Hopeless
 from packvit.packing import derive_seed
 
 GZIP_SUFFIXES = (".tar.gz", ".tgz")

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
+from packvit.common.stores.objects import is_object
 from packvit.data.shards.download import GZIP_MAGIC
 from packvit.data.shards.redact import redact
 from packvit.data.shards.source import has_ranges, is_remote, read_range
-from packvit.data.stores.objects import is_object
 from packvit.packing import derive_seed
 
 SAMPLED, ASKED = 32, 8  # shards, here and on servers, whose contents are looked at

@@ -9,12 +9,12 @@ from fnmatch import fnmatchcase
 
 from braceexpand import braceexpand
 
+from packvit.common.stores.objects import is_object, list_objects, need_stores
 from packvit.data.shards.fetch import ASK_TIMEOUT, FETCH, GZIP_SUFFIXES, FetchConfig
 from packvit.data.shards.fingerprint import fingerprint
 from packvit.data.shards.redact import redact
 from packvit.data.shards.shard import Shard
 from packvit.data.shards.source import is_remote
-from packvit.data.stores.objects import is_object, list_objects, need_stores
 
 SHARD_SUFFIXES = (".tar", *GZIP_SUFFIXES)
 

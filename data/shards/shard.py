@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from packvit.common.stores.source import strong
 from packvit.data.shards import fetch as fetch_module
 from packvit.data.shards.arrays import read_array
 from packvit.data.shards.beside import beside, decode
@@ -20,7 +21,6 @@ from packvit.data.shards.index import Index, open_index, place_of_index
 from packvit.data.shards.redact import redact
 from packvit.data.shards.source import has_ranges, read_range
 from packvit.data.shards.tar_file import LocalFile, RemoteFile
-from packvit.data.stores.source import strong
 from packvit.packing import derive_seed
 
 INDEX_BYTES = 10**8  # of an index beside a shard

@@ -13,8 +13,8 @@ from typing import Any
 
 from webdataset.gopen import gopen, gopen_schemes, rewrite_url  # pyright: ignore[reportAttributeAccessIssue]
 
-from packvit.data.stores.objects import is_object, read_object
-from packvit.data.stores.source import Hopeless, Source
+from packvit.common.stores.objects import is_object, read_object
+from packvit.common.stores.source import Hopeless, Source
 from packvit.data.stores.web import WebSource, read_web, web_facts
 
 COMMANDS = {

@@ -6,9 +6,10 @@ import stat
 from bisect import bisect_right, insort
 from typing import Protocol
 
-from packvit.data.shards.download import GZIP_MAGIC, try_again
+from packvit.common.stores.again import try_again
+from packvit.common.stores.source import Changed, Hopeless, strong
+from packvit.data.shards.download import GZIP_MAGIC
 from packvit.data.shards.source import read_range
-from packvit.data.stores.source import Changed, Hopeless, strong
 
 AHEAD = 8 * 1024  # bytes that are read at least: a header, a small member, and the beginning of an image
 KEPT_BYTES = 64 * 2**20  # of what was read ahead

@@ -1,1 +1,1 @@
-"""Remote places that shards are read from and written to."""
+"""Web servers that shards are read from, and what becomes objects of a store."""

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from packvit.common.files import cache_path
+from packvit.common.stores.objects import is_object, list_objects, need_stores, write_object
 from packvit.data.shards.redact import redact
-from packvit.data.stores.objects import is_object, list_objects, need_stores, write_object
 from packvit.packing import derive_seed
 
 WRITTEN = ".written"  # a file that says that all others of its folder are whole

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from packvit.common.optional import need
-from packvit.data.stores.source import Changed, Hopeless, strong
+from packvit.common.stores.source import Changed, Hopeless, strong
 
 KEPT_HEADERS = ("ETag", "Last-Modified", "Content-Length")
 NO_HEADERS: Mapping[str, str] = {}

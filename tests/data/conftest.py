@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from packvit.common.stores import again
 from packvit.data import Shard
-from packvit.data.shards import download
 from packvit.data.shards import shard as shard_module
 
 Contents = Callable[[Shard], list[tuple[str, bytes, int | None]]]
@@ -17,7 +17,7 @@ def cache(tmp_path, monkeypatch) -> Path:
     """The folder of fetched shards, new and empty; nothing of an earlier test is known, and nobody waits long
     before another attempt."""
     monkeypatch.setenv("PACKVIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(download, "BACKOFF", 0.01)
+    monkeypatch.setattr(again, "BACKOFF", 0.01)
     shard_module.forget()
     return tmp_path / "cache" / "shards"
 

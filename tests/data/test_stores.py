@@ -17,11 +17,11 @@ from faults.store import KEYS, FaultyFront, moto_server, send
 from packvit.analyze.sizes import shard_sizes
 from packvit.cli import dispatch
 from packvit.common.json_lines import read_json_lines
+from packvit.common.stores import objects
+from packvit.common.stores.source import Changed
 from packvit.data import BadShard, DataConfig, DataPlan, FetchConfig, Shard, TrainLoader, expand_shards
 from packvit.data.shards import shard as shard_module
 from packvit.data.shards.beside import SUFFIX, decode
-from packvit.data.stores import objects
-from packvit.data.stores.source import Changed
 from packvit.packing import PackingConfig, ResolutionConfig, ViewsConfig
 from packvit.train.config import Config
 

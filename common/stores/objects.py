@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from packvit.common.optional import need
-from packvit.data.stores.source import Changed, Hopeless
+from packvit.common.stores.source import Changed, Hopeless
 
 SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss")
 RETRIES = 5  # of listing and writing, which obstore does again by itself

@@ -1,0 +1,1 @@
+"""Objects in stores such as S3: read, listed, written and removed."""
