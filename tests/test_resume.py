@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from packvit.cli import dispatch
 from packvit.common.json_lines import read_json_lines
-from packvit.train.step.checkpoint import find_checkpoints, step_of
+from packvit.train.step.kept import find_checkpoints, step_of
 
 EXACT = ("step", "images_seen", "tokens_seen", "gflops_seen", "loss", "grad_norm", "lr", "padding_fraction")
 THREADS = {"OMP_NUM_THREADS": "1"}

@@ -46,8 +46,8 @@ def train(recipe: str | Config, init: str | Path | None = None, **overrides: Any
     if not isinstance(recipe, Config) and "num_classes" not in overrides.get("model", {}):
         config, _ = with_classes(config)
     run(config)
-    history = read_json_lines(config.run_dir / "metrics.jsonl")
-    return Trained(load_model(config.run_dir), history, config.run_dir)
+    history = read_json_lines(config.folder / "metrics.jsonl")
+    return Trained(load_model(config.folder), history, config.folder)
 
 
 def recipes() -> dict[str, str]:

@@ -23,11 +23,12 @@ import tyro
 import yaml
 
 from packvit.common.files import refuse_url
+from packvit.common.stores.copies import copy_place, url_of
 from packvit.data import DataConfig
 from packvit.evaluate import LARGEST_PATCH, EvalConfig
 from packvit.models import TextConfig, ViTConfig
 from packvit.packing import PackingConfig, ViewsConfig
-from packvit.train.step.checkpoint import CheckpointConfig
+from packvit.train.step.kept import CheckpointConfig
 from packvit.train.step.length import LengthConfig
 from packvit.train.step.optim import OptimConfig
 from packvit.train.step.step import EngineConfig
@@ -88,7 +89,8 @@ class Config:
     """A whole run.
 
     Args:
-        run_dir: the run's folder; starting again with the same folder resumes the run.
+        run_dir: the run's folder, here or in an object store; starting again with the same folder resumes
+            the run.
         seed: seed of initialisation, data order, views and dropping.
         device: auto uses a GPU if there is one.
         threads: CPU threads of a rank's matrix products, 0 = torch's choice. Sums depend on it, so a run
@@ -117,7 +119,8 @@ class Config:
             for number in value if isinstance(value, list) else [value]:
                 if isinstance(number, float) and not math.isfinite(number):
                     raise ValueError(f"{name}={number} must be a finite number")
-        refuse_url(self.run_dir, "run_dir")
+        if self.url is None:
+            refuse_url(self.run_dir, "run_dir")
         if not 0 <= self.threads <= MOST_THREADS:
             raise ValueError(f"threads={self.threads} must lie in 0..{MOST_THREADS}")
         if max(self.views.patch_sizes) > LARGEST_PATCH:
@@ -139,6 +142,21 @@ class Config:
         if self.train.init and self.distill.init:
             raise ValueError("train.init and distill.init both name the weights to start with: give one")
 
+    @property
+    def url(self) -> str | None:
+        """The run's folder, if it is in an object store."""
+        return url_of(self.run_dir)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this machine in which the run works: its own, or a copy of one in a store."""
+        return self.run_dir if self.url is None else copy_place("runs", self.url)
+
+    @property
+    def place(self) -> str:
+        """The run's folder, for people and for YAML."""
+        return self.url or str(self.run_dir)
+
 
 def save_config(config: Config, path: Path) -> None:
     """Write YAML that `load_config` reads back equal."""
@@ -147,7 +165,7 @@ def save_config(config: Config, path: Path) -> None:
 
 def plain_config(config: Config) -> dict:
     """The fields as nested dictionaries, lists, numbers and strings, as YAML and JSON hold them."""
-    plain = _plain(asdict(config) | {"run_dir": str(config.run_dir)})
+    plain = _plain(asdict(config) | {"run_dir": config.place})
     assert isinstance(plain, dict)
     return plain
 

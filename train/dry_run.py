@@ -23,7 +23,7 @@ def dry_run(config: Config) -> None:
     Raises:
         ValueError: see `run`.
     """
-    folder = config.run_dir.with_name(f".{config.run_dir.name}.dry-run")
+    folder = config.folder.with_name(f".{config.folder.name}.dry-run")
     train = replace(
         config.train, steps=STEPS, images=0, tokens=0, gflops=0, log_every=1, checkpoint_every=10**9
     )

@@ -15,8 +15,10 @@ from packvit.common.ranks import Ranks, join_ranks
 from packvit.data import DataError, DataPlan, LoadedBatch, TrainLoader, check_shared, merge_states
 from packvit.models import PackedViT
 from packvit.train.config import Config, save_config
+from packvit.train.mirror.mirror import Mirror
 from packvit.train.step.checkpoint import Checkpointer
 from packvit.train.step.interface import StepBatches
+from packvit.train.step.kept import CHECKPOINTS
 from packvit.train.step.kernels import choose_kernels
 from packvit.train.step.length import Counters, Length
 from packvit.train.step.resume import find_resume
@@ -89,12 +91,18 @@ class LoaderPart:
 
 
 def set_up(
-    config: Config, task: Task, ranks: Ranks, display: Display, validation: Validation | None = None
+    config: Config,
+    task: Task,
+    ranks: Ranks,
+    display: Display,
+    validation: Validation | None = None,
+    mirror: Mirror | None = None,
 ) -> Training:
     """Everything that a run needs, in the state of its newest checkpoint if there is one.
 
     Args:
         validation: the validation of a run that validates during training.
+        mirror: the mirror of a run whose folder is in a store.
 
     Raises:
         FileNotFoundError, ValueError: data, configuration, a model to start with or the checkpoint cannot be
@@ -105,7 +113,7 @@ def set_up(
     plan = DataPlan(config.data, config.views, config.packing, config.seed, targets, task.teachers, pairs)
     loader = TrainLoader(plan, ranks.rank, ranks.world_size, ranks.device)
     counters, length = Counters(), config.train.length
-    folder, asked = config.run_dir / "checkpoints", config.train.resume_from
+    folder, asked = config.folder / CHECKPOINTS, config.train.resume_from
     resume = find_resume(folder, asked, display.say)
     same, data = SameRun(config, display, ranks.world_size), LoaderPart(loader, ranks)
     if resume.path is not None:
@@ -120,17 +128,19 @@ def set_up(
         # Workers are forks of this process: they come before the threads of CUDA and NCCL.
         loader.begin()
     join_ranks(ranks, config.train.timeout)
+    if mirror is not None:
+        mirror.join(validates=bool(config.data.val_shards))
     module = make_module(config, task, resumed=resume.path is not None)
     engine = Engine(module, config.train, config.optim, ranks, config.seed)
     task.prepare(engine)
     parts = {"config": same, "scaler": engine.scaler, "data": data, "counters": counters}
     parts |= {VALIDATION: validation} if validation is not None else {}
-    checkpointer = Checkpointer(folder, config.train, ranks, engine, parts)
+    checkpointer = Checkpointer(folder, config.train, ranks, engine, parts, mirror)
     if resume.path is not None:
         resume.load({"scaler": engine.scaler})
         checkpointer.load(resume.path)
         checkpointer.resumed_from = asked or resume.notes.get("resumed_from", "")
-        display.say(f"Resuming from {resume.path}")
+        display.say(f"Resuming from {config.place}/{resume.path.relative_to(config.folder)}")
         if done >= length.total:
             display.say(f"Nothing to train: {length.unit} is {done} already, of {length.total}")
         elif stopped:
@@ -138,9 +148,11 @@ def set_up(
     ranks.barrier()  # nobody writes before all have read
     checkpointer.tidy(resume.aside)
     if ranks.is_main:
-        save_config(config, config.run_dir / "config.yaml")
+        save_config(config, config.folder / "config.yaml")
         if validation is not None:
             validation.kept.go_back(counters.step)
+    if mirror is not None:
+        mirror.begin(counters.step)
     return Training(config, ranks, task, loader, engine, counters, checkpointer, length, validation)
 
 

@@ -25,6 +25,8 @@ from packvit.evaluate import (
 from packvit.models import PackedViT, hash_model
 from packvit.train.config import Config
 from packvit.train.loop import Training, set_up, train
+from packvit.train.mirror.fetch import fetch_run
+from packvit.train.mirror.mirror import Mirror
 from packvit.train.tasks.make import make_task
 from packvit.train.validate.settings import (
     eval_packing,
@@ -80,10 +82,14 @@ def run(config: Config, measure: bool = True) -> None:
         torch.set_num_threads(config.threads)
     display = Display(quiet=not ranks.is_main)
     lock = None
+    mirror = None
     try:
         if ranks.is_main:
-            (config.run_dir / "samples").mkdir(parents=True, exist_ok=True)
-            lock = lock_folder(config.run_dir)
+            (config.folder / "samples").mkdir(parents=True, exist_ok=True)
+            lock = lock_folder(config.folder)
+        if config.url is not None:
+            fetch_run(config.url, config.folder, config.train.resume_from, display.say)
+            mirror = Mirror(config.url, config.folder, ranks, config.train, display.say)
         task = make_task(config)
         # The validation set is opened first: a wrong path should not show after days of training.
         images = open_validation(config, task)
@@ -93,7 +99,7 @@ def run(config: Config, measure: bool = True) -> None:
                 validation = None
                 if config.eval.every and images is not None:
                     validation = Validation(config, task, images, ranks, display)
-                training = set_up(config, task, ranks, display, validation)
+                training = set_up(config, task, ranks, display, validation, mirror)
                 if images is not None:
                     for settings in (eval_settings(config), validation_settings(config)):
                         check_settings(config.model, settings, ranks.device)
@@ -103,14 +109,22 @@ def run(config: Config, measure: bool = True) -> None:
                     display.say(validation.describe())
                 model = train(training, display, preemption, trackers)
             if model is None:
+                if mirror is not None:
+                    mirror.finish()
                 if preemption.by == signal.SIGINT:
                     raise KeyboardInterrupt
                 return
             if measure:
                 finish(training, model, images, display, trackers)
+        if mirror is not None:
+            mirror.finish()
         if measure:
-            display.table("Made by this run", ["file", "what it is"], list_files(config.run_dir))
+            display.table("Made by this run", ["file", "what it is"], list_files(config))
         ranks.barrier()  # a rank that leaves early would cut off those that still read from it
+    except Exception:
+        if mirror is not None:
+            mirror.salvage()
+        raise
     finally:
         display.stop()
         end_workers()
@@ -127,13 +141,13 @@ def finish(
     history, heads = [], training.engine.whole_heads()
     bad = round(ranks.sum(training.loader.counts())[1])
     if ranks.is_main:
-        training.engine.module.save(model, heads, config.run_dir)
-        history = read_json_lines(config.run_dir / "metrics.jsonl")
-        display.draw(partial(draw_history, history, config.run_dir))
+        training.engine.module.save(model, heads, config.folder)
+        history = read_json_lines(config.folder / "metrics.jsonl")
+        display.draw(partial(draw_history, history, config.folder))
         say_losses(history[-1], bad, config, display)
     if images is not None:
         evaluation = Evaluation(
-            config.run_dir / "eval",
+            config.folder / "eval",
             eval_packing(config),
             ranks,
             config.data.workers,
@@ -143,7 +157,7 @@ def finish(
         evaluators = [make(images) for make in training.task.evaluators]
         subject = Subject(
             config.run_dir.name,
-            str(config.run_dir),
+            config.place,
             model,
             hash_model(model),
             evaluators,
@@ -154,7 +168,7 @@ def finish(
         if history:
             step = history[-1]["step"]
             trackers.log({"step": step, "eval": {row["setting"]: numbers_of(row) for row in rows}})
-            for path in sorted((config.run_dir / "eval").glob("*.png")):
+            for path in sorted((config.folder / "eval").glob("*.png")):
                 trackers.image(step, path.stem, path)
 
 
@@ -176,8 +190,8 @@ def say_losses(last: dict, bad: int, config: Config, display: Display) -> None:
         )
     if bad:
         display.say(
-            f"{bad} samples could not be used{commonest_reason(config.run_dir)}; "
-            f"{config.run_dir / 'skipped.jsonl'} names them"
+            f"{bad} samples could not be used{commonest_reason(config.folder)}; "
+            f"{config.folder / 'skipped.jsonl'} names them"
         )
 
 
@@ -195,7 +209,12 @@ def lock_folder(folder: Path) -> FileLock:
     return lock
 
 
-def list_files(folder: Path) -> list[list[str]]:
+def list_files(config: Config) -> list[list[str]]:
     """(path, meaning) of the files that a run has written to its folder, except empty ones."""
+    folder = config.folder
     found = [(path, meaning) for name, meaning in MADE.items() for path in sorted(folder.glob(name))]
-    return [[str(path), meaning] for path, meaning in found if path.stat().st_size > 0]
+    return [
+        [f"{config.place}/{path.relative_to(folder)}", meaning]
+        for path, meaning in found
+        if path.stat().st_size > 0
+    ]

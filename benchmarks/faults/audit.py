@@ -12,7 +12,7 @@ from packvit.common.json_lines import read_json_lines
 from packvit.data import Shard
 from packvit.data.streams.reader import epoch_units
 from packvit.packing import waiting_names
-from packvit.train.step.checkpoint import find_checkpoints, step_of
+from packvit.train.step.kept import find_checkpoints, step_of
 
 EXACT = ("step", "images_seen", "tokens_seen", "gflops_seen", "loss", "grad_norm", "lr", "padding_fraction")
 # What a finished run without validation leaves; other names have no business in its folder.

@@ -11,7 +11,7 @@ from faults.life import Life
 from faults.network import Network
 from faults.record import Deck, Injected
 from packvit.train.step import checkpoint
-from packvit.train.step.checkpoint import find_checkpoints, step_of
+from packvit.train.step.kept import find_checkpoints, step_of
 
 TIMEOUT = 24.0  # seconds, train.timeout
 # A life has to be over after its time-out, torchrun's own of 30 s and some for a machine with other work.

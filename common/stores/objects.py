@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -213,10 +213,12 @@ def list_objects(folder: str) -> list[str]:
     Raises:
         OSError: the store does not list them.
     """
-    request = {"do": "list", "url": folder, "timeout": ANSWER_TIMEOUT, "retries": RETRIES}
-    server, answer = _ask(request)
-    _give_back(server)
-    return answer["urls"]
+    return list(describe_objects(folder))
+
+
+def describe_objects(folder: str) -> dict[str, str]:
+    """What tells the contents of objects below a folder from others, by URL; raises as `list_objects`."""
+    return _do("list", folder)["objects"]
 
 
 def write_object(file: Path, path: str) -> None:
@@ -225,12 +227,31 @@ def write_object(file: Path, path: str) -> None:
     Raises:
         OSError: the store does not accept it.
     """
-    request = {
-        "do": "write",
-        "url": path,
-        "file": str(file),
-        "timeout": ANSWER_TIMEOUT,
-        "retries": RETRIES,
-    }
-    server, _ = _ask(request)
+    _do("write", path, file=str(file))
+
+
+def delete_objects(paths: Sequence[str]) -> None:
+    """Remove objects of one bucket, the first of them before all others.
+
+    Raises:
+        OSError: the store does not do it.
+    """
+    if paths:
+        _do("delete", paths[0], others=list(paths[1:]))
+
+
+def rename_object(path: str, to: str) -> None:
+    """Give an object another name in its bucket.
+
+    Raises:
+        OSError: the store does not do it.
+    """
+    _do("rename", path, to=to)
+
+
+def _do(what: str, path: str, **more: object) -> dict:
+    """The answer to a request that is one line."""
+    request = {"do": what, "url": path, "timeout": ANSWER_TIMEOUT, "retries": RETRIES, **more}
+    server, answer = _ask(request)
     _give_back(server)
+    return answer

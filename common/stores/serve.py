@@ -1,4 +1,4 @@
-"""A process that reads, lists and writes objects for the process that started it; see `objects`, its client.
+"""A process that does all with objects for the process that started it; see `objects`, its client.
 
 Object stores have a process of their own because obstore's threads do not survive a fork, and the workers of
 a run are forks, and because a transfer that hangs can then be ended. It imports nothing of packvit, so that
@@ -14,7 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import lru_cache
 from queue import Queue
@@ -44,6 +44,7 @@ METADATA = ("169.254.169.254", "169.254.170.2", "/latest/", "metadata.google", "
 CONNECT_TIMEOUT = 10.0  # seconds at most
 RETRIED = (408, 425, 429)  # and all from 500 on
 DAY = timedelta(days=1)
+CHUNK, MOST_PARTS = 5 * 2**20, 9000  # bytes of a part of an object that is written; stores take 10,000
 
 
 class Output(Protocol):
@@ -141,10 +142,11 @@ def place_in_file(request: dict) -> Iterator[BinaryIO | None]:
 
 
 def list_all(request: dict, out: Output) -> None:
-    """The URLs of all objects whose paths begin with the folders of `url`."""
+    """The URLs of all objects whose paths begin with the folders of `url`, with size and ETag."""
     store, folder = place_of(request, retries=request["retries"])
     bucket = "/".join(request["url"].split("/")[:3])
-    say(out, {"urls": [f"{bucket}/{found['path']}" for found in listed(store, folder.rstrip("/"))]})
+    found = listed(store, folder.rstrip("/"))
+    say(out, {"objects": {f"{bucket}/{one['path']}": f"{one['size']} {one['e_tag']}" for one in found}})
 
 
 def listed(store: Any, folder: str) -> Iterator[Any]:
@@ -156,8 +158,26 @@ def listed(store: Any, folder: str) -> Iterator[Any]:
 def write(request: dict, out: Output) -> None:
     """Write a file to an object, which appears whole or not at all."""
     store, path = place_of(request, retries=request["retries"])
+    size = os.path.getsize(request["file"])
     with open(request["file"], "rb") as file:
-        obstore.put(store, path, file)
+        obstore.put(store, path, file, chunk_size=max(CHUNK, size // MOST_PARTS + 1))
+    say(out, {})
+
+
+def delete(request: dict, out: Output) -> None:
+    """Remove objects of one bucket: `url`, and then `others`, in no order."""
+    store, path = place_of(request, retries=request["retries"])
+    others = [place_of(request | {"url": url})[1] for url in request["others"]]
+    for paths in filter(None, ([path], others)):
+        with suppress(FileNotFoundError):
+            obstore.delete(store, paths)
+    say(out, {})
+
+
+def rename(request: dict, out: Output) -> None:
+    """Give an object the name `to`, in the same bucket."""
+    store, path = place_of(request, retries=request["retries"])
+    obstore.rename(store, path, place_of(request | {"url": request["to"]})[1])
     say(out, {})
 
 
@@ -207,7 +227,7 @@ def failure(sentence: str, hopeless: bool = True) -> dict:
 def main() -> None:
     """Answer requests, one after the other."""
     out = sys.stdout.buffer
-    actions = {"read": read, "list": list_all, "write": write}
+    actions = {"read": read, "list": list_all, "write": write, "delete": delete, "rename": rename}
     lines: Queue[bytes] = Queue()
     Thread(target=receive, args=(lines,), daemon=True).start()
     while True:

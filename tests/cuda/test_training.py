@@ -18,8 +18,9 @@ from packvit.data import LoadedBatch
 from packvit.models import ViTConfig
 from packvit.packing import PackedBatch
 from packvit.train.config import Config, TrainConfig
-from packvit.train.step.checkpoint import CheckpointConfig, Checkpointer, find_checkpoints
+from packvit.train.step.checkpoint import Checkpointer
 from packvit.train.step.interface import StepBatches
+from packvit.train.step.kept import CheckpointConfig, find_checkpoints
 from packvit.train.step.optim import OptimConfig
 from packvit.train.step.shard import replicate, shard
 from packvit.train.step.step import Engine, train_step

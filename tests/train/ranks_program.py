@@ -32,8 +32,9 @@ from packvit.data.samples.targets import collate_targets
 from packvit.models import PackedText, PackedViT, TextConfig, ViTConfig, save_model, train_tokenizer
 from packvit.packing import PackedBatch, PackedImage
 from packvit.train.config import Config, TrainConfig
-from packvit.train.step.checkpoint import CheckpointConfig, Checkpointer, find_checkpoints
+from packvit.train.step.checkpoint import Checkpointer
 from packvit.train.step.interface import StepBatches, TrainedModule
+from packvit.train.step.kept import CheckpointConfig, find_checkpoints
 from packvit.train.step.muon import Muon, local
 from packvit.train.step.optim import OptimConfig
 from packvit.train.step.step import Engine

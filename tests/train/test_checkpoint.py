@@ -17,8 +17,9 @@ from packvit.common.files import hash_file
 from packvit.common.ranks import Ranks
 from packvit.models import ViTConfig, load_model
 from packvit.train.config import Config, TrainConfig
-from packvit.train.step.checkpoint import Checkpointer, find_checkpoints, named_tensors
+from packvit.train.step.checkpoint import Checkpointer, named_tensors
 from packvit.train.step.integrity import tensor_names
+from packvit.train.step.kept import find_checkpoints
 from packvit.train.step.optim import OptimConfig
 from packvit.train.step.resume import find_resume
 from packvit.train.step.step import Engine

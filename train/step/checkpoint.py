@@ -9,13 +9,12 @@ one.
 
 import json
 import os
-import re
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,38 +28,20 @@ from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse, asy
 from packvit.common.files import sync
 from packvit.common.ranks import Ranks
 from packvit.train.step.integrity import seal, tensor_names
+from packvit.train.step.kept import (
+    PROGRESS,
+    CheckpointConfig,
+    find_checkpoints,
+    is_kept,
+    name_of,
+    set_aside,
+    step_of,
+)
 from packvit.train.step.step import Engine
 
 VERSION = 3
 ROOM = 1.02  # bytes of a checkpoint on the disk over those of its tensors
 MARGIN = 1 << 20  # bytes; a disk with less room is full
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    """When checkpoints are written, and which are kept; part of `train.*`.
-
-    Args:
-        checkpoint_every: steps between checkpoints; the last step always saves one.
-        keep_checkpoints: number of recent checkpoints to keep.
-        keep_every: also keep checkpoints whose step is a multiple of this; 0 keeps no others.
-        async_checkpoints: write checkpoints in the background, from a copy in host memory.
-        resume_from: resume from this checkpoint, such as step-100, instead of the newest; later ones are
-            renamed. A run that has already resumed from it continues from its newest checkpoint.
-    """
-
-    checkpoint_every: int = field(default=500, metadata={"resume": "free"})
-    keep_checkpoints: int = field(default=3, metadata={"resume": "free"})
-    keep_every: int = field(default=0, metadata={"resume": "free"})
-    async_checkpoints: bool = field(default=False, metadata={"resume": "free"})
-    resume_from: str = field(default="", metadata={"resume": "free"})
-
-    def __post_init__(self) -> None:
-        for name in ("checkpoint_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name}={getattr(self, name)} must be at least 1")
-        if self.keep_every < 0:
-            raise ValueError(f"train.keep_every={self.keep_every} must not be negative")
 
 
 class Part(Protocol):
@@ -79,9 +60,27 @@ class Part(Protocol):
         ...
 
 
+class Elsewhere(Protocol):
+    """Another place that gets each checkpoint; every rank calls every method alike.
+
+    Attributes:
+        keeper: whether this rank tidies the folder of checkpoints.
+    """
+
+    keeper: bool
+
+    def send(self, step: int, partial: Path, /) -> Any:
+        """Send this rank's files of a checkpoint; called in a thread where checkpoints are written in one."""
+        ...
+
+    def publish(self, sent: Any, /) -> None:
+        """Complete there what `send` of all ranks has sent, when it is complete here."""
+        ...
+
+
 @dataclass
 class Pending:
-    """A checkpoint that is still being written in the background."""
+    """A checkpoint that is still being written in the background; `written` gives what `send` gave."""
 
     step: int
     written: Future
@@ -95,16 +94,25 @@ class Checkpointer:
 
     Args:
         parts: the parts of the run by their names in progress.json.
+        elsewhere: where checkpoints go, too.
     """
 
     def __init__(
-        self, folder: Path, config: CheckpointConfig, ranks: Ranks, engine: Engine, parts: Mapping[str, Part]
+        self,
+        folder: Path,
+        config: CheckpointConfig,
+        ranks: Ranks,
+        engine: Engine,
+        parts: Mapping[str, Part],
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self.folder = folder
         self.config = config
         self.ranks = ranks
         self.engine = engine
         self.parts = parts
+        self.elsewhere = elsewhere
+        self.keeper = ranks.is_main if elsewhere is None else elsewhere.keeper
         self.pending: Pending | None = None
         self.resumed_from = ""  # see find_resume
         self.saved = 0  # the step of the newest checkpoint
@@ -129,28 +137,28 @@ class Checkpointer:
         kept = (whole.state_dict(), *heads, named_tensors(state))
         self._check_room(tensor for tensors in kept for tensor in tensors.values())
         states = {name: part.state_dict() for name, part in self.parts.items()}
+        if self.keeper:
+            shutil.rmtree(partial, ignore_errors=True)
         if self.ranks.is_main:
             with unwritten(partial):
-                shutil.rmtree(partial, ignore_errors=True)
                 self.engine.module.save(whole, heads, partial)
                 notes = {"version": VERSION, "step": step, "ranks": self.ranks.world_size, **states}
                 notes |= {"resumed_from": self.resumed_from}
-                (partial / "progress.json").write_text(json.dumps(notes))
+                (partial / PROGRESS).write_text(json.dumps(notes))
         self.ranks.barrier()
         expect_one_process()
         if not self.config.async_checkpoints:
             with unwritten(partial):
                 save(state, checkpoint_id=partial / "state")
-            self._seal(partial)
-            self._finish(step)
+            self._finish(step, self._seal(partial, step))
             return
         response = async_save(state, checkpoint_id=partial / "state", process_group=self.group)
         assert not isinstance(response, AsyncSaveResponse)
 
-        def end() -> None:
+        def end() -> Any:
             with unwritten(partial):
                 response.result()
-            self._seal(partial)
+            return self._seal(partial, step)
 
         self.pending = Pending(step, self.thread.submit(end))
 
@@ -165,8 +173,8 @@ class Checkpointer:
                 f"{free / 1e9:.2f} GB are free; the same command resumes from the previous checkpoint"
             )
 
-    def _seal(self, partial: Path) -> None:
-        """Bring what this rank has written to the disk, with its hashes."""
+    def _seal(self, partial: Path, step: int) -> Any:
+        """Bring what this rank has written to the disk, with its hashes, and send it."""
         rank = self.ranks.rank
         files = list((partial / "state").glob(f"__{rank}_*.distcp"))
         if self.ranks.is_main:
@@ -175,10 +183,11 @@ class Checkpointer:
             files.append(partial / "state/.metadata")
         with unwritten(partial):
             seal(partial, files, rank)
+        return None if self.elsewhere is None else self.elsewhere.send(step, partial)
 
     def tidy(self, aside: Iterable[Path]) -> None:
         """Rename the checkpoints that the run does not continue from, and remove incomplete ones."""
-        if self.ranks.is_main:
+        if self.keeper:
             for path in aside:
                 set_aside(path)
             for path in self.folder.glob("partial-*"):
@@ -220,21 +229,23 @@ class Checkpointer:
         if self.pending is not None:
             step, written = self.pending.step, self.pending.written
             self.pending = None
-            written.result()
-            self._finish(step)
+            self._finish(step, written.result())
 
-    def _finish(self, step: int) -> None:
+    def _finish(self, step: int, sent: Any) -> None:
         self.ranks.barrier()
-        if self.ranks.is_main:
-            target = self.folder / f"step-{step:08d}"
+        if self.keeper:
+            target = self.folder / name_of(step)
             if target.exists():
                 set_aside(target)
             os.replace(self.folder / f"partial-{step:08d}", target)
             sync(self.folder)
-            for old in find_checkpoints(self.folder)[: -self.config.keep_checkpoints]:
-                if not self.config.keep_every or step_of(old) % self.config.keep_every:
+            found = find_checkpoints(self.folder)
+            for old in found:
+                if not is_kept(step_of(old), [step_of(path) for path in found], self.config):
                     shutil.rmtree(old)
         self.ranks.barrier()
+        if self.elsewhere is not None:
+            self.elsewhere.publish(sent)
 
 
 def expect_one_process() -> None:
@@ -274,22 +285,3 @@ def named_tensors(state: Mapping[str, Any], prefix: str = "") -> dict[str, Tenso
         else:
             found[f"{prefix}{name}"] = value
     return found
-
-
-def set_aside(checkpoint: Path) -> Path:
-    """Rename a checkpoint that must no longer count as the newest; returns its new path."""
-    number = 0
-    while (target := checkpoint.with_name(f"aside-{checkpoint.name}-{number}")).exists():
-        number += 1
-    os.replace(checkpoint, target)
-    return target
-
-
-def find_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name))
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step after which a checkpoint was written."""
-    return int(checkpoint.name.removeprefix("step-"))

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from packvit.train.step.checkpoint import VERSION, Part, find_checkpoints, first_line, step_of
+from packvit.train.step.checkpoint import VERSION, Part, first_line
 from packvit.train.step.integrity import check_files, has_hashes
+from packvit.train.step.kept import PROGRESS, find_checkpoints, step_of
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def read_notes(path: Path) -> dict[str, Any]:
         ValueError: the checkpoint has another version.
     """
     try:
-        notes = json.loads((path / "progress.json").read_text())
+        notes = json.loads((path / PROGRESS).read_text())
         version = notes["version"]
         # Before the version is believed: a bit of it may have flipped.
         if version == VERSION or has_hashes(path):

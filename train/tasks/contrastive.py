@@ -101,7 +101,7 @@ class Contrastive:
         self.frozen = not any(parameter.requires_grad for parameter in engine.model.parameters())
         if self.frozen:
             engine.model.eval()
-        folder = self.config.run_dir
+        folder = self.config.folder
         if engine.ranks.is_main and not any((folder / name).exists() for name in FILES):
             folder.mkdir(parents=True, exist_ok=True)
             self.found.tokenizer.save(folder)
@@ -255,8 +255,8 @@ def find_tokenizer(config: Config) -> FoundTokenizer:
         FileNotFoundError, ImportError, ValueError: there is none, or it cannot be read or trained.
     """
     options, init = config.contrastive, config.train.init
-    if any((config.run_dir / name).exists() for name in FILES):
-        return FoundTokenizer(load_tokenizer(config.run_dir), f"kept in {config.run_dir}")
+    if any((config.folder / name).exists() for name in FILES):
+        return FoundTokenizer(load_tokenizer(config.folder), f"kept in {config.folder}")
     if options.tokenizer:
         return FoundTokenizer(load_tokenizer(options.tokenizer), f"from {options.tokenizer}")
     if init and has_text_tower(init):

@@ -13,7 +13,7 @@ from typing import Any
 
 from packvit.common.files import sync
 from packvit.evaluate import BEST
-from packvit.train.step.checkpoint import find_checkpoints, step_of
+from packvit.train.step.kept import CHECKPOINTS, find_checkpoints, step_of
 
 NOTE = "best.json"
 BEFORE, PARTIAL, LEAVING = f".{BEST}-before", f".{BEST}-partial", f".{BEST}-leaving"
@@ -44,7 +44,7 @@ class BestModel:
         (partial / NOTE).write_text(json.dumps(note, indent=1, allow_nan=False) + "\n")
         for path in (*partial.iterdir(), partial):
             sync(path)
-        saved = find_checkpoints(self.run_dir / "checkpoints")
+        saved = find_checkpoints(self.run_dir / CHECKPOINTS)
         if self.folder.exists():
             # What a resume would not go back to need not stay.
             needed = bool(saved) and step_of_best(self.folder) <= step_of(saved[-1])

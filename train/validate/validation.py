@@ -52,7 +52,7 @@ class Validation:
         self.settings = validation_settings(config)
         names = [setting.name for setting in self.settings]
         self.of = {"settings": names, "samples": self.images.fingerprint()["samples"]}
-        self.kept = BestModel(config.run_dir)
+        self.kept = BestModel(config.folder)
         self.best: float | None = None
         self.best_step, self.since = 0, 0
 
@@ -119,12 +119,12 @@ class Validation:
 
     def _measure(self, model: PackedViT, step: int) -> list[dict[str, Any]]:
         """The rows of all settings, without NaN; none on ranks other than the main one."""
-        config, out = self.config, self.config.run_dir / ".validation"
+        config, out = self.config, self.config.folder / ".validation"
         if self.ranks.is_main:
             shutil.rmtree(out, ignore_errors=True)  # of a run that was killed while it validated
         self.ranks.barrier()
         evaluators = [make(self.images) for make in self.task.evaluators]
-        subject = Subject(config.run_dir.name, str(config.run_dir), model, f"step {step}", evaluators)
+        subject = Subject(config.run_dir.name, config.place, model, f"step {step}", evaluators)
         # Its progress stays unseen: a terminal has room for one bar, and training has it.
         quiet = Display(quiet=True)
         packing, workers, precision = eval_packing(config), config.data.workers, config.train.precision

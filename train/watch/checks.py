@@ -41,7 +41,7 @@ class SameRun:
         for name, (old, new) in changed.items():
             if must_stay(rules[name], old, new):
                 raise ValueError(
-                    f"the run in {self.config.run_dir} was saved with {name}={old}, not {new}: resume with "
+                    f"the run in {self.config.folder} was saved with {name}={old}, not {new}: resume with "
                     "the same, or use another run_dir, with --train.init for the weights of a checkpoint"
                 )
         for name, (old, new) in changed.items():
@@ -111,8 +111,8 @@ class BadShare:
         if bad > share * seen + 3 * math.sqrt(share * (1 - share) * seen):
             raise ValueError(
                 f"{bad:.0f} of the last {seen:.0f} samples could not be used, more than "
-                f"data.max_bad_fraction={share} allows{commonest_reason(self.config.run_dir)}; "
-                f"{self.config.run_dir / 'skipped.jsonl'} names all; the last checkpoint is good"
+                f"data.max_bad_fraction={share} allows{commonest_reason(self.config.folder)}; "
+                f"{self.config.folder / 'skipped.jsonl'} names all; the last checkpoint is good"
             )
 
 

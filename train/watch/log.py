@@ -47,7 +47,7 @@ class RunLog:
         self.display, self.trackers = display, trackers
         if ranks.is_main:
             trackers.start(config, counters.step)
-        folder, step = config.run_dir, counters.step
+        folder, step = config.folder, counters.step
         self._metrics = JsonLines(folder / "metrics.jsonl", step, ranks.is_main)
         self._skipped = JsonLines(folder / "skipped.jsonl", step, ranks.is_main)
         self._audit = JsonLines(folder / "audit.jsonl", step, ranks.is_main and config.data.audit)
@@ -120,7 +120,7 @@ class RunLog:
     def picture(self, batch: PackedBatch) -> None:
         """Draw the run's first sequences."""
         if self.ranks.is_main:
-            path = self.config.run_dir / "samples/step-0.png"
+            path = self.config.folder / "samples/step-0.png"
             named = map(read_class_names, shard_folders(self.config.data.shards))
             classes = next((names for names in named if names), None)
             self.display.draw(partial(draw_samples, batch.to("cpu"), path, classes=classes))

@@ -19,7 +19,7 @@ class Profiler:
     """
 
     def __init__(self, config: Config, device: torch.device, done: int, display: Display) -> None:
-        self.folder, self.device, self.display = config.run_dir / "profile", device, display
+        self.folder, self.device, self.display = config.folder / "profile", device, display
         self.name = f"step-{done + WARM_UP + 1:08d}"
         activities = [ProfilerActivity.CPU]
         if device.type == "cuda":

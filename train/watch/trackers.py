@@ -42,7 +42,7 @@ class TensorBoard:
 
     def __init__(self, config: Config, step: int) -> None:
         module = need("torch.utils.tensorboard", "log", "train.trackers names tensorboard, which is missing")
-        self.writer = module.SummaryWriter(config.run_dir / "tensorboard", purge_step=step + 1)
+        self.writer = module.SummaryWriter(config.folder / "tensorboard", purge_step=step + 1)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """See Tracker."""
@@ -72,14 +72,14 @@ class WeightsAndBiases:
 
     def __init__(self, config: Config, step: int) -> None:
         self.wandb = need("wandb", "wandb", "train.trackers names wandb, which is missing")
-        note = config.run_dir / "wandb-id"
+        note = config.folder / "wandb-id"
         if not note.exists():
             note.write_text(secrets.token_hex(8))
         try:
             self.run = self.wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "packvit"),
                 name=config.run_dir.name,
-                dir=config.run_dir,
+                dir=config.folder,
                 id=note.read_text().strip(),
                 resume="allow",
                 config=plain_config(config),
