@@ -1,6 +1,6 @@
 """`packvit plan EVAL`: the best setting, or cascade of settings, for a budget."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ import tyro
 from packvit.cli.options import read_options
 from packvit.common.display import Display
 from packvit.common.files import check_writable
+from packvit.common.stores.copies import copy_folder, url_of
 from packvit.evaluate.plan.choose import Budget, make_budget
 from packvit.evaluate.plan.curve import draw_curve
 from packvit.evaluate.plan.folder import read_evaluation
@@ -30,7 +31,7 @@ class PlanOptions:
     without a budget, choose the most accurate.
 
     Args:
-        evaluation: folder that `packvit eval` wrote.
+        evaluation: folder that `packvit eval` wrote, here or in an object store.
         max_tokens: maximum number of tokens per image, on average; for a cascade, over the half of the images
             that it is chosen on.
         max_gflops: maximum number of GFLOPs per image, on average; see --max-tokens.
@@ -64,12 +65,17 @@ def main(arguments: Sequence[str]) -> None:
     options = read_options(PlanOptions, "packvit plan", arguments)
     budget = find_budget(options)
     settings = [parse_setting(name) for name in options.setting]
-    out = options.out or options.evaluation / "plan.json"
+    folder, url = options.evaluation, url_of(options.evaluation)
+    if url is not None:
+        if options.out is None:
+            raise ValueError(f"{url} is in a store: name the plan's file on this machine with --out")
+        folder = copy_folder(url, "evaluations", needed)
+    out = options.out or folder / "plan.json"
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder: name the file to write, such as {out / 'plan.json'}")
     if out.name in (RESULTS, predictions_name(options.model)):
         raise ValueError(f"--out {out} would replace a file of an evaluation: use another name")
-    evaluated = read_evaluation(options.evaluation, options.model)
+    evaluated = read_evaluation(folder, options.model)
     check_writable(out.parent)
     display = Display()
     if not display.console.is_terminal:
@@ -88,6 +94,11 @@ def main(arguments: Sequence[str]) -> None:
     if planned.points:
         picture = out.with_name("cascade.png")
         display.draw(partial(draw_curve, planned.halves, planned.points, picture))
+
+
+def needed(names: Collection[str]) -> list[str]:
+    """The objects of an evaluation that plans are made of."""
+    return [name for name in names if name == RESULTS or ("/" not in name and name.endswith(".npz"))]
 
 
 def find_budget(options: PlanOptions) -> Budget:

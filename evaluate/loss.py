@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from packvit.evaluate.measures.calibration import LossKind
+from packvit.models import local_model
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"  # RUN/checkpoints/step-00000100 is a model's folder, too
@@ -15,7 +16,7 @@ BEST = "best"  # and so is RUN/best
 
 def find_run_config(path: str | Path) -> Path | None:
     """The config.yaml of the run to which a model's folder, checkpoint or file belongs, or None."""
-    place = Path(path).absolute()
+    place = local_model(path).absolute()
     folder = place if place.is_dir() else place.parent
     if folder.parent.name == CHECKPOINTS:
         folder = folder.parent.parent

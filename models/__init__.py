@@ -9,6 +9,7 @@ from packvit.models.describe import describe_file, describe_model, describe_posi
 from packvit.models.encoder.block import BlockConfig
 from packvit.models.files.checkpoint import hash_model, load_model, save_model
 from packvit.models.files.export import export_model
+from packvit.models.files.remote import local_model
 from packvit.models.presets import PRESETS, preset
 from packvit.models.text.config import TextConfig, TwoTowersConfig
 from packvit.models.text.files import (
@@ -72,6 +73,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "load_two_towers",
+    "local_model",
     "measure_backends",
     "preset",
     "read_templates",

@@ -1,12 +1,23 @@
 """Files here and objects in a store that are copies of one another, by name."""
 
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from packvit.common.files import cache_path
+from filelock import FileLock
+
+from packvit.common.files import cache_path, write_whole
 from packvit.common.stores.again import try_again
-from packvit.common.stores.objects import ANSWER_TIMEOUT, ObjectCopy, is_object, need_stores, write_object
+from packvit.common.stores.objects import (
+    ANSWER_TIMEOUT,
+    ObjectCopy,
+    describe_objects,
+    is_object,
+    need_stores,
+    write_object,
+)
 from packvit.common.stores.source import Changed, strong
 
 RETRIES = 2  # of a file, beyond those of each request
@@ -86,5 +97,39 @@ def send_object(file: Path, url: str) -> None:
 
 
 def names_below(url: str, urls: Iterable[str]) -> list[str]:
-    """The names that objects have in the folder `url`."""
-    return [one.removeprefix(f"{url}/") for one in urls]
+    """The names that objects have in the folder `url`; none of them leads out of it."""
+    names = [one.removeprefix(f"{url}/") for one in urls]
+    return [name for name in names if ".." not in name.split("/")]
+
+
+def copy_folder(url: str, kind: str, want: Callable[[Collection[str]], Iterable[str]]) -> Path:
+    """A folder of the cache with some objects of a folder in a store, as they are now.
+
+    Args:
+        url: of the folder in the store.
+        kind: see `copy_place`.
+        want: chooses among the names that there are.
+
+    Raises:
+        OSError: the store does not answer, or something cannot be fetched; names it.
+        ValueError: the URL leads elsewhere.
+    """
+    folder = copy_place(kind, url)
+    try:
+        found = describe_objects(url)
+    except OSError as error:
+        raise OSError(f"{url} cannot be listed: {error}") from error
+    tags = {name: found[f"{url}/{name}"] for name in want(names_below(url, found))}
+    folder.mkdir(parents=True, exist_ok=True)
+    note = folder / ".tags.json"
+    with FileLock(folder / ".lock"):
+        known: dict[str, str] = {}
+        with suppress(OSError, ValueError):
+            known = dict(json.loads(note.read_text()))
+        for name in known.keys() - tags.keys():
+            (folder / name).unlink(missing_ok=True)
+        for name, tag in tags.items():
+            if known.get(name) != tag or not (folder / name).exists():
+                fetch_object(f"{url}/{name}", folder / name)
+        write_whole(note, json.dumps(tags))
+    return folder

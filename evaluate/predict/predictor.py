@@ -35,6 +35,7 @@ from packvit.models import (
     load_model,
     load_tokenizer,
     load_two_towers,
+    local_model,
 )
 from packvit.packing import PackedImage, check_list, check_source
 
@@ -117,7 +118,7 @@ class Predictor:
             own = next(model.parameters()).device
             self._device = own if device == "auto" else find_ranks(device).device
         else:
-            path = Path(model)
+            path = local_model(model)
             if path.exists():  # a model on a hub has no run here
                 folder = path if path.is_dir() else path.parent
             self._device = find_ranks(device).device

@@ -8,6 +8,7 @@ from typing import Any
 import dacite
 import yaml
 
+from packvit.common.stores.copies import url_of
 from packvit.data import DataConfig, FetchConfig, find_commands, redact
 from packvit.evaluate.config import EvalConfig
 from packvit.evaluate.loss import find_run_config, run_section
@@ -48,7 +49,7 @@ def find_folder(request: Request) -> Path:
     """Where the results go: `out`, or the folder `eval` in that of the model.
 
     Raises:
-        ValueError: there are several models, one of fewer blocks, or one in memory, and no `out`.
+        ValueError: there are several models, one of fewer blocks, in memory or in a store, and no `out`.
     """
     if request.out is not None:
         return request.out
@@ -59,6 +60,8 @@ def find_folder(request: Request) -> Path:
         raise ValueError("models of other depths need a folder for their results: name it with out")
     if not isinstance(model, Path):
         raise ValueError("a model in memory has no folder for the results: name one with out")
+    if url := url_of(model):
+        raise ValueError(f"{url} is in a store, and results need a folder of this machine: name it with out")
     return (model if model.is_dir() else model.parent) / "eval"
 
 

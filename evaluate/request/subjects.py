@@ -6,6 +6,7 @@ from itertools import chain, count, product
 from pathlib import Path
 from typing import Any
 
+from packvit.common.stores.copies import url_of
 from packvit.evaluate.loss import loss_kind
 from packvit.evaluate.measures.calibration import LossKind
 from packvit.evaluate.request.request import Request, distinct
@@ -72,14 +73,18 @@ def load_models(request: Request) -> list[Loaded]:
             encode = TextEncoder(find_tokenizer(source, request.tokenizer), towers.config.text)
             # Only the sigmoid loss has a bias.
             trained = "softmax" if towers.config.bias is None else "sigmoid"
-            one = Loaded(str(source), name, towers.image, request.loss or trained, towers, encode)
+            one = Loaded(_said(source), name, towers.image, request.loss or trained, towers, encode)
         else:
             loss = request.loss or loss_kind(source) or "softmax"
             model = load_model(source) if depth is None else load_model(source, depth=depth)
-            one = Loaded(str(source), name, model, loss)
+            one = Loaded(_said(source), name, model, loss)
         check_alike(one, loaded[0] if loaded else one)
         loaded.append(one)
     return loaded
+
+
+def _said(path: Path) -> str:
+    return url_of(path) or str(path)
 
 
 def check_alike(one: Loaded, first: Loaded) -> None:

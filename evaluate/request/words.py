@@ -9,7 +9,7 @@ from packvit.data import CaptionTarget, ShardSet, is_remote, read_class_names
 from packvit.evaluate.loss import run_field
 from packvit.evaluate.request.request import Request
 from packvit.evaluate.texts.prompts import Names, read_names
-from packvit.models import AS_IT_IS, Tokenizer, load_tokenizer, read_templates
+from packvit.models import AS_IT_IS, Tokenizer, load_tokenizer, local_model, read_templates
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ def find_tokenizer(model: Path, given: Path | None) -> Tokenizer:
     Raises:
         FileNotFoundError, ValueError: there is none, or it cannot be read.
     """
+    model = local_model(model)
     try:
         return load_tokenizer(given or (model.parent if model.is_file() else model))
     except FileNotFoundError as error:

@@ -33,8 +33,9 @@ def load_model(path: str | Path, **config: Any) -> PackedViT:
     texts, the image tower is loaded.
 
     Args:
-        path: a folder with model.safetensors, a .safetensors or .npz file, or, if there is none, a model on
-            the Hugging Face hub: org/name or hf-hub:org/name.
+        path: a folder with model.safetensors, a .safetensors or .npz file, each here or in an object store
+            (s3://bucket/runs/x), or, if there is none, a model on the Hugging Face hub: org/name or
+            hf-hub:org/name.
         config: ViTConfig fields that replace stored ones, or that the weights do not determine: `heads`
             (default: that of the preset of this width, or width // 64), `mlp`, `norm_eps`, `image_mean`,
             `image_std` (default 0.5) and so on. A lower `depth` loads only the first blocks and the head, for

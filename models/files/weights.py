@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from packvit.common.tensors import save_tensors
 from packvit.models.config import ViTConfig
 from packvit.models.files.hub import download, is_hub_name
+from packvit.models.files.remote import local_model
 from packvit.models.files.translate import translate
 
 FORMAT_VERSION = 1
@@ -148,6 +149,7 @@ def find_weights(path: Path, options: Mapping[str, Any] = NO_OPTIONS) -> Path:
     Args:
         options: of a download from the hub; see `download`.
     """
+    path = local_model(path)
     if not path.exists() and is_hub_name(path.as_posix()):
         path = download(path.as_posix(), **options)
     weights = path / "model.safetensors" if path.is_dir() else path
