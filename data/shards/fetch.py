@@ -3,8 +3,8 @@
 Packing decides about a sample long before it is decoded, and a resumed run returns to samples in the middle
 of a shard. Both need random access, which a local copy offers and a remote stream does not. Gzipped tars,
 remote or local, are unpacked into the cache. Beside the copy of a web server's shard lies what the server
-said about its contents; each process asks once whether they are still the same. The manifest beside such
-shards is fetched in the same way.
+said of its contents; each process asks once whether they are still the same. The manifest and the names of
+classes beside such shards are fetched like them.
 """
 
 import json
@@ -26,7 +26,8 @@ from packvit.data.shards.source import current_facts, has_ranges, is_remote, is_
 from packvit.packing import derive_seed
 
 GZIP_SUFFIXES = (".tar.gz", ".tgz")
-MANIFEST, MANIFEST_BYTES = "manifest.json", 10**8
+MANIFEST = "manifest.json"
+BESIDE, BESIDE_BYTES = ".manifest", 10**8  # copies of what lies beside shards
 ROOM_STEP = 2**24  # bytes that a file may grow before room is looked for again
 ASK_TIMEOUT = 10.0  # seconds to wait for an answer whether a shard has changed
 
@@ -80,21 +81,20 @@ def local_file(path: str, config: FetchConfig) -> str:
     return _local_copy(path, (os.path.abspath(path), status.st_size, status.st_mtime_ns), ".tar", config)
 
 
-def local_manifest(shard: str, config: FetchConfig) -> str | None:
-    """The path of the manifest beside a shard, or of a copy if the shard is on a server; None if there is
-    none.
+def local_beside(shard: str, name: str, config: FetchConfig) -> str | None:
+    """Where the file of this name in a shard's folder is, or a copy if that is on a server; None without one.
 
-    A manifest that cannot be fetched the first time is not requested again by this process.
+    A file that cannot be fetched the first time is not requested again by this process.
     """
     if not is_remote(shard):
-        path = os.path.join(os.path.dirname(shard), MANIFEST)
+        path = os.path.join(os.path.dirname(shard), name)
         return path if os.path.isfile(path) else None
     if not has_ranges(shard):
         return None  # a command would complain of a file that is not there
     base, mark, query = shard.partition("?")
-    path = f"{base.rpartition('/')[0]}/{MANIFEST}{mark}{query}"
+    path = f"{base.rpartition('/')[0]}/{name}{mark}{query}"
     try:
-        return _local_copy(path, (path,), ".manifest", replace(config, retries=min(1, config.retries)))
+        return _local_copy(path, (path,), BESIDE, replace(config, retries=min(1, config.retries)))
     except (OSError, ValueError) as error:
         _failed[path] = (math.inf, OSError, str(error))
         return None
@@ -161,7 +161,7 @@ def _read_facts(target: Path) -> dict[str, str]:
 def _fetch(path: str, target: Path, partial: Partial, config: FetchConfig) -> None:
     """Make a copy, whole or not at all. What came before a connection broke stays in `partial`."""
     shard = target.suffix == ".tar"
-    limit = config.cache_gb * 1e9 if shard else MANIFEST_BYTES
+    limit = config.cache_gb * 1e9 if shard else BESIDE_BYTES
     asked = 0
 
     def grown(size: int) -> None:

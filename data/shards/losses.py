@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from packvit.data.shards.download import whole_size
-from packvit.data.shards.fetch import FETCH, FetchConfig, local_manifest
+from packvit.data.shards.fetch import FETCH, MANIFEST, FetchConfig, local_beside
 from packvit.data.shards.shard import Shard
 from packvit.data.shards.source import is_remote
 
@@ -22,7 +22,7 @@ ASKED = 32  # other shards whose sizes are looked at
 
 def expected_samples(path: str, fetch: FetchConfig) -> int | None:
     """The number of samples that the manifest beside a shard states for it; None if it does not."""
-    manifest = local_manifest(path, fetch)
+    manifest = local_beside(path, MANIFEST, fetch)
     if manifest is None:
         return None
     try:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,12 +22,11 @@ from packvit.data.samples.cut import cut_views
 from packvit.data.samples.decode import decode_sample, read_header, read_sample, show
 from packvit.data.samples.sample import Decoded, Header, Reference, describe_skipped
 from packvit.data.samples.targets import Target, collate_targets
-from packvit.data.shards.class_names import read_class_names
+from packvit.data.shards.class_names import read_class_names, shard_folders
 from packvit.data.shards.fetch import FETCH, FetchConfig
 from packvit.data.shards.paths import ShardSet
 from packvit.data.shards.redact import redact
 from packvit.data.shards.shard import BadSample, BadShard, Shard, UnknownLabel
-from packvit.data.shards.source import is_remote
 from packvit.data.streams.loader import CPU, load_in_order
 from packvit.packing import PackedBatch, PackedImage, View, decode_upright, derive_seed
 
@@ -172,9 +170,9 @@ class EvalSet:
         }
 
     def class_names(self) -> list[str] | None:
-        """The list in `classes.json` beside the first shard, as `packvit shards write` writes it, or None."""
-        path = self.shards.paths[0]
-        return None if is_remote(path) else read_class_names(Path(path).parent)
+        """The list in `classes.json` beside the first shard, as `packvit shards write` leaves it, or None."""
+        folders = shard_folders(self.shards.paths[:1])
+        return next((read_class_names(folder, self.shards.fetch) for folder in folders), None)
 
     def pieces(
         self,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from packvit.common.json_fields import check_fields
-from packvit.data import read_class_names, shard_folders
+from packvit.data import is_remote, read_class_names, shard_folders
 from packvit.evaluate.loss import run_field
 from packvit.evaluate.results import MAIN, MEASURES, RESULTS, read_results_file, setting_of
 from packvit.evaluate.setting import Setting
@@ -97,16 +97,18 @@ def find_classes(folder: Path, number: int) -> tuple[str, ...] | None:
     Args:
         number: number of classes; a file with another number of names belongs to another model.
     """
-    for place in (folder, *_shard_folders(folder)):
+    for place in (str(folder), *_shard_folders(folder)):
         names = read_class_names(place)
         if names is not None and len(names) == number:
             return tuple(names)
     return None
 
 
-def _shard_folders(folder: Path) -> list[Path]:
+def _shard_folders(folder: Path) -> list[str]:
+    """Those on this machine: nothing is asked of a server that whoever made the run has named."""
     try:
         shards = run_field(folder, "data", "shards")
     except (OSError, ValueError):
         return []
-    return shard_folders(map(str, shards)) if isinstance(shards, list) else []
+    found = shard_folders(map(str, shards)) if isinstance(shards, list) else []
+    return [place for place in found if not is_remote(place)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from packvit.data import CaptionTarget, ShardSet, is_remote, read_class_names
+from packvit.data import CaptionTarget, ShardSet, read_class_names, shard_folders
 from packvit.evaluate.loss import run_field
 from packvit.evaluate.request.request import Request
 from packvit.evaluate.texts.prompts import Names, read_names
@@ -74,8 +74,8 @@ def find_names(request: Request) -> tuple[Names, str]:
         return read_names(Path(request.class_names)), f"class_names {request.class_names}"
     found = None
     if request.templates is not None or not request.captions:
-        first = ShardSet.find(request.shards, request.fetch).paths[0]
-        found = None if is_remote(first) else read_class_names(Path(first).parent)
+        first = ShardSet.find(request.shards, request.fetch).paths[:1]
+        found = next((read_class_names(folder, request.fetch) for folder in shard_folders(first)), None)
     return [(name,) for name in found or ()], "classes.json of the main set"
 
 

@@ -14,7 +14,17 @@ from pathlib import Path
 import pytest
 
 from faults.server import FaultyServer
-from packvit.data import BadShard, DataConfig, DataPlan, FetchConfig, Shard, Stream, TrainLoader
+from packvit.data import (
+    BadShard,
+    DataConfig,
+    DataPlan,
+    FetchConfig,
+    Shard,
+    Stream,
+    TrainLoader,
+    read_class_names,
+    shard_folders,
+)
 from packvit.data.shards import shard as shard_module
 from packvit.data.shards.redact import redact
 from packvit.packing import PackingConfig, ResolutionConfig, ViewsConfig
@@ -353,3 +363,18 @@ def test_a_token_goes_to_the_hub_alone_and_none_is_sent_without_login(token, web
         Shard.open(path, QUICK)
     assert [request[2] for request in web.seen] == [token and f"Bearer {token}"]
     assert "S3cret" not in str(caught.value) + "".join(capfd.readouterr())
+
+
+def test_names_of_classes_beside_remote_shards_are_those_on_the_disk(web, digits_set):
+    assert read_class_names(digits_set / "train") == [str(digit) for digit in range(10)]
+    for pattern in ("shard-{000000..000002}.tar", "shard-000001.tar?token=x"):
+        (folder,) = shard_folders([f"http://{web.address}/{pattern}"])
+        assert read_class_names(folder, QUICK) == read_class_names(digits_set / "train")
+    assert web.seen[-1][1] == "/classes.json?token=x"
+    assert shard_folders(["s3://b/t", "s3://b/t/*.tar", "s3://b/*/a.tar", "pipe:cat a.tar", "s3://b/t/"]) == [
+        "s3://b/t",
+        "s3://b/t",
+        "s3://b/t",
+    ]
+    web.closed = True
+    assert read_class_names(f"http://{web.address}/none", QUICK) is None

@@ -121,7 +121,8 @@ class RunLog:
         """Draw the run's first sequences."""
         if self.ranks.is_main:
             path = self.config.folder / "samples/step-0.png"
-            named = map(read_class_names, shard_folders(self.config.data.shards))
+            data = self.config.data
+            named = (read_class_names(folder, data.fetch) for folder in shard_folders(data.shards))
             classes = next((names for names in named if names), None)
             self.display.draw(partial(draw_samples, batch.to("cpu"), path, classes=classes))
             self.trackers.image(0, "samples", path)
