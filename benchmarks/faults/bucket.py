@@ -36,12 +36,14 @@ class Bucket:
         objects: contents by bucket/key.
         writes: all changes, in their order.
         choose: asked for the fault of a request by its method and bucket/key.
+        signed: the Authorization header of every request.
     """
 
     def __init__(self, objects: dict[str, bytes] | None = None) -> None:
         self.objects = dict(objects or {})
         self.writes: list[Write] = []
         self.choose: Callable[[str, str], Fault | None] = lambda method, key: None
+        self.signed: list[str] = []
         self._parts: dict[str, dict[int, bytes]] = {}
         self._numbers = count()
         self._lock = threading.Lock()
@@ -86,6 +88,7 @@ class Bucket:
         url = urlsplit(request.path)
         key, query = unquote(url.path).strip("/"), parse_qs(url.query, keep_blank_values=True)
         body = request.rfile.read(int(request.headers.get("Content-Length", 0)))
+        self.signed.append(request.headers.get("Authorization", ""))
         fault = self.choose(request.command, key)
         if isinstance(fault, int):
             request.send_error(fault)

@@ -19,6 +19,7 @@ SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss")
 RETRIES = 5  # of listing and writing, which obstore does again by itself
 ANSWER_TIMEOUT = 60.0  # seconds, of listing and writing
 PIPE_BYTES = 2**20  # more than Linux's 64 kB, at which two processes wait for each other most of the time
+PIECE = 2**18  # bytes that reach a file at once
 END = 5.0  # seconds until a process that was killed is gone, unless the disk hangs
 SERVE = Path(__file__).with_name("serve.py")
 
@@ -146,10 +147,13 @@ class ObjectCopy:
         timeout: seconds for a connection and for each read.
         start: the first byte.
         etag: ETag of the contents that are needed; None accepts any.
+        piece: minimum bytes of each piece but the last; every piece costs both processes time.
     """
 
-    def __init__(self, path: str, file: Path, timeout: float, start: int, etag: str | None) -> None:
-        self._request = _read_request(path, start, None, etag, timeout) | {"file": str(file)}
+    def __init__(
+        self, path: str, file: Path, timeout: float, start: int, etag: str | None, piece: int = PIECE
+    ) -> None:
+        self._request = _read_request(path, start, None, etag, timeout) | {"file": str(file), "piece": piece}
         self._server = _take()
         self._done = False
 

@@ -35,7 +35,8 @@ ENDPOINTS = {
     "az": ("AZURE_ENDPOINT", "AZURE_STORAGE_ENDPOINT"),
 }
 CREDENTIALS = {
-    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY; for public data AWS_SKIP_SIGNATURE",
+    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY; with boto3 AWS_PROFILE; for public data "
+    "AWS_SKIP_SIGNATURE",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS; for public data GOOGLE_SKIP_SIGNATURE",
     "az": "AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY; for public data AZURE_SKIP_SIGNATURE",
 }
@@ -80,7 +81,26 @@ def store_of(bucket: str, timeout: float, whole: bool, retries: int) -> Any:
     client["connect_timeout"] = min(seconds, timedelta(seconds=CONNECT_TIMEOUT))
     if endpoint.lower().startswith("http://"):
         client["allow_http"] = True  # whoever names such a server means it
-    return from_url(bucket, client_options=client, retry_config={"max_retries": retries})
+    retry: Any = {"max_retries": retries}
+    return from_url(bucket, client_options=client, retry_config=retry, **profile(kind))
+
+
+def profile(kind: str) -> dict[str, Any]:
+    """What a store has to be told where keys are in `~/.aws`, which obstore reads by boto3 alone."""
+    given = ("AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE", "AWS_WEB_IDENTITY_TOKEN_FILE")
+    places = {"AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials", "AWS_CONFIG_FILE": "~/.aws/config"}
+    files = [os.path.expanduser(os.environ.get(name) or file) for name, file in places.items()]
+    named = bool(os.environ.get("AWS_PROFILE")) or any(map(os.path.isfile, files))
+    if kind != "s3" or not named or any(os.environ.get(name) for name in given):
+        return {}
+    try:
+        from obstore.auth.boto3 import Boto3CredentialProvider  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return {}
+    try:
+        return {"credential_provider": Boto3CredentialProvider()}
+    except ValueError:  # there are none
+        return {}
 
 
 def place_of(request: dict, whole: bool = False, retries: int = 0) -> tuple[Any, str]:
@@ -114,8 +134,8 @@ def read(request: dict, out: Output) -> None:
     say(out, {"facts": facts})
     left = found.range[1] - found.range[0]
     with place_in_file(request) as file:
-        # Whatever has come, so that a parent sees how fast it is.
-        for piece in found.stream(min_chunk_size=1):
+        # In pieces so small that a parent sees how fast it is.
+        for piece in found.stream(min_chunk_size=request.get("piece", 1)):
             out.write(len(piece).to_bytes(4, "big"))
             if file is None:
                 out.write(piece)

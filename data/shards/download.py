@@ -13,7 +13,7 @@ from pathlib import Path
 
 from webdataset.gopen import rewrite_url  # pyright: ignore[reportAttributeAccessIssue]
 
-from packvit.common.stores.objects import ObjectCopy, is_object
+from packvit.common.stores.objects import PIECE, ObjectCopy, is_object
 from packvit.common.stores.source import Changed, Hopeless, Source, strong
 from packvit.data.shards.source import open_source
 
@@ -66,7 +66,9 @@ def download(path: str, partial: Partial, timeout: float, slowest: float, grown:
         OSError: it cannot be read, or not completely.
         TimeoutError: it stalls.
     """
-    copy = _Copy(path, partial, timeout, grown)
+    # A piece may lie between two looks at the progress.
+    piece = min(PIECE, max(1, int(slowest * timeout / TICKS)))
+    copy = _Copy(path, partial, timeout, grown, piece)
     copy.start()
     history = deque([0], maxlen=TICKS + 1)
     while not copy.done.wait(timeout / TICKS):
@@ -95,8 +97,9 @@ class _Copy(threading.Thread):
         bytes: that came.
     """
 
-    def __init__(self, path: str, partial: Partial, timeout: float, grown: Grown) -> None:
+    def __init__(self, path: str, partial: Partial, timeout: float, grown: Grown, piece: int) -> None:
         super().__init__(daemon=True)
+        self.piece = piece
         self.path, self.partial, self.timeout, self.grown = path, partial, timeout, grown
         self.done = threading.Event()
         self.bytes = 0
@@ -143,7 +146,7 @@ class _Copy(threading.Thread):
                 self._count(len(chunk), size)
 
     def _copy_object(self, path: str, kept: int, tag: str | None) -> None:
-        self._source = copy = ObjectCopy(path, self.partial.path, self.timeout, kept, tag)
+        self._source = copy = ObjectCopy(path, self.partial.path, self.timeout, kept, tag, self.piece)
         with self._writing:
             if self._given_up:
                 return

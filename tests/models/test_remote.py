@@ -93,3 +93,20 @@ def test_what_is_no_model_in_a_store_is_said(run):
     run[1].choose = lambda method, key: 403
     with pytest.raises(OSError, match=r"s3://bucket/runs/x cannot be listed: the store refuses access"):
         load_model(RUN)
+
+
+def test_profiles_of_the_user_give_access_where_boto3_is_installed(run, tmp_path, monkeypatch):
+    pytest.importorskip("boto3", reason="needs boto3")
+    file = tmp_path / "credentials"
+    file.write_text("[work]\naws_access_key_id = of-work\naws_secret_access_key = secret\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    monkeypatch.setenv("AWS_PROFILE", "work")
+    objects.close_idle()
+    load_model(RUN)
+    assert all("Credential=of-work/" in text for text in run[1].signed)
+    monkeypatch.setenv("AWS_PROFILE", "none")
+    objects.close_idle()
+    with pytest.raises(OSError, match="none"):
+        load_model(RUN)

@@ -4,7 +4,7 @@ import torch
 
 from packvit.common.device import choose_precision
 from packvit.common.display import Display
-from packvit.data import CLASSES, count_samples, read_class_names, shard_folders
+from packvit.data import CLASSES, count_samples, read_class_names, redact, shard_folders
 from packvit.train.config import Config
 from packvit.train.loop import Training
 from packvit.train.tokens import mean_tokens
@@ -39,10 +39,10 @@ def warn_of_classes(config: Config, display: Display) -> None:
     """Say if the training set names more classes than the model has."""
     number = config.model.num_classes
     for folder in shard_folders(config.data.shards):
-        names = read_class_names(folder)
+        names = read_class_names(folder, config.data.fetch)
         if names and len(names) > number:
             display.say(
-                f"warning: model.num_classes={number}, but {folder / CLASSES} names {len(names)} classes: "
+                f"warning: model.num_classes={number}, but {redact(folder)}/{CLASSES} names {len(names)} classes: "
                 f"samples with a label above {number - 1} cannot be used"
             )
 
