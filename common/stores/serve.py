@@ -216,7 +216,7 @@ def explain(error: Exception, url: str) -> dict:
     code = re.search(r"<Code>([\w ]+)</Code>", text)
     name = f" ({code[1]})" if code else ""
     if any(place in text for place in METADATA) or "account must be specified" in text.lower():
-        return failure(f"there are no credentials for {scheme}://: set {CREDENTIALS[kind]}")
+        return failure(f"nothing gives access to {scheme}://: set {CREDENTIALS[kind]}")
     if code and code[1] in ("NoSuchBucket", "ContainerNotFound"):
         return failure(f"there is no bucket {bucket!r}")
     if isinstance(error, FileNotFoundError):

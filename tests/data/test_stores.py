@@ -202,7 +202,7 @@ def test_what_the_store_refuses_is_one_sentence_without_secrets(front, moto, mon
     use(front.address, monkeypatch, AWS_METADATA_ENDPOINT="http://127.0.0.1:9")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    assert "there are no credentials for s3://: set AWS_ACCESS_KEY_ID" in reason(path)
+    assert "nothing gives access to s3://: set AWS_ACCESS_KEY_ID" in reason(path)
     assert "S3cret" not in "".join(capfd.readouterr())
 
 

@@ -219,7 +219,7 @@ def test_a_damaged_checkpoint_in_the_store_is_passed_over(bucket, make_config, d
     bucket.objects[name] = bucket.objects[name][:-1] + b"?"
     run(make_config(URL, keep_checkpoints=3), measure=False)
     said = "".join(capsys.readouterr().out.split())  # lines are broken where paths are long
-    assert "changedafteritwaswritten):goingonfromthecheckpointbefore" in said
+    assert "changedafteritwaswritten):resumingfromthepreviouscheckpoint" in said
     assert steps_of(bucket.objects) == [3, 6, 8]
     assert_equals_disk(bucket, disk)
 

@@ -42,8 +42,8 @@ def warn_of_classes(config: Config, display: Display) -> None:
         names = read_class_names(folder, config.data.fetch)
         if names and len(names) > number:
             display.say(
-                f"warning: model.num_classes={number}, but {redact(folder)}/{CLASSES} names {len(names)} classes: "
-                f"samples with a label above {number - 1} cannot be used"
+                f"warning: model.num_classes={number}, but {redact(folder)}/{CLASSES} names {len(names)} "
+                f"classes: samples with a label above {number - 1} cannot be used"
             )
 
 
