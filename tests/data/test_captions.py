@@ -85,7 +85,7 @@ def test_samples_without_captions_are_bad(shard, field, cases):
 
 def test_a_field_that_no_sample_can_have_is_refused():
     for field in ("TXT", "", "json:", "a:b"):
-        with pytest.raises(ValueError, match="small letters"):
+        with pytest.raises(ValueError, match="lower case"):
             CaptionTarget(field)
 
 

@@ -68,7 +68,7 @@ def test_files_of_names(tmp_path):
         ("\n", "holds no name"),
         ('["red", []]', "class 1 is neither a name nor a list"),
         ('["red", 3]', "class 1"),
-        ("[", "no JSON"),
+        ("[", "not a JSON document"),
         ('{"a": 1}', "no list of names"),
     ],
 )

@@ -188,7 +188,7 @@ def test_both_towers_have_a_moving_average_which_is_what_is_saved(config, tmp_pa
         ({"text": {"vocab_size": 20}}, "the tokeniser has .* it belongs to another model"),
         ({"text": {"embed_dim": 5}}, "images are embedded in 16 .* texts in 5"),
         ({"contrastive": {"tokenizer": "none.model"}}, "there is no tokeniser at none.model"),
-        ({"contrastive": {"captions": "TXT"}}, "small letters"),
+        ({"contrastive": {"captions": "TXT"}}, "lower case"),
     ],
 )
 def test_what_it_cannot_do_is_refused(config, changes, message):
