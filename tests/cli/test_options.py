@@ -9,7 +9,10 @@ from packvit.cli import dispatch
     ("arguments", "sentence"),
     [
         (["train", "digits", "--views.patch-sizes", "0"], "views.patch_sizes=(0,) needs at least one size"),
-        (["train", "digits", "--run-dir", "https://a/b"], "run_dir https://a/b must be a folder of this machine"),
+        (
+            ["train", "digits", "--run-dir", "https://a/b"],
+            "run_dir https://a/b must be a folder of this machine",
+        ),
         (["shards", "check", "x.tar", "--fetch.timeout", "0"], "fetch.timeout=0.0 must be positive"),
         (["eval", "model", "--fetch.retries", "-1"], "fetch.retries=-1 must not be negative"),
     ],
