@@ -15,7 +15,7 @@ from packvit.models.files.timm_call import timm_call
 from packvit.models.position.embedding import PosResize
 from packvit.models.resample import Operator
 
-# Suffixes that people ask for, and what to do instead. Other targets are folders.
+# Suffixes that people ask for, and what to do instead.
 NO_PICKLE = "packvit writes no pickles: use .safetensors, which timm reads, or .npz, which big_vision reads"
 FOREIGN = {
     ".onnx": "packvit export MODEL OUT --format onnx writes graphs",
@@ -71,8 +71,11 @@ def main(arguments: Sequence[str]) -> None:
     options = read_options(Convert, "packvit convert", arguments)
     target = options.target
     is_file = target.suffix in (".npz", ".safetensors")
-    if target.suffix in FOREIGN:
-        raise ValueError(f"{target} ends in {target.suffix}: {FOREIGN[target.suffix]}")
+    # A folder may be called v1.5, but letters are a kind of file.
+    unknown = target.suffix[1:].isalpha() or target.suffix in FOREIGN
+    if unknown and not is_file:
+        advice = FOREIGN.get(target.suffix, "packvit writes .npz, .safetensors, or a folder without a suffix")
+        raise ValueError(f"{target} ends in {target.suffix}: {advice}")
     written = target if is_file else target / "model.safetensors"
     if written.exists():
         raise ValueError(f"{written} exists already: remove it or choose another target")

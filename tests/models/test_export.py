@@ -176,3 +176,11 @@ def test_timm_has_no_bias_of_patches_before_a_norm(tmp_path):
     torch.nn.init.ones_(model.patch_embed.bias)
     with pytest.raises(ValueError, match="pre_norm=True beside a bias of the patch embedding"):
         export_model(model, tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pth", ".pt2", ".weights"])
+def test_kinds_of_files_that_it_does_not_write_are_no_folders(suffix: str, tmp_path, capsys):
+    target = tmp_path / f"out{suffix}"
+    assert dispatch(["convert", str(tmp_path / "none"), str(target)]) == 2
+    assert f"{target} ends in {suffix}: " in capsys.readouterr().err
+    assert not target.exists()
