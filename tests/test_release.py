@@ -32,6 +32,7 @@ print(packvit.__version__, packvit.__file__)
 
 def run(*command: str | Path, cwd: Path) -> str:
     environment = {name: value for name, value in os.environ.items() if name not in OURS}
+    environment["COLUMNS"] = "200"  # tables are cut to the width of a terminal
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -306,7 +306,8 @@ def test_two_ranks_are_killed_and_go_on_elsewhere_bit_for_bit(
         one = load(bucket.objects[f"{KEY}/model.safetensors"])
         two = load((tmp_path / "whole/model.safetensors").read_bytes())
         assert all(torch.equal(one[name], two[name]) for name in two)
-    assert ("Nothing to train" in said) == bool(apart)
+    if apart:
+        assert "Nothing to train" in said
     last = [key for key in bucket.objects if "step-00000012" in key]
     assert sum(key.endswith(".distcp") for key in last) == 2
     assert steps_of(bucket.objects) == [4, 8, 12]
