@@ -4,11 +4,12 @@ them as well as one that learns at a single one.
     packvit train scenes --run-dir runs/scenes-0 --seed 0 --data.shards runs/scenes-data/train    # 1, 2, ...
     python benchmarks/lit.py runs/scenes-data runs/scenes-0 runs/scenes-1 runs/scenes-2
 
-writes benchmarks/results/lit.json and a table of docs/contrastive.md. Of each run the image tower is kept
-and frozen, and new text towers learn to match it: one at patch sizes drawn for each image, one at each patch
-size alone. Those of one seed start alike and see the same pairs in the same steps; only patch sizes differ.
-Each is tested at every patch size, with R = 48 throughout. The folder given by --work keeps finished runs, so
-that a stopped study goes on.
+writes benchmarks/results/lit.json and the tables of docs/contrastive.md between the marks `lit`; --name gives
+the study another name. Runs may be of two towers or of one. Of each run the image tower is kept and frozen,
+and new text towers learn to match it: one at patch sizes drawn for each image, one at each patch size alone.
+Those of one seed start alike and see the same pairs in the same steps; only patch sizes differ. Each is
+tested at every patch size, with R = 48 throughout. The folder given by --work keeps finished runs, so that a
+stopped study goes on.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from packvit.cli import dispatch
 from packvit.common.ranks import ALONE
 from packvit.evaluate import TextEmbedder
 from packvit.evaluate.measures.retrieval import rank_pairs
-from packvit.models import TextEncoder, load_model, load_tokenizer, load_two_towers, save_model, unit
+from packvit.models import TextEncoder, load_model, load_tokenizer, load_two_towers, save_model
 from packvit.packing import pack_images
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +36,7 @@ PATCHES = (8, 10, 12, 14, 16)
 RANDOM = "random p"
 TRAINED: dict[str, tuple[int, ...]] = {RANDOM: PATCHES, **{f"p {p}": (p,) for p in PATCHES}}
 RESOLUTION = 48
+DEPTHS = (1, 10)
 # A step has as many pairs whatever the patch size, because the loss compares all of them.
 SEQUENCES, IMAGES = 8, 16
 # Slots of a sequence over the mean of what its images need, so that all of them fit: grids are rounded, and
@@ -65,8 +67,7 @@ def train(data: Path, towers: Path, trained: str, seed: int, steps: int, work: P
     folder = work / f"{trained.replace(' ', '-')}-{seed}-{steps}"
     if not (folder / "model.safetensors").exists():
         given = ["--model", str(images), "--run-dir", str(folder), "--seed", str(seed)]
-        given += ["--contrastive.tokenizer", str(towers), "--data.shards", str(data / "train")]
-        given += ["--data.workers", "0"]
+        given += ["--data.shards", str(data / "train"), "--data.workers", "0"]
         given += flags(TRAINED[trained], steps)
         status = dispatch(["train", "scenes", *given])
         if status:
@@ -76,25 +77,27 @@ def train(data: Path, towers: Path, trained: str, seed: int, steps: int, work: P
 
 @torch.inference_mode()
 def measure(run: Path, pictures: list[np.ndarray], captions: list[str]) -> dict[str, list[float]]:
-    """Recall@1 in percent at each of PATCHES, of images to texts and of texts to images."""
+    """Recall in percent at each of PATCHES, of images to texts and of texts to images, at each of DEPTHS."""
     towers = load_two_towers(run)
     encode = TextEncoder(load_tokenizer(run), towers.config.text)
     text = TextEmbedder(towers.text, encode, ALONE, "fp32", TOKENS)(captions).vectors
     own = torch.arange(len(captions))
-    found: dict[str, list[float]] = {"image_to_text": [], "text_to_image": []}
+    found: dict[str, list[float]] = {}
     for patch_size in PATCHES:
-        image = towers.embed_images(pack_images(pictures, patch_size, RESOLUTION))
-        ranking = rank_pairs(image, text, own)
-        found["image_to_text"].append(100 * (ranking.images == 0).double().mean().item())
-        found["text_to_image"].append(100 * (ranking.texts == 0).double().mean().item())
+        ranking = rank_pairs(towers.embed_images(pack_images(pictures, patch_size, RESOLUTION)), text, own)
+        for way, ranks in {"image_to_text": ranking.images, "text_to_image": ranking.texts}.items():
+            for depth in DEPTHS:
+                hits = 100 * (ranks < depth).double().mean().item()
+                found.setdefault(f"{way}_r{depth}", []).append(hits)
     return found
 
 
 @torch.inference_mode()
-def agreement(images: Path, pictures: list[np.ndarray]) -> dict[str, float]:
-    """Mean cosines that the frozen tower gives one picture at two of PATCHES, and two pictures at one."""
-    model = load_model(images)
-    seen = torch.stack([unit(model(pack_images(pictures, p, RESOLUTION))) for p in PATCHES])  # [p, N, E]
+def agreement(run: Path, pictures: list[np.ndarray]) -> dict[str, float]:
+    """Mean cosines that a run's image tower gives one picture at two of PATCHES, and two pictures at one."""
+    towers = load_two_towers(run)
+    batches = [pack_images(pictures, p, RESOLUTION) for p in PATCHES]
+    seen = torch.stack([towers.embed_images(batch) for batch in batches])  # [p, N, E]
     own = torch.einsum("pne,qne->pqn", seen, seen).mean(2)
     others = torch.einsum("pne,pme->pnm", seen, seen)
     sizes, count = len(PATCHES), len(pictures)
@@ -111,18 +114,19 @@ def cell(values: Sequence[float], sign: str = "") -> str:
 
 
 def table(results: dict, way: str) -> str:
-    """A line for each text tower, a column for each patch size that it is tested at; the mean over them, and
-    how far that of random patch sizes is above it, seed by seed."""
-    recalls: dict[str, list[list[float]]] = {name: runs[way] for name, runs in results["recall"].items()}
+    """A line for each text tower, a column for each patch size that it is tested at; the mean over them, how
+    far that of random patch sizes is above it, seed by seed, and the mean of recall@10."""
+    recalls: dict[str, list[list[float]]] = {
+        name: runs[f"{way}_r1"] for name, runs in results["recall"].items()
+    }
     means = {name: [mean(run) for run in runs] for name, runs in recalls.items()}
-    lines = [
-        f"| text tower trained at | {' | '.join(f'p {p}' for p in PATCHES)} | mean | random p is above |"
-    ]
-    lines.append("| --- |" + " ---: |" * (len(PATCHES) + 2))
+    columns = [*(f"p {p}" for p in PATCHES), "mean", "random p is above", "mean @10"]
+    lines = [f"| text tower trained at | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
     for name, runs in recalls.items():
         cells = [cell([run[column] for run in runs]) for column in range(len(PATCHES))]
         above = [ours - theirs for ours, theirs in zip(means[RANDOM], means[name], strict=True)]
         cells += [cell(means[name]), "" if name == RANDOM else cell(above, "+")]
+        cells += [cell([mean(run) for run in results["recall"][name][f"{way}_r10"]])]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -148,23 +152,28 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path, help="the folder that packvit shards demo wrote")
-    parser.add_argument("runs", type=Path, nargs="+", help="runs of scenes, of seeds 0, 1, ...")
+    parser.add_argument("runs", type=Path, nargs="+", help="runs of one or two towers, of seeds 0, 1, ...")
     parser.add_argument("--steps", type=int, default=200, help="of each text tower")
-    parser.add_argument("--work", type=Path, default=Path("runs/lit"), help="folder for the runs")
+    parser.add_argument("--name", default="lit", help="of the study: its results, and its marks in the page")
+    parser.add_argument("--work", type=Path, help="folder for the runs; by default runs/NAME")
     arguments = parser.parse_args()
+    work = arguments.work or Path("runs") / arguments.name
     pictures, captions = read(arguments.data / "val")
     found: dict[str, dict[str, list[list[float]]]] = {}
     alike: list[dict[str, float]] = []
     for seed, towers in enumerate(arguments.runs):
-        for trained in TRAINED:
-            run = train(arguments.data, towers, trained, seed, arguments.steps, arguments.work)
+        finished = {
+            name: train(arguments.data, towers, name, seed, arguments.steps, work) for name in TRAINED
+        }
+        for name, run in finished.items():
             for way, recalls in measure(run, pictures, captions).items():
-                found.setdefault(trained, {}).setdefault(way, []).append(recalls)
-        alike.append(agreement(arguments.work / f"images-{seed}", pictures))
+                found.setdefault(name, {}).setdefault(way, []).append(recalls)
+        # All of a seed's runs have the same image tower.
+        alike.append(agreement(finished[RANDOM], pictures))
     names = " ".join(run.name for run in arguments.runs)
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     results = {
-        "command": f"python benchmarks/lit.py DATA {names} --steps {arguments.steps}",
+        "command": f"python benchmarks/lit.py DATA {names} --steps {arguments.steps} --name {arguments.name}",
         "hardware": f"{cpu[0].split(': ')[1]}, 1 thread",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -176,8 +185,8 @@ def main() -> None:
         "recall": found,
         "cosine": alike,
     }
-    (ROOT / "benchmarks/results/lit.json").write_text(json.dumps(results, indent=1) + "\n")
-    write_page(ROOT / "docs/contrastive.md", {"lit": page(results)})
+    (ROOT / "benchmarks/results" / f"{arguments.name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_page(ROOT / "docs/contrastive.md", {arguments.name: page(results)})
 
 
 if __name__ == "__main__":
