@@ -135,9 +135,10 @@ def page(results: dict) -> str:
     """Both tables, and where they come from."""
     same, others = (mean(a[name] for a in results["cosine"]) for name in ("one picture", "two pictures"))
     end = (
-        f"Recall@1 in percent among {results['captions']} distinct captions, mean ± standard deviation of "
-        f"n = {results['seeds']} seeds; R = {RESOLUTION}, {results['steps']} steps of "
-        f"{SEQUENCES * IMAGES} pairs. {results['hardware']}, bf16, torch {results['torch']}.\n\n"
+        f"Recall@1, and in the last column recall@10, in percent among {results['captions']} distinct "
+        f"captions; mean ± standard deviation over seeds (n = {results['seeds']}); R = {RESOLUTION}, "
+        f"{results['steps']} steps of {SEQUENCES * IMAGES} pairs. {results['hardware']}, bf16, "
+        f"torch {results['torch']}.\n\n"
         f"The frozen towers' mean cosine of one picture at two patch sizes is {same:.2f}, of two pictures at "
         f"one patch size {others:.2f}."
     )
