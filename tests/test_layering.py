@@ -89,5 +89,8 @@ def test_no_file_hides_a_standard_module():
 
 
 def test_type_checkers_find_every_room():
+    """The site's reference pages are read from there too."""
+    links = ROOT / "typings" / "packvit"
+    assert (links / "__init__.py").resolve() == ROOT / "packvit" / "__init__.py"
     for room in BELOW.keys() - {"packvit"}:
-        assert (ROOT / "typings" / "packvit" / room).resolve() == ROOT / room
+        assert (links / room).resolve() == ROOT / room

@@ -1,0 +1,1 @@
+../../packvit/__init__.py
