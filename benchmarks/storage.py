@@ -36,9 +36,10 @@ from faults.store import KEYS
 from gpu.results import replace_section
 from packvit.common.stores.again import try_again
 from packvit.common.stores.objects import close_idle
+from packvit.common.stores.partial import Partial
 from packvit.data import DataConfig, DataPlan, FetchConfig, Stream, write_shards
 from packvit.data.make.write import Sample
-from packvit.data.shards.download import Partial, download
+from packvit.data.shards.download import download
 from packvit.packing import PackingConfig, ResolutionConfig, ViewsConfig
 
 PAGE = Path(__file__).parent.parent / "docs/data.md"

@@ -16,7 +16,7 @@ from packvit.data.samples.decode import show
 from packvit.data.samples.mix import MixConfig, pixel_box
 from packvit.data.samples.sample import Mix, Mixing
 from packvit.data.samples.targets import ClassTarget, LogitsTarget, Target, TextTarget, collate_targets
-from packvit.data.shards.class_names import CLASSES, read_class_names, shard_folders
+from packvit.data.shards.class_names import CLASSES, named_folders, read_class_names, shard_folders
 from packvit.data.shards.fetch import FetchConfig
 from packvit.data.shards.losses import count_samples
 from packvit.data.shards.paths import SHARD_SUFFIXES, ShardSet, expand_shards, find_commands
@@ -72,6 +72,7 @@ __all__ = [
     "find_commands",
     "is_remote",
     "merge_states",
+    "named_folders",
     "pack_images",
     "parse_corruptions",
     "pixel_box",

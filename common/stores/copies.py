@@ -18,6 +18,7 @@ from packvit.common.stores.objects import (
     need_stores,
     write_object,
 )
+from packvit.common.stores.partial import Partial
 from packvit.common.stores.source import Changed, strong
 
 RETRIES = 2  # of a file, beyond those of each request
@@ -54,22 +55,18 @@ def fetch_object(url: str, file: Path) -> None:
     Raises:
         OSError: it cannot be fetched; names it.
     """
-    partial = file.with_name(f".{file.name}.partial")
-    facts: dict[str, str] = {}
+    partial = Partial(file.with_name(f".{file.name}.partial"))
 
     def attempt() -> None:
-        nonlocal facts
-        tag = strong(facts)
-        kept = partial.stat().st_size if tag and partial.exists() else 0
-        if kept >= int(facts.get("Content-Length", 0)):
-            kept = 0
-        copy = ObjectCopy(url, partial, ANSWER_TIMEOUT, kept, tag if kept else None)
+        kept = partial.kept()
+        tag = strong(partial.facts) if kept else None
+        copy = ObjectCopy(url, partial.path, ANSWER_TIMEOUT, kept, tag)
         try:
-            facts = copy.begin()
+            partial.facts = copy.begin()
             for _ in copy.lengths():
                 pass
         except Changed:
-            facts = {}
+            partial.drop()
             raise
         finally:
             copy.close()
@@ -77,11 +74,11 @@ def fetch_object(url: str, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         try_again(attempt, RETRIES)
-        os.replace(partial, file)
+        os.replace(partial.path, file)
     except OSError as error:
         raise OSError(f"{url} cannot be fetched: {error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        partial.drop()
 
 
 def send_object(file: Path, url: str) -> None:

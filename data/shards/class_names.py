@@ -3,7 +3,7 @@
 import glob
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from packvit.data.shards.fetch import FETCH, GZIP_SUFFIXES, FetchConfig, local_beside
@@ -26,6 +26,14 @@ def read_class_names(folder: str | Path, fetch: FetchConfig = FETCH) -> list[str
     except (OSError, ValueError):
         return None
     return [str(name) for name in names] if isinstance(names, list) else None
+
+
+def named_folders(patterns: Iterable[str], fetch: FetchConfig = FETCH) -> Iterator[tuple[str, list[str]]]:
+    """The folders of shards that name their classes, with the names; see `shard_folders`."""
+    for folder in shard_folders(patterns):
+        names = read_class_names(folder, fetch)
+        if names is not None:
+            yield folder, names
 
 
 def shard_folders(patterns: Iterable[str]) -> list[str]:

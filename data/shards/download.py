@@ -8,12 +8,12 @@ import zlib
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from webdataset.gopen import rewrite_url  # pyright: ignore[reportAttributeAccessIssue]
 
 from packvit.common.stores.objects import PIECE, ObjectCopy, is_object
+from packvit.common.stores.partial import Partial
 from packvit.common.stores.source import Changed, Hopeless, Source, strong
 from packvit.data.shards.source import open_source
 
@@ -23,29 +23,6 @@ CHUNK = 64 * 1024  # bytes
 TICKS = 8  # looks at the progress in each `timeout`
 
 Grown = Callable[[int], None]  # called with the bytes of a file after every chunk; may raise
-
-
-@dataclass
-class Partial:
-    """A file that is being fetched, perhaps in several attempts.
-
-    Args:
-        path: path of the file.
-        facts: facts about the contents that its bytes belong to (see Source).
-    """
-
-    path: Path
-    facts: dict[str, str] = field(default_factory=dict)
-
-    def kept(self) -> int:
-        """Number of bytes that need not be requested again, because their contents can be identified."""
-        size = self.path.stat().st_size if strong(self.facts) and self.path.exists() else 0
-        return size if size < int(self.facts.get("Content-Length", 0)) else 0
-
-    def drop(self) -> None:
-        """Remove the file."""
-        self.facts = {}
-        self.path.unlink(missing_ok=True)
 
 
 def download(path: str, partial: Partial, timeout: float, slowest: float, grown: Grown) -> dict[str, str]:

@@ -19,8 +19,9 @@ from filelock import FileLock
 
 from packvit.common.files import cache_path
 from packvit.common.stores.again import try_again
+from packvit.common.stores.partial import Partial
 from packvit.common.stores.source import Hopeless
-from packvit.data.shards.download import Partial, check_tar, download, unzip
+from packvit.data.shards.download import check_tar, download, unzip
 from packvit.data.shards.index import drop_index
 from packvit.data.shards.source import current_facts, has_ranges, is_remote, is_web
 from packvit.packing import derive_seed
