@@ -19,7 +19,7 @@ from packvit.common.files import write_whole
 from packvit.common.ranks import Ranks
 from packvit.common.stores.copies import send_object
 from packvit.common.stores.objects import ANSWER_TIMEOUT, read_object, rename_object
-from packvit.train.mirror.rest import Rest, delete_names
+from packvit.train.mirror.rest import Rest, delete_names, mark_first
 from packvit.train.mirror.stored import (
     NOTHING,
     WRITER,
@@ -33,6 +33,7 @@ from packvit.train.step.kept import (
     CHECKPOINTS,
     PROGRESS,
     CheckpointConfig,
+    aside_name,
     find_checkpoints,
     is_kept,
     name_of,
@@ -147,10 +148,9 @@ class Mirror:
 
     def _set_aside(self, stored: Stored, step: int, names: Sequence[str]) -> None:
         """Rename a checkpoint that must not be taken for the newest any more."""
-        number = 0
-        while stored.below(target := f"{CHECKPOINTS}/aside-{name_of(step)}-{number}"):
-            number += 1
-        for name in sorted(names, key=lambda name: not name.endswith(f"/{PROGRESS}")):
+        aside = aside_name(name_of(step), lambda name: bool(stored.below(f"{CHECKPOINTS}/{name}")))
+        target = f"{CHECKPOINTS}/{aside}"
+        for name in mark_first(names, PROGRESS):
             try:
                 rename_object(f"{self.url}/{name}", f"{self.url}/{target}/{name.split('/', 2)[2]}")
             except OSError as error:
@@ -237,8 +237,7 @@ class Mirror:
             complete.add(step)
         for step in sorted(complete):
             if not is_kept(step, sorted(complete), self.keep):
-                found = stored.below(place_of(step))
-                delete_names(self.url, sorted(found, key=lambda name: not name.endswith(f"/{PROGRESS}")))
+                delete_names(self.url, mark_first(stored.below(place_of(step)), PROGRESS))
 
     def finish(self) -> None:
         """Send all that the run has left.

@@ -42,7 +42,7 @@ class Rest:
             self._send(file)
         for part in MODELS:
             gone = [name for name in stored.below(part) if not (self.folder / name).exists()]
-            delete_names(self.url, sorted(gone, key=lambda name: not name.endswith(f"/{NOTE}")))
+            delete_names(self.url, mark_first(gone, NOTE))
 
     def _others(self) -> list[Path]:
         """Files beside checkpoints and kept models; weights behind what describes them."""
@@ -69,6 +69,11 @@ class Rest:
 def _mark(file: Path) -> tuple[int, int]:
     status = file.stat()
     return status.st_size, status.st_mtime_ns
+
+
+def mark_first(names: Sequence[str], mark: str) -> list[str]:
+    """The names in the order of removal: the last to come, the file called `mark`, is the first to go."""
+    return sorted(names, key=lambda name: not name.endswith(f"/{mark}"))
 
 
 def delete_names(url: str, names: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,11 +39,19 @@ class CheckpointConfig:
 
 def set_aside(checkpoint: Path) -> Path:
     """Rename a checkpoint that must no longer count as the newest; returns its new path."""
-    number = 0
-    while (target := checkpoint.with_name(f"aside-{checkpoint.name}-{number}")).exists():
-        number += 1
+    target = checkpoint.with_name(
+        aside_name(checkpoint.name, lambda name: checkpoint.with_name(name).exists())
+    )
     os.replace(checkpoint, target)
     return target
+
+
+def aside_name(checkpoint: str, is_taken: Callable[[str], bool]) -> str:
+    """The first name for a checkpoint that is set aside which is not taken."""
+    number = 0
+    while is_taken(name := f"aside-{checkpoint}-{number}"):
+        number += 1
+    return name
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
