@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from packvit.data import CLASSES, read_class_names, redact, shard_folders
+from packvit.data import CLASSES, named_folders, redact
 from packvit.models import ViTConfig, has_text_tower, load_model, load_two_towers
 from packvit.train.config import Config, load_config
 from packvit.train.recipes.contrastive import (
@@ -111,15 +111,11 @@ def with_classes(config: Config) -> tuple[Config, str]:
     unlabelled = config.contrastive.loss or (config.distill.active and not config.distill.needs_labels)
     if model.num_classes == 0 or unlabelled:
         return config, ""
-    for folder in shard_folders(config.data.shards):
-        names = read_class_names(folder, config.data.fetch)
-        if names is None:
-            continue
-        if names and len(names) != model.num_classes:
-            said = f"model.num_classes={len(names)}, from {redact(folder)}/{CLASSES}"
-            return replace(config, model=replace(model, num_classes=len(names))), said
-        break
-    return config, ""
+    folder, names = next(named_folders(config.data.shards, config.data.fetch), ("", []))
+    if not names or len(names) == model.num_classes:
+        return config, ""
+    said = f"model.num_classes={len(names)}, from {redact(folder)}/{CLASSES}"
+    return replace(config, model=replace(model, num_classes=len(names))), said
 
 
 def describe_recipe(name: str) -> str:

@@ -4,7 +4,7 @@ import torch
 
 from packvit.common.device import choose_precision
 from packvit.common.display import Display
-from packvit.data import CLASSES, count_samples, read_class_names, redact, shard_folders
+from packvit.data import CLASSES, count_samples, named_folders, redact
 from packvit.train.config import Config
 from packvit.train.loop import Training
 from packvit.train.tokens import mean_tokens
@@ -38,9 +38,8 @@ def introduce(training: Training, display: Display) -> None:
 def warn_of_classes(config: Config, display: Display) -> None:
     """Say if the training set names more classes than the model has."""
     number = config.model.num_classes
-    for folder in shard_folders(config.data.shards):
-        names = read_class_names(folder, config.data.fetch)
-        if names and len(names) > number:
+    for folder, names in named_folders(config.data.shards, config.data.fetch):
+        if len(names) > number:
             display.say(
                 f"warning: model.num_classes={number}, but {redact(folder)}/{CLASSES} names {len(names)} "
                 f"classes: samples with a label above {number - 1} cannot be used"

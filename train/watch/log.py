@@ -9,7 +9,7 @@ from typing import Any
 from packvit.common.display import Display
 from packvit.common.json_lines import JsonLines
 from packvit.common.ranks import Ranks
-from packvit.data import LoadedBatch, TrainLoader, read_class_names, shard_folders
+from packvit.data import LoadedBatch, TrainLoader, named_folders
 from packvit.packing import PackedBatch
 from packvit.train.config import Config
 from packvit.train.step.interface import StepResult
@@ -122,8 +122,8 @@ class RunLog:
         if self.ranks.is_main:
             path = self.config.folder / "samples/step-0.png"
             data = self.config.data
-            named = (read_class_names(folder, data.fetch) for folder in shard_folders(data.shards))
-            classes = next((names for names in named if names), None)
+            named = named_folders(data.shards, data.fetch)
+            classes = next((names for _, names in named if names), None)
             self.display.draw(partial(draw_samples, batch.to("cpu"), path, classes=classes))
             self.trackers.image(0, "samples", path)
 
