@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpu.results import replace_section
+from packvit.common.device import device_name
 from packvit.data import pack_images
 from packvit.models import PackedViT, Segments, attention, preset
 from packvit.packing import PackedBatch
@@ -116,10 +118,7 @@ def write_page(results: dict) -> None:
         f"{results['hardware']}, torch {results['torch']}, {results['images']} images of together "
         f"{results['tokens']} tokens, median of {results['rounds']} rounds; `{results['command']}`."
     )
-    page = ROOT / "docs/performance.md"
-    before, rest = page.read_text().split("<!-- attention -->\n")
-    after = rest.split("<!-- /attention -->")[1]
-    page.write_text(f"{before}<!-- attention -->\n\n" + "\n".join(lines) + f"\n\n<!-- /attention -->{after}")
+    replace_section("attention", lines, ROOT / "docs/performance.md")
 
 
 def main() -> None:
@@ -129,10 +128,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     batch = make_batch(arguments.images)
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     results = {
         "command": f"python benchmarks/attention.py --images {arguments.images} --rounds {arguments.rounds}",
-        "hardware": f"{cpu[0].split(': ')[1]}, 1 thread",
+        "hardware": f"{device_name(torch.device('cpu'))}, 1 thread",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "seed": SEED,

@@ -26,6 +26,7 @@ from peers import need_peers
 from PIL import Image
 from webdataset.compat import WebDataset
 
+from gpu.results import replace_section
 from packvit.data import DataConfig, DataPlan, Shard, Stream, expand_shards, write_shards
 from packvit.data.make.write import Sample
 from packvit.data.streams import reader as reader_module
@@ -213,14 +214,6 @@ def draw_memory(points: list[tuple[int, float]], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def replace_table(page: Path, name: str, lines: list[str]) -> None:
-    """Put `lines` between the marks of `name` in a page."""
-    text = page.read_text()
-    start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-    before, rest = text.split(start)
-    page.write_text(f"{before}{start}\n" + "\n".join(lines) + f"\n\n{end}{rest.split(end)[1]}")
-
-
 def machine() -> dict[str, str]:
     """What the numbers were measured on."""
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
@@ -285,15 +278,12 @@ def write_page(results: dict) -> None:
         + " | ".join(f"{share:.1%}" for share in results["bookkeeping_share"].values())
         + " |"
     )
-    replace_table(ROOT / "docs/data.md", "speed", lines)
+    replace_section("speed", lines, ROOT / "docs/data.md")
     start = results["memory_mb"][len(results["memory_mb"]) // 10][1]
     end = results["memory_mb"][-1][1]
     samples = f"{MEMORY_SAMPLES:,}"
-    replace_table(
-        ROOT / "docs/data.md",
-        "memory",
-        [f"Over {samples} samples: {start:.0f} MB after a tenth of them, {end:.0f} MB at the end."],
-    )
+    text = f"Over {samples} samples: {start:.0f} MB after a tenth of them, {end:.0f} MB at the end."
+    replace_section("memory", [text], ROOT / "docs/data.md")
 
 
 if __name__ == "__main__":

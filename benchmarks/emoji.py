@@ -26,9 +26,10 @@ import torch
 from contrastive import TOKENS
 from emoji_picture import Answers, Entry, draw
 from PIL import Image
-from replication import write_page
 from torch import Tensor
 
+from gpu.results import replace_section
+from packvit.common.device import device_name
 from packvit.common.ranks import ALONE
 from packvit.data import CaptionTarget, Shard, expand_shards, write_shards
 from packvit.data.make.emoji import HELD_OUT
@@ -165,17 +166,16 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/emoji-retrieved"), help="folder for results")
     arguments = parser.parse_args()
     data, runs, work = arguments.data, arguments.runs, arguments.work
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     results = {
         "command": f"python benchmarks/emoji.py DATA {' '.join(run.name for run in runs)}",
-        "hardware": f"{cpu[0].split(': ')[1]}, 1 thread",
+        "hardware": f"{device_name(torch.device('cpu'))}, 1 thread",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "seeds": len(runs),
         "rows": evaluate_runs(data, runs, work),
     }
     (ROOT / "benchmarks/results/emoji.json").write_text(json.dumps(results, indent=1) + "\n")
-    write_page(ROOT / "docs/contrastive.md", {"emoji": page(results)})
+    replace_section("emoji", [page(results)], ROOT / "docs/contrastive.md")
     pictures = read(data / "val", HELD_OUT)
     draw(answer(runs[0], pictures, with_pictures=False), ROOT / "docs/images/emoji-retrieved.png")
     draw(answer(runs[0], pictures, with_pictures=True), work / "retrieved.png")

@@ -22,6 +22,8 @@ import onnxruntime
 import torch
 from PIL import Image
 
+from gpu.results import replace_section
+from packvit.common.device import device_name
 from packvit.data import pack_images
 from packvit.evaluate.export.reader import Reader
 from packvit.evaluate.export.verify import graph_difference
@@ -109,10 +111,7 @@ def write_page(results: dict) -> None:
         f"float32 weights {results['parameters'] * 4 / 1e6:.2f} MB; the largest difference is {largest:.1e}. "
         f"`{results['command']}`."
     )
-    page = ROOT / "docs/export.md"
-    before, rest = page.read_text().split("<!-- export -->\n")
-    after = rest.split("<!-- /export -->")[1]
-    page.write_text(f"{before}<!-- export -->\n\n" + "\n".join(lines) + f"\n\n<!-- /export -->{after}")
+    replace_section("export", lines, ROOT / "docs/export.md")
 
 
 def main() -> None:
@@ -122,10 +121,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     model = load_model(arguments.model)
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     results = {
         "command": "python benchmarks/export.py",
-        "hardware": f"{cpu[0].split(': ')[1]}, 1 thread",
+        "hardware": f"{device_name(torch.device('cpu'))}, 1 thread",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "onnxruntime": version("onnxruntime"),

@@ -15,6 +15,7 @@ from statistics import mean
 
 import torch
 
+from gpu.results import replace_section
 from packvit.cli import dispatch
 
 ROOT = Path(__file__).parents[1]
@@ -106,15 +107,6 @@ def ensemble_table(found: dict) -> str:
     return "\n".join(lines)
 
 
-def write_page(blocks: dict[str, str]) -> None:
-    """Put each text between its marks in docs/inspect.md."""
-    page = ROOT / "docs/inspect.md"
-    for name, text in blocks.items():
-        before, rest = page.read_text().split(f"<!-- {name} -->\n")
-        after = rest.split(f"<!-- /{name} -->")[1]
-        page.write_text(f"{before}<!-- {name} -->\n\n{text}\n\n<!-- /{name} -->{after}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=ROOT / "runs/digits")
@@ -127,14 +119,14 @@ def main() -> None:
         f"{one['images']} test canvases, the model of `make demo`; torch {torch.__version__}, Python "
         f"{platform.python_version()}; `python benchmarks/inspection.py`."
     )
-    write_page(
-        {
-            "cka": cka_table(one),
-            "knn": knn_text(one),
-            "ensembles": ensemble_table(all_budgets),
-            "provenance": where,
-        }
-    )
+    texts = {
+        "cka": cka_table(one),
+        "knn": knn_text(one),
+        "ensembles": ensemble_table(all_budgets),
+        "provenance": where,
+    }
+    for name, text in texts.items():
+        replace_section(name, [text], ROOT / "docs/inspect.md")
 
 
 if __name__ == "__main__":

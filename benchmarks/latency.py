@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from packvit.common.device import device_name
 from packvit.data import pack_images
 from packvit.evaluate.plan.latency import Sample, fit_latency
 from packvit.models import PackedViT, load_model
@@ -73,12 +74,9 @@ def main() -> None:
         values = (np.median(errors), errors.max(), np.median(differ), differ.max())
         results[name] = {"samples": [vars(sample) for sample in samples], "errors": errors.tolist()}
         print(f"| {name} | " + " | ".join(f"{value:.1%}" for value in values) + " |")
-    cpu_names = [
-        line for line in Path("/proc/cpuinfo").read_text().split("\n") if line.startswith("model name")
-    ]
     facts = {
         "command": f"python benchmarks/latency.py {options.model.name} --rounds {options.rounds}",
-        "hardware": f"{cpu_names[0].split(': ')[1]}, 1 thread",
+        "hardware": f"{device_name(torch.device('cpu'))}, 1 thread",
         "torch": torch.__version__,
         "seed": SEED,
     }

@@ -22,9 +22,10 @@ from statistics import mean, stdev
 import numpy as np
 import torch
 from contrastive import TOKENS, read
-from replication import write_page
 
+from gpu.results import replace_section
 from packvit.cli import dispatch
+from packvit.common.device import device_name
 from packvit.common.ranks import ALONE
 from packvit.evaluate import TextEmbedder
 from packvit.evaluate.measures.retrieval import rank_pairs
@@ -172,10 +173,9 @@ def main() -> None:
         # All of a seed's runs have the same image tower.
         alike.append(agreement(finished[RANDOM], pictures))
     names = " ".join(run.name for run in arguments.runs)
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     results = {
         "command": f"python benchmarks/lit.py DATA {names} --steps {arguments.steps} --name {arguments.name}",
-        "hardware": f"{cpu[0].split(': ')[1]}, 1 thread",
+        "hardware": f"{device_name(torch.device('cpu'))}, 1 thread",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "seeds": len(arguments.runs),
@@ -187,7 +187,7 @@ def main() -> None:
         "cosine": alike,
     }
     (ROOT / "benchmarks/results" / f"{arguments.name}.json").write_text(json.dumps(results, indent=1) + "\n")
-    write_page(ROOT / "docs/contrastive.md", {arguments.name: page(results)})
+    replace_section(arguments.name, [page(results)], ROOT / "docs/contrastive.md")
 
 
 if __name__ == "__main__":

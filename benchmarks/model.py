@@ -39,6 +39,8 @@ from contestants import (
 )
 from peers import need_peers
 
+from gpu.results import replace_section
+from packvit.common.device import device_name
 from packvit.models import PackedViT, ViTConfig
 from packvit.packing import PackedBatch, PackedImage
 
@@ -131,11 +133,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     need_peers("timm", "vit_pytorch", "torchvision")
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     installed = {found.name: found.version for found in distributions()}
     results = {
         "command": f"python benchmarks/model.py --images {arguments.images} --rounds {arguments.rounds}",
-        "hardware": f"{cpu[0].split(': ')[1]}, {torch.get_num_threads()} threads",
+        "hardware": f"{device_name(torch.device('cpu'))}, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "versions": {n: installed.get(n, "not installed") for n in ("torch", "timm", "vit-pytorch")},
         "training_step": compare(arguments.images, arguments.rounds),
@@ -170,7 +171,7 @@ def write_page(results: dict) -> None:
         f"{results['hardware']}, torch {versions['torch']}, timm {versions['timm']}, "
         f"vit-pytorch {versions['vit-pytorch']}; `{results['command']}`.",
     ]
-    fill(ROOT / "docs/performance.md", "step", "\n".join(lines))
+    replace_section("step", lines, ROOT / "docs/performance.md")
     padded, by_length, groups, floor = (
         f"{step['packvit_is_faster_by'][name]:.1f}" for name in (PADDED, SORTED, GROUPED, FLOOR)
     )
@@ -181,14 +182,7 @@ def write_page(results: dict) -> None:
         f"NaViT. It is {floor} times as fast as that of timm's plain ViT on as many tokens of images "
         "of one size."
     )
-    fill(ROOT / "README.md", "speed", text)
-
-
-def fill(page: Path, mark: str, text: str) -> None:
-    """Put `text` between the marks of a page."""
-    before, rest = page.read_text().split(f"<!-- {mark} -->\n")
-    after = rest.split(f"<!-- /{mark} -->")[1]
-    page.write_text(f"{before}<!-- {mark} -->\n\n{text}\n\n<!-- /{mark} -->{after}")
+    replace_section("speed", [text], ROOT / "README.md")
 
 
 if __name__ == "__main__":

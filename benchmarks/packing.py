@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from gpu.results import replace_section
 from packvit.analyze.analysis import draw_tokens
 from packvit.analyze.cost import CostConfig, Work
 from packvit.analyze.measure import measure
@@ -230,16 +231,6 @@ def tables(mixes: dict[str, dict]) -> dict[str, str]:
     }
 
 
-def write_tables(path: Path, texts: dict[str, str]) -> None:
-    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->`."""
-    page = path.read_text(encoding="utf-8")
-    for name, text in texts.items():
-        before, rest = page.split(f"<!-- {name} -->", 1)
-        after = rest.split(f"<!-- /{name} -->", 1)[1]
-        page = f"{before}<!-- {name} -->\n\n{text}\n\n<!-- /{name} -->{after}"
-    path.write_text(page, encoding="utf-8")
-
-
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     mixes = {}
@@ -264,7 +255,8 @@ def main() -> None:
     (results / "packing.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (ROOT / "docs" / "images").mkdir(exist_ok=True)
     draw(mixes).savefig(ROOT / "docs" / "images" / "packing.png", dpi=150)
-    write_tables(ROOT / "docs" / "packing.md", tables(mixes))
+    for name, text in tables(mixes).items():
+        replace_section(name, [text], ROOT / "docs/packing.md")
 
 
 if __name__ == "__main__":

@@ -26,9 +26,10 @@ from contestants import DEPTH, HEADS, LIKE_PEERS, TIMM, WIDTH, P, draw_images, t
 from contestants import pack as pack_batches
 from contestants import pad as pad_batch
 from model import SPEED, Trainer, best_seconds
-from replication import write_page
 from torch import Tensor
 
+from gpu.results import replace_section
+from packvit.common.device import device_name
 from packvit.models import PackedText, TextConfig, TwoTowers, TwoTowersConfig, ViTConfig
 from packvit.train import contrastive_loss
 
@@ -178,17 +179,16 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     torch.manual_seed(0)
     results = {
         "command": f"python benchmarks/pairs.py --pairs {arguments.pairs} --rounds {arguments.rounds}",
-        "hardware": f"{cpu[0].split(': ')[1]}, {torch.get_num_threads()} threads",
+        "hardware": f"{device_name(torch.device('cpu'))}, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "timm", "open_clip_torch")},
         "training_step": compare(draw_pairs(arguments.pairs), arguments.rounds),
     }
     (ROOT / "benchmarks/results/pairs.json").write_text(json.dumps(results, indent=1) + "\n")
-    write_page(ROOT / "docs/contrastive.md", {"pairs": table(results)})
+    replace_section("pairs", [table(results)], ROOT / "docs/contrastive.md")
 
 
 if __name__ == "__main__":

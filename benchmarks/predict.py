@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from gpu.results import replace_section
+from packvit.common.device import device_name
 from packvit.data import ShardSet, pack_images
 from packvit.evaluate import Prediction, Predictor
 from packvit.models import PackedViT
@@ -100,10 +102,7 @@ def write_page(results: dict) -> None:
         f"{results['images']} images, {results['hardware']}, fp32, torch {results['torch']}, median of "
         f"{results['rounds']} rounds;\n`{results['command']}`.",
     ]
-    page = ROOT / "docs/predict.md"
-    before, rest = page.read_text().split("<!-- speed -->\n")
-    after = rest.split("<!-- /speed -->")[1]
-    page.write_text(f"{before}<!-- speed -->\n\n" + "\n".join(lines) + f"\n\n<!-- /speed -->{after}")
+    replace_section("speed", lines, ROOT / "docs/predict.md")
 
 
 def main() -> None:
@@ -115,11 +114,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     files = read_files(arguments.shards, arguments.images)
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     results = {
         "command": "python benchmarks/predict.py runs/digits runs/digits-data/val "
         f"--images {arguments.images} --rounds {arguments.rounds}",
-        "hardware": f"{cpu[0].split(': ')[1]}, one thread for the model and one that decodes",
+        "hardware": f"{device_name(torch.device('cpu'))}, one thread for the model and one that decodes",
         "torch": torch.__version__,
         "images": len(files),
         "rounds": arguments.rounds,

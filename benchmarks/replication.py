@@ -17,6 +17,7 @@ from statistics import mean, stdev
 
 import torch
 
+from gpu.results import replace_section
 from packvit.data import write_digits
 
 ROOT = Path(__file__).parents[1]
@@ -147,15 +148,6 @@ def tables(results: list[dict]) -> dict[str, str]:
     }
 
 
-def write_page(path: Path, parts: dict[str, str]) -> None:
-    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->`."""
-    page = path.read_text()
-    for name, text in parts.items():
-        before, rest = page.split(f"<!-- {name} -->", 1)
-        page = f"{before}<!-- {name} -->\n\n{text}\n\n<!-- /{name} -->{rest.split(f'<!-- /{name} -->', 1)[1]}"
-    path.write_text(page)
-
-
 def main() -> None:
     """Train what is missing, then write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
@@ -177,7 +169,8 @@ def main() -> None:
         "results": results,
     }
     (ROOT / "benchmarks/results/replication.json").write_text(json.dumps(report, indent=1) + "\n")
-    write_page(ROOT / "docs/replication.md", tables(results))
+    for name, text in tables(results).items():
+        replace_section(name, [text], ROOT / "docs/replication.md")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from gpu.results import replace_section
+from packvit.common.device import device_name
 from packvit.data import write_digits
 from packvit.models import ViTConfig
 from packvit.train.config import Config
@@ -123,9 +125,8 @@ def draw_data(work: Path) -> None:
 
 def conditions(base: Config, seeds: Sequence[int]) -> dict:
     """Where and with what a study was made."""
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
-        "hardware": f"{cpu[0].split(': ')[1]}, 1 thread",
+        "hardware": f"{device_name(torch.device('cpu'))}, 1 thread",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "seeds": list(seeds),
@@ -197,10 +198,7 @@ def write_results(name: str, results: dict, text: str) -> None:
     """Results as JSON, and their table between the marks of docs/studies.md."""
     path = ROOT / f"benchmarks/results/study_{name}.json"
     path.write_text(json.dumps(results, indent=1) + "\n")
-    page = ROOT / "docs/studies.md"
-    before, rest = page.read_text().split(f"<!-- {name} -->\n")
-    after = rest.split(f"<!-- /{name} -->")[1]
-    page.write_text(f"{before}<!-- {name} -->\n\n{text}\n\n<!-- /{name} -->{after}")
+    replace_section(name, [text], ROOT / "docs/studies.md")
 
 
 def main() -> None:

@@ -9,12 +9,13 @@ import re
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from itertools import count
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape, unescape
 
+from faults.local import LocalServer
 from faults.server import ranged
 
 # What can be wrong: "drop" (no answer, nothing done), "late" (done, but no answer), or a status.
@@ -29,7 +30,7 @@ class Write(NamedTuple):
     data: bytes | None
 
 
-class Bucket:
+class Bucket(LocalServer):
     """An S3 server at `address` while it is entered.
 
     Attributes:
@@ -39,6 +40,8 @@ class Bucket:
         signed: the Authorization header of every request.
     """
 
+    methods = ("GET", "HEAD", "PUT", "POST", "DELETE")
+
     def __init__(self, objects: dict[str, bytes] | None = None) -> None:
         self.objects = dict(objects or {})
         self.writes: list[Write] = []
@@ -47,42 +50,13 @@ class Bucket:
         self._parts: dict[str, dict[int, bytes]] = {}
         self._numbers = count()
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
+        super().__init__()
+        self.address = f"http://{self.place}"
 
-    def __enter__(self) -> "Bucket":
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        bucket = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-                pass
-
-            def do_GET(self) -> None:
-                with suppress(ConnectionError):
-                    bucket._answer(self)
-
-            def do_HEAD(self) -> None:
-                self.do_GET()
-
-            def do_PUT(self) -> None:
-                self.do_GET()
-
-            def do_POST(self) -> None:
-                self.do_GET()
-
-            def do_DELETE(self) -> None:
-                self.do_GET()
-
-        return Handler
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        """See LocalServer."""
+        with suppress(ConnectionError):
+            self._answer(request)
 
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
         url = urlsplit(request.path)

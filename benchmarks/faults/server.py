@@ -3,15 +3,16 @@
 Tests and benchmarks/chaos.py use it.
 """
 
-import http.server
 import re
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from email.message import Message
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+
+from faults.local import LocalServer
 
 PAGE = b"<!DOCTYPE html><html><body>Please log in.</body></html>" * 20
 DRIPS, DRIP_PAUSE = 200, 0.05  # bytes, and seconds after each
@@ -36,7 +37,7 @@ class Answered:
     at: float
 
 
-class FaultyServer:
+class FaultyServer(LocalServer):
     """Serves the files of `folder` at `address` while it is entered.
 
     Attributes:
@@ -60,37 +61,20 @@ class FaultyServer:
         self.seen: list[tuple[str, str, str | None]] = []
         self.ranges: list[str | None] = []
         self.answered: list[Answered] = []
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self.address = f"127.0.0.1:{self._server.server_address[1]}"
+        super().__init__()
+        self.address = self.place
 
-    def __enter__(self) -> "FaultyServer":
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        """See LocalServer."""
+        if request.command == "HEAD":
+            self._answer(request, None)
+            return
+        fault = self.answers.pop(0) if self.answers else self.choose(request.path)
+        with suppress(ConnectionError):  # who gives a drip up hangs up
+            self._answer(request, fault)
+        self.answered.append(Answered(request.path, fault, time.monotonic()))
 
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def _handler(self) -> type[http.server.BaseHTTPRequestHandler]:
-        server = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-                pass
-
-            def do_HEAD(self) -> None:
-                server._answer(self, None)
-
-            def do_GET(self) -> None:
-                fault = server.answers.pop(0) if server.answers else server.choose(self.path)
-                with suppress(ConnectionError):  # who gives a drip up hangs up
-                    server._answer(self, fault)
-                server.answered.append(Answered(self.path, fault, time.monotonic()))
-
-        return Handler
-
-    def _answer(self, request: http.server.BaseHTTPRequestHandler, fault: Fault | None) -> None:
+    def _answer(self, request: BaseHTTPRequestHandler, fault: Fault | None) -> None:
         self.ranges.append(request.headers.get("Range"))
         self.seen.append((request.command, request.path, request.headers.get("Authorization")))
         if fault == "drop" or self.closed:

@@ -7,14 +7,15 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.error import HTTPError
+
+from faults.local import LocalServer
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "S3cretS3cret", "AWS_REGION": "us-east-1"}
 START = 60.0  # seconds; the first request may take long, too
@@ -59,7 +60,7 @@ def send(url: str, method: str, body: bytes | None = None) -> bytes:
         return answer.read()
 
 
-class FaultyFront:
+class FaultyFront(LocalServer):
     """Passes requests on to an S3 server, while it is entered, and does wrong what it is told to.
 
     Attributes:
@@ -68,43 +69,19 @@ class FaultyFront:
         ranges: (path, Range header) of each GET of an object.
     """
 
+    methods = ("GET", "HEAD", "PUT", "POST")
+
     def __init__(self, behind: str) -> None:
         self.behind = behind
         self.answers: list[str | int | None] = []
         self.ranges: list[tuple[str, str | None]] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self.address = f"http://127.0.0.1:{self._server.server_address[1]}"
+        super().__init__()
+        self.address = f"http://{self.place}"
 
-    def __enter__(self) -> "FaultyFront":
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        front = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-                pass
-
-            def do_GET(self) -> None:
-                with suppress(ConnectionError):
-                    front._pass_on(self)
-
-            def do_HEAD(self) -> None:
-                self.do_GET()
-
-            def do_PUT(self) -> None:
-                self.do_GET()
-
-            def do_POST(self) -> None:
-                self.do_GET()
-
-        return Handler
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        """See LocalServer."""
+        with suppress(ConnectionError):
+            self._pass_on(request)
 
     def _pass_on(self, request: BaseHTTPRequestHandler) -> None:
         fault = None
