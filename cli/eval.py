@@ -1,7 +1,7 @@
 """`packvit eval MODEL... ...`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +9,8 @@ import tyro
 
 from packvit.cli.eval_sets import name_sets
 from packvit.cli.options import read_options
+from packvit.common.engine.engine import EngineConfig
+from packvit.common.engine.make import EngineFlags
 from packvit.evaluate.request.carry_out import carry_out
 from packvit.evaluate.request.request import Options, Request
 
@@ -27,17 +29,20 @@ class Eval(Options):
         sets: further sets as NAME=SHARDS; repeat a name to add shards.
         label_map: NAME=FILE, a JSON file with the model's classes for each label of one of --sets.
         label_sets: NAME=FILE, a JSON file with all right answers for each image of one of --sets.
+        engine: see its flags.
     """
 
     models: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL...")]
     sets: tuple[str, ...] = ()
     label_map: tuple[str, ...] = ()
     label_sets: tuple[str, ...] = ()
+    engine: EngineFlags = field(default_factory=EngineConfig)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Evaluate."""
-    carry_out(to_request(read_options(Eval, "packvit eval", arguments)))
+    options = read_options(Eval, "packvit eval", arguments)
+    carry_out(to_request(options), engine=options.engine)
 
 
 def to_request(options: Eval) -> Request:

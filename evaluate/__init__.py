@@ -22,8 +22,9 @@ from packvit.evaluate.request.api import evaluate as evaluate_request
 from packvit.evaluate.results import MAIN
 from packvit.evaluate.run import Asked, evaluate
 from packvit.evaluate.setting import Setting, parse_setting
+from packvit.evaluate.sweep.chunks import cut_chunks
 from packvit.evaluate.sweep.evaluators import Accuracy, AveragePrecision, Evaluator, MakeEvaluator, Scores
-from packvit.evaluate.sweep.grid import Evaluation, Subject, cut_chunks, summarise
+from packvit.evaluate.sweep.grid import Evaluation, Subject, summarise
 from packvit.evaluate.sweep.sets import MakeSetEvaluator, OpenedSet, open_judged, open_mapped
 from packvit.evaluate.texts.embed import TextEmbedder
 from packvit.evaluate.texts.prompts import Names, ZeroShot, embed_classes, read_names

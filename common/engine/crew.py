@@ -23,7 +23,7 @@ class Worker:
     """What an actor is: a process that does jobs, in the driver's folder."""
 
     def begin(self, folder: str, setup: Callable[[str], Any] | None, device: str, version: str) -> None:
-        """Do once what all jobs need.
+        """Do once what all jobs need; may be called again, for other jobs.
 
         Raises:
             ValueError: this machine has another version of packvit.
@@ -33,6 +33,7 @@ class Worker:
         # Relative paths are the driver's. A machine without its folder can still read URLs.
         if os.path.isdir(folder):
             os.chdir(folder)
+        self._own = ()  # what there was before makes room
         self._own = () if setup is None else (setup(device),)
 
     def do(self, function: Callable[..., Any], job: tuple) -> Any:
@@ -45,13 +46,15 @@ class Crew:
 
     Args:
         ray: the module, connected to a cluster.
-        setup: see Engine.
         gpus: whether each has a GPU; all have a core.
         retries: how many may die one after the other before they have begun.
     """
 
-    def __init__(self, ray: Any, setup: Callable[[str], Any] | None, gpus: bool, retries: int) -> None:
-        self._ray, self._setup, self._device, self._retries = ray, setup, "cuda" if gpus else "cpu", retries
+    def __init__(self, ray: Any, gpus: bool, retries: int) -> None:
+        self.gpus = gpus
+        self._ray, self._retries = ray, retries
+        self._setup: Callable[[str], Any] | None = None
+        self._stored: Any = None  # the setup where all actors find it, as it may hold a model
         # A lost actor is not restarted by Ray: there may be no machine for it any more.
         self._kind = ray.remote(num_cpus=1, num_gpus=int(gpus), max_restarts=0, scheduling_strategy="SPREAD")(
             Worker
@@ -65,13 +68,30 @@ class Crew:
         """Actors that can do jobs."""
         return len(self._ready)
 
+    def prepare(self, setup: Callable[[str], Any] | None) -> None:
+        """Let all actors make what the next jobs need; see Engine for the setup."""
+        if setup is self._setup:
+            return
+        self._setup = setup
+        self._stored = None if setup is None else self._ray.put(setup)
+        busy = {actor for actor, _ in self._calls.values()}
+        for actor in busy:  # with what nobody wants any more
+            self._ray.kill(actor)
+        idle = [actor for actor in self._ready if actor not in busy]
+        self._calls, self._ready = {}, {}
+        for actor in idle:
+            self._begin(actor)
+
     def grow(self, number: int) -> None:
         """Start actors until there are so many, the cluster permitting."""
         beginning = sum(job is None for _, job in self._calls.values())
         for _ in range(number - len(self._ready) - beginning):
-            actor = self._kind.remote()
-            promise = actor.begin.remote(os.getcwd(), self._setup, self._device, __version__)
-            self._calls[promise] = actor, None
+            self._begin(self._kind.remote())
+
+    def _begin(self, actor: Any) -> None:
+        device = "cuda" if self.gpus else "cpu"
+        promise = actor.begin.remote(os.getcwd(), self._stored, device, __version__)
+        self._calls[promise] = actor, None
 
     def hand_out(
         self, function: Callable[..., Any], jobs: Sequence[tuple], queue: JobQueue, ahead: int

@@ -40,6 +40,14 @@ class Engine(Protocol):
         """How many jobs are done at a time."""
         ...
 
+    def device(self, asked: str) -> str:
+        """cpu or cuda: what auto, cpu or cuda means where the jobs are done.
+
+        Raises:
+            ValueError: there is none.
+        """
+        ...
+
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
@@ -62,7 +70,7 @@ class Engine(Protocol):
             function: a function at the top level of a module, so that another process finds it.
             jobs: tuples of arguments; where the first one is a text, it names the job.
             setup: makes what a process needs for all its jobs, such as a model, from the device to use; the
-                function then gets it before the job's own arguments.
+                function then gets it before the job's own arguments. Processes of a run before it begin anew.
             device: what setup gets: auto, cpu or cuda. Where several machines work, auto is their GPUs, if
                 they have any.
 

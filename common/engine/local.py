@@ -14,6 +14,7 @@ from rich.console import Console
 
 from packvit.common.display import Bar
 from packvit.common.engine.engine import naming
+from packvit.common.ranks import find_ranks
 
 AHEAD = 3  # jobs handed out for each process: enough to keep it busy, few enough to stop early
 
@@ -42,8 +43,16 @@ class LocalEngine:
         """See Engine."""
         return self._workers
 
-    def __exit__(self, *_: object) -> None:
+    def device(self, asked: str) -> str:
+        """See Engine."""
+        return find_ranks(asked).device.type
+
+    def __exit__(self, kind: object, *_: object) -> None:
         if self._pool:
+            if kind is not None:
+                # Nobody waits for what they still do, which may take minutes.
+                for process in list(self._pool._processes.values()):
+                    process.terminate()
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def run(

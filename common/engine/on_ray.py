@@ -51,7 +51,7 @@ class RayEngine:
         self.ray: Any = need("ray", "ray", "--engine ray needs Ray")
         self.config = config
         self.console = console
-        self._crew: Crew | None = None  # without a setup, it stays for the next run
+        self._crew: Crew | None = None  # stays for the next run
         self._counted, self._size = float("-inf"), {}
         self._own = not self.ray.is_initialized()
         if self._own:
@@ -91,6 +91,14 @@ class RayEngine:
         """See Engine."""
         return max(1, self._count("CPU"))
 
+    def device(self, asked: str) -> str:
+        """See Engine."""
+        gpus = asked == "cuda" or (asked == "auto" and self._count("GPU") > 0)
+        resource = "GPU" if gpus else "CPU"
+        if not self._count(resource):
+            raise ValueError(f"the Ray cluster has no {resource}")
+        return "cuda" if gpus else "cpu"
+
     def run(
         self,
         what: str,
@@ -100,19 +108,13 @@ class RayEngine:
         device: str = "cpu",
     ) -> Iterator[Any]:
         """See Engine."""
-        gpus = device == "cuda" or (device == "auto" and self._count("GPU") > 0)
-        resource = "GPU" if gpus else "CPU"
-        if not self._count(resource):
-            raise ValueError(f"the Ray cluster has no {resource}")
-        if setup is not None:
-            crew = Crew(self.ray, setup, gpus, self.config.retries)
-        else:
-            crew = self._crew = self._crew or Crew(self.ray, None, gpus=False, retries=self.config.retries)
-        try:
-            yield from self._run(what, function, jobs, crew, resource)
-        finally:
-            if setup is not None:
-                crew.end()
+        gpus = self.device(device) == "cuda"
+        if self._crew is not None and self._crew.gpus != gpus:
+            self._crew.end()
+            self._crew = None
+        crew = self._crew = self._crew or Crew(self.ray, gpus, self.config.retries)
+        crew.prepare(setup)
+        yield from self._run(what, function, jobs, crew, "GPU" if gpus else "CPU")
 
     def _run(
         self, what: str, function: Callable[..., Any], jobs: Sequence[tuple], crew: Crew, resource: str

@@ -13,7 +13,7 @@ from packvit.common.device import make_autocast
 from packvit.common.ranks import start_ranks
 from packvit.data import EvalSet, FetchConfig, Shard, write_with_logits
 from packvit.evaluate.setting import Setting
-from packvit.evaluate.sweep.grid import cut_chunks
+from packvit.evaluate.sweep.chunks import cut_chunks
 from packvit.models import PackedViT, hash_model, load_model
 from packvit.packing import PackedBatch, PackingConfig
 

@@ -7,8 +7,9 @@ chunk is done. The numbers of ranks and workers only determine which of them doe
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,22 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from packvit.common.device import choose_precision, make_autocast
+from packvit.common.device import choose_precision
 from packvit.common.display import Bar, Display
+from packvit.common.engine.engine import Engine
 from packvit.common.ranks import Ranks
-from packvit.data import EvalSet, Piece
-from packvit.evaluate.checks import mean_tokens
+from packvit.data import EvalSet
 from packvit.evaluate.measures.calibration import LossKind
 from packvit.evaluate.setting import Setting
+from packvit.evaluate.sweep.chunks import Answerer, Pass, answer_chunk, cut_chunks
 from packvit.evaluate.sweep.evaluators import Answers, Evaluator
 from packvit.evaluate.sweep.store import ChunkStore
 from packvit.models import PackedViT
-from packvit.packing import PackedBatch, PackingConfig
+from packvit.packing import PackingConfig
 
 UNFINISHED = ".unfinished"  # how names of folders begin that hold what is not complete yet
 VERSION = 1  # of what is in them
-# Images and tokens, of all settings, in a chunk. Small sets have smaller chunks, for ranks to share.
-MOST_IMAGES, LEAST_IMAGES, CHUNKS, MOST_TOKENS = 256, 32, 64, 2**20
 SAY_EVERY = 30.0  # seconds between two lines about the progress, where there is no terminal
 
 
@@ -84,6 +84,8 @@ class Evaluation:
         workers: processes of each rank that decode.
         precision: precision of matrix products.
         display: shows the progress.
+        engine: answers the chunks instead of the ranks, of which there is one.
+        device: auto, cpu or cuda, of the engine's processes.
     """
 
     out: Path
@@ -92,6 +94,8 @@ class Evaluation:
     workers: int
     precision: str
     display: Display
+    engine: Engine | None = None
+    device: str = "auto"
 
     @property
     def tokens(self) -> int:
@@ -116,52 +120,40 @@ class Evaluation:
         missing = [chunk for chunk in range(len(chunks)) if chunk not in set(done)]
         if done and missing:
             self.display.say(f"Resuming with {len(missing)} of {len(chunks)} chunks of images")
-        own = missing[self.ranks.rank :: self.ranks.world_size]
-        model = subject.model.to(self.ranks.device)
-        with _Progress(self.display, store, chunks, len(settings)) as progress:
-            pieces = images.pieces(
-                settings, self.tokens, [chunks[i] for i in own], self.workers, self.ranks.device
-            )
-            for chunk, columns, skipped in self._answer(model, subject.evaluators, settings, pieces):
-                store.write(own[chunk], columns, skipped)
-                progress.update()
-        self.ranks.barrier()
+        work = Pass(subject.model, subject.evaluators, images, settings, self.tokens, self.precision)
+        if self.engine is None:
+            own = missing[self.ranks.rank :: self.ranks.world_size]
+            work.model.to(self.ranks.device)
+            with _Progress(self.display, store, chunks, len(settings)) as progress:
+                parts = [chunks[number] for number in own]
+                for found in work.answer(parts, self.workers, self.ranks.device):
+                    store.write(own[found.number], found.columns, found.skipped)
+                    progress.update()
+            self.ranks.barrier()
+        elif missing:
+            self._answer_by(self.engine, work, {number: chunks[number] for number in missing}, store)
         if len(store.done()) < len(chunks):
             raise ValueError(f"{self.out} must be a folder that all ranks share")
         if not store.images():
             raise ValueError(f"no image could be decoded in {images.described}")
         return store
 
-    def _answer(
-        self,
-        model: PackedViT,
-        evaluators: Sequence[Evaluator],
-        settings: Sequence[Setting],
-        pieces: Iterator[Piece],
-    ) -> Iterator[tuple[int, dict[str, dict[str, Tensor]], list[dict]]]:
-        """Chunks as they become complete: number, columns by setting and name, skipped images."""
-        waiting: dict[int, dict[str, dict[str, list[Tensor]]]] = {}
-        autocast = make_autocast(self.precision, self.ranks.device)
-        for piece in pieces:
-            found = waiting.setdefault(piece.chunk, {})
-            if len(piece.places):
-                with torch.inference_mode(), autocast:
-                    columns = answer(model, evaluators, piece.batch)
-                columns["place"] = piece.places
-                parts = found.setdefault(settings[piece.way].name, {})
-                for name, tensor in columns.items():
-                    # A copy: a view would keep the pixels of its batch.
-                    parts.setdefault(name, []).append(tensor.clone())
-            if piece.last:
-                del waiting[piece.chunk]
-                joined = {
-                    setting: {name: torch.cat(tensors) for name, tensors in parts.items()}
-                    for setting, parts in found.items()
-                }
-                yield piece.chunk, joined, piece.skipped
+    def _answer_by(self, engine: Engine, work: Pass, chunks: Mapping[int, range], store: ChunkStore) -> None:
+        """Let an engine answer chunks, by their numbers, and store what it finds."""
+        keys = [header.key for header in work.images.headers]
+        jobs = [
+            (f"images {keys[chunk[0]]} to {keys[chunk[-1]]} of {work.images.described}", number, chunk)
+            for number, chunk in chunks.items()
+        ]
+        work.model.to("cpu")
+        setup = partial(Answerer, work, self.workers)
+        for found in engine.run("evaluating", answer_chunk, jobs, setup, self.device):
+            store.write(found.number, found.columns, found.skipped)
+        work.model.to(self.ranks.device)  # for its costs
 
     def _digest(self, subject: Subject, images: EvalSet, settings: Sequence[Setting], brief: bool) -> str:
         """Names all that the values of a pass depend on."""
+        device = self.ranks.device if self.engine is None else torch.device(self.engine.device(self.device))
         facts = {
             "version": VERSION,
             "weights": subject.weights,
@@ -170,30 +162,11 @@ class Evaluation:
             "settings": [setting.name for setting in settings],
             "set": images.fingerprint(),
             "tokens": self.tokens,
-            "precision": choose_precision(self.precision, self.ranks.device),
+            "precision": choose_precision(self.precision, device),
             # What a finished store keeps are values, and the loss decides them.
             "brief": subject.loss if brief else None,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def cut_chunks(images: int, settings: Sequence[Setting]) -> list[range]:
-    """The places of each chunk's images; a function of the set and the settings alone."""
-    tokens = sum(mean_tokens(setting) for setting in settings)
-    size = max(1, min(max(LEAST_IMAGES, images // CHUNKS), MOST_IMAGES, MOST_TOKENS // tokens))
-    return [range(start, min(images, start + size)) for start in range(0, images, size)]
-
-
-def answer(model: PackedViT, evaluators: Sequence[Evaluator], batch: PackedBatch) -> dict[str, Tensor]:
-    """The columns of a batch: `tokens`, `label` if each image has one, and evaluator k's as `k/name`."""
-    outputs = model.outputs(batch)
-    columns = {"tokens": batch.image_lengths().int()}
-    if batch.labels is not None and batch.labels.ndim == 1:
-        columns["label"] = batch.labels
-    for number, evaluator in enumerate(evaluators):
-        for name, tensor in evaluator.collect(outputs, batch).items():
-            columns[f"{number}/{name}"] = tensor
-    return columns
 
 
 class Summary(NamedTuple):
