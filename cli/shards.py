@@ -26,7 +26,7 @@ from packvit.data import (
 )
 from packvit.data.make.beside import write_indices
 from packvit.data.make.digits import CLUTTER
-from packvit.data.make.images import WriteConfig
+from packvit.data.make.images import WriteConfig, hash_source
 from packvit.data.stores.stage import write_folder
 
 Out = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
@@ -53,7 +53,8 @@ class Write:
 
     def run(self) -> None:
         """Write the shards and say what was left out."""
-        write_folder(self.out, repr((self.source, self.options)), self._write)
+        task = repr((self.source, self.options))
+        write_folder(self.out, task, partial(hash_source, self.source, self.options), self._write)
 
     def _write(self, out: Path) -> None:
         if self.engine.engine == "local" and self.workers == 1:

@@ -81,7 +81,18 @@ def main(arguments: Sequence[str]) -> None:
         )
     check_field("--field", options.field)
     task = (options.shards, options.teacher, options.patch_size, options.resolution, options.field)
-    write_folder(options.out, repr(task), partial(teach, options))
+    write_folder(options.out, repr(task), partial(look, options), partial(teach, options))
+
+
+def look(options: Teach) -> str:
+    """What tells the teacher and the shards from others."""
+    shards = ShardSet.find(options.shards, options.fetch)
+    return f"{hash_model(load_model(options.teacher))} {options.precision} {contents_of(shards)}"
+
+
+def contents_of(shards: ShardSet) -> str:
+    """A digest of names and contents."""
+    return shards.fingerprint()["digest"]
 
 
 def teach(options: Teach, out: Path) -> None:
@@ -143,15 +154,18 @@ def claim(options: Teach, shards: ShardSet, weights: str, out: Path) -> str:
         "teacher": str(options.teacher),
         "weights": weights,
         "budget": [options.patch_size, options.resolution],
+        "precision": options.precision,
         "field": options.field,
         "shards": list(shards.paths),
-        "contents": shards.fingerprint()["digest"],
+        "contents": contents_of(shards),
     }
     path = out / "teacher.json"
     if not path.exists():
         check_no_shards(out)
     elif json.loads(path.read_text()) != note:
-        raise ValueError(f"{path} names another teacher, budget, field or other shards: use another --out")
+        raise ValueError(
+            f"{path} names another teacher, budget, precision, field or other shards: use another --out"
+        )
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(note, indent=1) + "\n"
     write_whole(path, text)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
+from socket import gethostname
 from typing import BinaryIO
 
 from platformdirs import user_cache_path
@@ -98,7 +99,24 @@ def require_shared(path: Path) -> None:
             return
         time.sleep(min(1, waited))
         os.listdir(path.parent)  # a network's file system then asks for new names
-    raise ValueError(f"{path.parent} must be a folder that all machines share: {path.name} is not in it")
+    raise ValueError(f"{path.name} is not in {path.parent}: {_to_share(path.parent)}")
+
+
+def check_shared(folder: Path) -> None:
+    """Refuse to write for another machine to a folder that it has made and this one does not see.
+
+    Raises:
+        ValueError: names the folder and this machine.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{gethostname()} has no {folder}: {_to_share(folder)}")
+
+
+def _to_share(folder: Path) -> str:
+    """What to do about a folder that machines do not share."""
+    if cache_path("") in folder.parents:
+        return "all machines must share the cache, so set PACKVIT_CACHE to a shared folder on each of them"
+    return "all machines must share this folder"
 
 
 def refuse_url(folder: Path, flag: str) -> None:

@@ -127,6 +127,8 @@ def copy_folder(url: str, kind: str, want: Callable[[Collection[str]], Iterable[
             (folder / name).unlink(missing_ok=True)
         for name, tag in tags.items():
             if known.get(name) != tag or not (folder / name).exists():
+                if known.pop(name, None) is not None:  # what it said is not true any more, however this ends
+                    write_whole(note, json.dumps(known))
                 fetch_object(f"{url}/{name}", folder / name)
         write_whole(note, json.dumps(tags))
     return folder

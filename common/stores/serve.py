@@ -19,14 +19,11 @@ from datetime import timedelta
 from functools import lru_cache
 from queue import Queue
 from threading import Thread
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 import obstore  # pyright: ignore[reportMissingImports]
-from obstore.exceptions import (  # pyright: ignore[reportMissingImports]
-    PermissionDeniedError,
-    PreconditionError,
-    UnauthenticatedError,
-)
+from obstore import exceptions  # pyright: ignore[reportMissingImports]
 from obstore.store import from_url  # pyright: ignore[reportMissingImports]
 
 ENDPOINTS = {
@@ -43,25 +40,32 @@ CREDENTIALS = {
 # Where the libraries of the stores look for credentials when no variable names any.
 METADATA = ("169.254.169.254", "169.254.170.2", "/latest/", "metadata.google", "oauth2")
 CONNECT_TIMEOUT = 10.0  # seconds at most
-RETRIED = (408, 425, 429)  # and all from 500 on
+REFUSED, RETRIED = ("401", "403"), (408, 425, 429)  # all from 500 on are retried, too
 DAY = timedelta(days=1)
-CHUNK, MOST_PARTS = 5 * 2**20, 9000  # bytes of a part of an object that is written; stores take 10,000
+PART, MOST_PARTS = 5 * 2**20, 9000  # bytes of a part of an object that is written; stores take 10,000
+MOST_COPIED = 5 * 10**9  # bytes; of more S3 makes no copy by itself, so they come and go
 
 
-class Output(Protocol):
-    """The stream that an answer is written to."""
+class Output:
+    """The stream of answers; knows whether one has begun."""
 
-    def write(self, data: bytes, /) -> int:
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self.began = False
+
+    def write(self, data: bytes) -> None:
         """Add bytes."""
-        ...
+        self.began = True
+        self._out.write(data)
 
     def flush(self) -> None:
         """Send them."""
-        ...
+        self._out.flush()
 
 
 def kind_of(scheme: str) -> str:
     """`s3`, `gs` or `az`."""
+    scheme = scheme.lower()
     return {"s3a": "s3", "gcs": "gs"}.get(scheme, scheme if scheme in CREDENTIALS else "az")
 
 
@@ -75,7 +79,10 @@ def store_of(bucket: str, timeout: float, whole: bool, retries: int) -> Any:
         retries: retries of a failed request, with growing pauses.
     """
     kind = kind_of(bucket.partition(":")[0])
-    endpoint = next((os.environ[name] for name in ENDPOINTS[kind] if os.environ.get(name)), "")
+    named = next((name for name in ENDPOINTS[kind] if os.environ.get(name)), "")
+    endpoint = os.environ.get(named, "")
+    if named and not is_address(endpoint):  # obstore itself would end this process
+        raise ValueError(f"{named}={endpoint} must be a URL such as https://host:9000")
     seconds = timedelta(seconds=timeout)
     client: Any = {"read_timeout": seconds, "timeout": seconds if whole else DAY}
     client["connect_timeout"] = min(seconds, timedelta(seconds=CONNECT_TIMEOUT))
@@ -83,6 +90,15 @@ def store_of(bucket: str, timeout: float, whole: bool, retries: int) -> Any:
         client["allow_http"] = True  # whoever names such a server means it
     retry: Any = {"max_retries": retries}
     return from_url(bucket, client_options=client, retry_config=retry, **profile(kind))
+
+
+def is_address(text: str) -> bool:
+    """Whether it is the URL of a server."""
+    with suppress(ValueError):  # of brackets, or a port beyond all ports
+        parts = urlsplit(text)
+        host = re.fullmatch(r"[^\s/]+", parts.hostname or "")
+        return parts.scheme in ("http", "https") and host is not None and parts.port != 0
+    return False
 
 
 def profile(kind: str) -> dict[str, Any]:
@@ -95,11 +111,9 @@ def profile(kind: str) -> dict[str, Any]:
         return {}
     try:
         from obstore.auth.boto3 import Boto3CredentialProvider  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return {}
-    try:
+
         return {"credential_provider": Boto3CredentialProvider()}
-    except ValueError:  # there are none
+    except (ImportError, ValueError):  # no boto3, or no credentials
         return {}
 
 
@@ -130,7 +144,7 @@ def read(request: dict, out: Output) -> None:
     if meta["e_tag"]:
         facts["ETag"] = meta["e_tag"]
     if request["etag"] and facts.get("ETag") != request["etag"]:  # the server knows no conditions
-        raise PreconditionError
+        raise exceptions.PreconditionError
     say(out, {"facts": facts})
     left = found.range[1] - found.range[0]
     with place_in_file(request) as file:
@@ -165,14 +179,8 @@ def list_all(request: dict, out: Output) -> None:
     """The URLs of all objects whose paths begin with the folders of `url`, with size and ETag."""
     store, folder = place_of(request, retries=request["retries"])
     bucket = "/".join(request["url"].split("/")[:3])
-    found = listed(store, folder.rstrip("/"))
+    found = (one for part in obstore.list(store, folder.rstrip("/") or None, chunk_size=1000) for one in part)
     say(out, {"objects": {f"{bucket}/{one['path']}": f"{one['size']} {one['e_tag']}" for one in found}})
-
-
-def listed(store: Any, folder: str) -> Iterator[Any]:
-    """Descriptions of objects."""
-    for part in obstore.list(store, folder or None, chunk_size=1000):
-        yield from part
 
 
 def write(request: dict, out: Output) -> None:
@@ -180,7 +188,7 @@ def write(request: dict, out: Output) -> None:
     store, path = place_of(request, retries=request["retries"])
     size = os.path.getsize(request["file"])
     with open(request["file"], "rb") as file:
-        obstore.put(store, path, file, chunk_size=max(CHUNK, size // MOST_PARTS + 1))
+        obstore.put(store, path, file, chunk_size=part_size(size))
     say(out, {})
 
 
@@ -197,8 +205,26 @@ def delete(request: dict, out: Output) -> None:
 def rename(request: dict, out: Output) -> None:
     """Give an object the name `to`, in the same bucket."""
     store, path = place_of(request, retries=request["retries"])
-    obstore.rename(store, path, place_of(request | {"url": request["to"]})[1])
+    _, to = place_of(request | {"url": request["to"]})
+    if (size := obstore.head(store, path)["size"]) <= MOST_COPIED:
+        obstore.rename(store, path, to)
+    else:
+        import asyncio  # takes as long as all others
+
+        asyncio.run(pass_through(store, path, to, size))
+        obstore.delete(store, path)
     say(out, {})
+
+
+async def pass_through(store: Any, path: str, to: str, size: int) -> None:
+    """Copy an object by way of this machine."""
+    found = await obstore.get_async(store, path)
+    await obstore.put_async(store, to, found.stream(min_chunk_size=PART), chunk_size=part_size(size))
+
+
+def part_size(size: int) -> int:
+    """Bytes of each part of an object that is written."""
+    return max(PART, size // MOST_PARTS + 1)
 
 
 def say(out: Output, line: dict) -> None:
@@ -221,10 +247,10 @@ def explain(error: Exception, url: str) -> dict:
         return failure(f"there is no bucket {bucket!r}")
     if isinstance(error, FileNotFoundError):
         return failure("there is no such object" if code or not status else f"the store answers {status[1]}")
-    if isinstance(error, PreconditionError):
+    if isinstance(error, exceptions.PreconditionError):
         return failure("it was changed while it was read") | {"changed": True}
-    refused = isinstance(error, PermissionDeniedError | UnauthenticatedError)
-    if refused or (status and status[1] in ("401", "403")):
+    refused = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
+    if refused or (status and status[1] in REFUSED):
         return failure(f"the store refuses access{name}: check {CREDENTIALS[kind]}")
     if status and status[1] in ("301", "307"):
         return failure("the bucket is in another region: set AWS_REGION")
@@ -246,19 +272,18 @@ def failure(sentence: str, hopeless: bool = True) -> dict:
 
 def main() -> None:
     """Answer requests, one after the other."""
-    out = sys.stdout.buffer
     actions = {"read": read, "list": list_all, "write": write, "delete": delete, "rename": rename}
     lines: Queue[bytes] = Queue()
     Thread(target=receive, args=(lines,), daemon=True).start()
     while True:
         request = json.loads(lines.get())
-        counted = Counted(out)
+        out = Output(sys.stdout.buffer)
         try:
-            actions[request["do"]](request, counted)
+            actions[request["do"]](request, out)
         except BrokenPipeError:
             return
         except Exception as error:
-            if counted.began:  # the answer is in its pieces
+            if out.began:  # the answer is in its pieces
                 out.write(bytes(4))
             say(out, explain(error, request["url"]))
 
@@ -268,23 +293,6 @@ def receive(lines: Queue[bytes]) -> None:
     for line in sys.stdin.buffer:
         lines.put(line)
     os._exit(0)
-
-
-class Counted:
-    """Standard output that knows whether an answer has begun."""
-
-    def __init__(self, out: Output) -> None:
-        self._out = out
-        self.began = False
-
-    def write(self, data: bytes, /) -> int:
-        """See Output."""
-        self.began = True
-        return self._out.write(data)
-
-    def flush(self) -> None:
-        """See Output."""
-        self._out.flush()
 
 
 if __name__ == "__main__":

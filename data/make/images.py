@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from packvit.common.engine.engine import Engine
-from packvit.common.files import check_writable, hash_file
+from packvit.common.files import check_shared, check_writable, hash_file
 from packvit.data.make.hidden import Note, clear, hidden_name, publish, read_note
 from packvit.data.make.sources import FoundImage, find_images, split
 from packvit.data.make.write import open_tar
@@ -148,6 +148,12 @@ def hash_plan(classes: Sequence[str], parts: Sequence[tuple[Path, Part]]) -> str
     return digest.hexdigest()
 
 
+def hash_source(path: Path, config: WriteConfig) -> str:
+    """A hash of all that `write_images` finds, without a look into the files; raises like it."""
+    found = find_images(path, config.seed, config.image_column, config.label_column)
+    return hash_plan(found.classes, [(path, [("", image) for image in found.images])])
+
+
 def write_parts(
     parts: Sequence[tuple[Path, Part]],
     plan: str,
@@ -183,6 +189,7 @@ def make_part(shard: str, images: Part, plan: str, step: Callable[[int], None] |
     Args:
         step: called with the number of images that are done.
     """
+    check_shared(Path(shard).parent)
     note = read_note(Path(shard))
     if note is not None and note.plan == plan and note.fits(Path(shard)):
         if step:

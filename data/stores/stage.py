@@ -4,8 +4,10 @@ They are kept in the cache folder until all of them have been uploaded, so a kil
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from packvit.common.files import cache_path
 from packvit.common.stores.objects import is_object, list_objects, need_stores, write_object
@@ -29,7 +31,7 @@ def look_at_store(out: str) -> list[str]:
         raise ValueError(f"{redact(out)} cannot be written to: {error}") from error
 
 
-def write_folder(out: str, task: str, work: Callable[[Path], None]) -> None:
+def write_folder(out: str, task: str, look: Callable[[], str], work: Callable[[Path], None]) -> None:
     """Let `work` write shards to a folder: `out`, or one whose files are then uploaded to `out` in a store.
 
     Shards are uploaded first, the files that list them last. A task that was killed resumes when repeated.
@@ -37,21 +39,38 @@ def write_folder(out: str, task: str, work: Callable[[Path], None]) -> None:
     Args:
         out: local folder, or URL such as `s3://bucket/folder`.
         task: identifies a command, to recognise its repetition.
+        look: tells what the command reads from what it may read later; what was written of other contents and
+            could not be uploaded is written anew.
 
     Raises:
-        ValueError: there are other shards in the store, or the store does not accept files.
+        ValueError: there are other shards in the store, the store does not accept files, or another command
+            is writing to the same place.
     """
     if not is_object(out):
         work(Path(out))
         return
     there = look_at_store(out)
     folder = cache_path("outputs") / f"{derive_seed(out, task):032x}"
-    if not (folder / WRITTEN).exists():
-        if any(path.endswith(".tar") for path in there):
-            raise ValueError(f"{redact(out)} already holds shards: name another folder or delete them first")
-        folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder.with_suffix(".lock"), timeout=0):
+            _write_folder(out, folder, there, look(), work)
+    except Timeout as error:
+        raise ValueError(f"another command is writing to {redact(out)}: wait until it has ended") from error
+
+
+def _write_folder(
+    out: str, folder: Path, there: Sequence[str], source: str, work: Callable[[Path], None]
+) -> None:
+    written = folder / WRITTEN
+    if written.exists() and written.read_text() != source:
+        shutil.rmtree(folder)
+    elif not written.exists() and any(path.endswith(".tar") for path in there):
+        raise ValueError(f"{redact(out)} already holds shards: name another folder or delete them first")
+    if not written.exists():
+        folder.mkdir(exist_ok=True)
         work(folder)
-        (folder / WRITTEN).touch()
+        written.write_text(source)
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith(".")]
     for file in sorted(files, key=lambda file: file.suffix != ".tar"):
         _send(file, f"{out.rstrip('/')}/{file.relative_to(folder).as_posix()}")

@@ -8,6 +8,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +16,10 @@ import numpy as np
 
 from packvit.common.engine.engine import Engine
 from packvit.common.files import write_whole
-from packvit.data import FetchConfig, redact
+from packvit.common.stores.objects import describe_objects, is_object
+from packvit.data import FetchConfig, is_remote, redact
+from packvit.data.shards.fetch import ASK_TIMEOUT
+from packvit.data.shards.source import current_facts
 from packvit.evaluate.predict.prediction import Prediction
 from packvit.evaluate.predict.predictor import Predictor
 from packvit.evaluate.predict.read import Break, Source
@@ -59,8 +63,8 @@ def answer_parts(
         device: of the predictors.
     """
     folder.mkdir(exist_ok=True)
-    parts = list(found.parts())
-    files = [folder / f"{derive_seed(asked, *map(_stamp, part)):032x}.json" for part in parts]
+    parts, stamp = list(found.parts()), Stamps().of
+    files = [folder / f"{derive_seed(asked, *map(stamp, part)):032x}.json" for part in parts]
     jobs = [
         (describe(part), str(file), part, found.fetch)
         for part, file in zip(parts, files, strict=True)
@@ -85,13 +89,32 @@ def describe(part: Sequence[Place]) -> str:
     return first if len(part) == 1 else f"{first} and {len(part) - 1} files after it"
 
 
-def _stamp(place: Place) -> str:
-    """What tells images from others without a look at them: the place, and the size and time of its file."""
-    try:
-        status = os.stat(place.path)
-    except OSError:
-        return repr(place)
-    return f"{place!r} {status.st_size} {status.st_mtime_ns}"
+class Stamps:
+    """What tells images from others without a look at them: the place, and what is said of its contents."""
+
+    def __init__(self) -> None:
+        self._listed: dict[str, dict[str, str]] = {}  # by folder of a store: what it says of its objects
+
+    def of(self, place: Place) -> str:
+        """The stamp of a shard or an image."""
+        path = place.path
+        if is_object(path):
+            return f"{place!r} {self._in_store(path)}"
+        if is_remote(path):
+            return f"{place!r} {current_facts(path, ASK_TIMEOUT)}"
+        try:
+            status = os.stat(path)
+        except OSError:
+            return repr(place)
+        return f"{place!r} {status.st_size} {status.st_mtime_ns}"
+
+    def _in_store(self, path: str) -> str:
+        folder = path.rpartition("/")[0]
+        if folder not in self._listed:
+            self._listed[folder] = {}
+            with suppress(OSError):  # whoever reads the shard will say so
+                self._listed[folder] = describe_objects(folder)
+        return self._listed[folder].get(path, "")
 
 
 def _to_json(name: str, prediction: Prediction) -> dict:

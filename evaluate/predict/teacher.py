@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from packvit.common.device import make_autocast
+from packvit.common.files import check_shared
 from packvit.common.ranks import start_ranks
 from packvit.data import EvalSet, FetchConfig, Shard, write_with_logits
 from packvit.evaluate.setting import Setting
@@ -89,6 +90,7 @@ class Teacher:
         The logits depend on the shard and the lesson alone: batches hold no image of another shard.
         """
         lesson = self.lesson
+        check_shared(target.parent)
         file = target.with_name(f".{target.name}.{lesson.mark}.whole")
         if file.exists():  # a process wrote it before it, or its driver, was killed
             return Taught(file, len(Shard.open(file)), [])

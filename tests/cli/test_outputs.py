@@ -122,7 +122,7 @@ def test_teach_goes_on_only_with_whole_shards_of_the_same_teacher(model, digits_
     assert dispatch(command) == 0
     shutil.copy(other / "model.safetensors", tmp_path / "a")
     assert dispatch(command) == 2
-    assert "names another teacher, budget, field or other shards" in capsys.readouterr().err
+    assert "names another teacher, budget, precision, field or other shards" in capsys.readouterr().err
 
 
 def test_teach_takes_over_what_was_written_and_not_listed(model, digits_set, tmp_path, capsys, monkeypatch):

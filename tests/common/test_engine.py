@@ -4,7 +4,10 @@ import os
 import pickle
 import signal
 import sys
+import time
+from contextlib import suppress
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -90,6 +93,19 @@ def test_a_process_that_is_killed_is_one_sentence_that_names_what_it_worked_on()
     jobs = [("a.tar",), ("b.tar",), ("c.tar",)]
     with LocalEngine(2) as engine, pytest.raises(RuntimeError, match=r"worked on one of (\w\.tar, )*c\.tar$"):
         list(engine.run("killing", kill_myself, jobs))
+
+
+def test_processes_end_at_once_when_they_are_interrupted(tmp_path):
+    jobs = [(tmp_path / "now", 0.0), *((tmp_path / name, 3.0) for name in "abcd")]
+    with suppress(KeyboardInterrupt), LocalEngine(2) as engine:
+        next(engine.run("waking", write_late, jobs))
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["now"]
+
+
+def write_late(path: Path, seconds: float) -> None:
+    time.sleep(seconds)
+    path.touch()
 
 
 def kill_myself(_: str) -> None:

@@ -102,6 +102,25 @@ def test_changed_contents_are_fetched_again_by_the_next_process(web, digits_set,
     assert [method for method, *_ in web.seen] == ["GET", "HEAD", "HEAD", "GET"]  # again under the lock
 
 
+def test_a_kill_while_a_copy_is_replaced_leaves_none_that_passes_for_the_new_one(
+    web, digits_set, contents, monkeypatch
+):
+    path = f"http://{web.address}/shard-000000.tar"
+    Shard.open(path)
+    web.body, web.tag = (digits_set / "train/shard-000001.tar").read_bytes(), "two"
+
+    def killed(source: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    shard_module.forget()
+    with monkeypatch.context() as patch:
+        patch.setattr("packvit.data.shards.fetch.os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Shard.open(path)
+    shard_module.forget()
+    assert contents(Shard.open(path)) == contents(Shard.open(digits_set / "train/shard-000001.tar"))
+
+
 def test_a_server_that_cannot_be_asked_leaves_the_copy(web, contents):
     path = f"http://{web.address}/shard-000000.tar"
     first = contents(Shard.open(path))

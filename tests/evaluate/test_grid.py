@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from packvit.common.display import Display
+from packvit.common.engine.local import LocalEngine
 from packvit.common.ranks import ALONE
 from packvit.data import ClassTarget, EvalSet, Piece, pack_images
 from packvit.evaluate import Accuracy, Evaluation, Setting, Subject, cut_chunks
@@ -81,6 +82,18 @@ def test_every_answer_is_that_to_the_image_alone(images, subject, undisturbed):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_number_of_workers_changes_nothing(workers, images, subject, undisturbed, tmp_path):
     assert_same(columns(make(tmp_path, workers).collect(subject, images, SETTINGS)), undisturbed)
+
+
+def test_an_engine_gives_what_ranks_give(images, subject, undisturbed, tmp_path):
+    with LocalEngine() as engine:
+        evaluation = replace(make(tmp_path), engine=engine, device="cpu")
+        assert_same(columns(evaluation.collect(subject, images, SETTINGS)), undisturbed)
+    [folder] = tmp_path.iterdir()
+    (folder / "chunk-000002.safetensors").unlink()
+    assert_same(
+        columns(make(tmp_path).collect(subject, images, SETTINGS)), undisturbed
+    )  # and goes on with it
+    assert [folder] == list(tmp_path.iterdir())
 
 
 def test_a_killed_pass_goes_on_with_the_chunks_that_are_missing(

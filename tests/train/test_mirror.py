@@ -224,6 +224,22 @@ def test_a_damaged_checkpoint_in_the_store_is_passed_over(bucket, make_config, d
     assert_equals_disk(bucket, disk)
 
 
+def test_one_answer_that_is_missing_ends_no_run(bucket, make_config, tmp_path):
+    """Of all requests that only the store itself would repeat; the run has trained, and all is there."""
+    run(make_config(URL), measure=False)
+    dropped: list[str] = []
+
+    def choose(method: str, key: str) -> str | None:
+        if method == "GET" and key.endswith("/.writer") and len(dropped) < 1:
+            dropped.append(key)
+            return "drop"
+        return None
+
+    bucket.choose = choose
+    run(make_config(URL), measure=False)  # nothing is left to do but to look at the store
+    assert dropped
+
+
 def test_a_run_ends_when_another_has_taken_its_folder(bucket, make_config):
     def choose(method: str, key: str) -> None:
         if method == "PUT" and "step-00000006" in key:

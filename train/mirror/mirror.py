@@ -17,7 +17,8 @@ from uuid import uuid4
 
 from packvit.common.files import write_whole
 from packvit.common.ranks import Ranks
-from packvit.common.stores.copies import send_object
+from packvit.common.stores.again import try_again
+from packvit.common.stores.copies import RETRIES, send_object
 from packvit.common.stores.objects import ANSWER_TIMEOUT, read_object, rename_object
 from packvit.train.mirror.rest import Rest, delete_names, mark_first
 from packvit.train.mirror.stored import (
@@ -272,7 +273,7 @@ class Mirror:
 
     def _check_writer(self) -> None:
         try:
-            there, _ = read_object(f"{self.url}/{WRITER}", 0, 100, ANSWER_TIMEOUT)
+            there, _ = try_again(lambda: read_object(f"{self.url}/{WRITER}", 0, 100, ANSWER_TIMEOUT), RETRIES)
         except OSError as error:
             raise OSError(f"{self.url}/{WRITER} cannot be read: {error}") from error
         if there != self._writer.encode():
