@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from packvit.cli import dispatch
@@ -272,6 +273,33 @@ def test_predictions_are_alike(on_cluster, killing, model, damaged, tmp_path, ca
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in the processes of a cluster."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_models_are_evaluated_alike(
+    on_cluster, killing, model, digits_set, tmp_path, monkeypatch, one_thread
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(digits_set / "train", "shards")
+    torn = Shard.open("shards/shard-000000.tar").image(0)[:99]
+    write_shards([Sample("torn", torn, "png", 1)], Path("shards"), prefix="torn")
+    command = ["eval", model, "--shards", "shards", "--resolutions", "24", "32", "--patch-sizes", "8"]
+    command += ["--tokens", "9", "--features", "--save-predictions", "--corruptions", "fog:3"]
+    command += ["--no-cost", "--device", "cpu", "--out"]
+    assert dispatch([*command, "local"]) == 0
+    with killing() as killed:
+        assert dispatch(on_cluster([*command, "cluster"])) == 0
+    assert killed
+    assert contents(tmp_path / "local") == contents(tmp_path / "cluster")
+    assert b"torn" in contents(tmp_path / "local")["skipped.jsonl"]
+
+
 def test_a_machine_that_is_lost_stops_nothing_and_what_was_done_stays_done(
     machines, on_cluster, model, digits_set, tmp_path, capsys, monkeypatch
 ):
@@ -343,6 +371,16 @@ def test_a_task_that_kills_its_process_is_named_and_the_others_are_done(machines
     assert said.out == ""
     again = f"packvit: {deadly}: its process was lost, and it is begun again (1 of 1)"
     assert said.err.splitlines()[1:] == [again]
+
+
+def test_processes_begin_anew_for_another_setup(machines):
+    with make_engine(EngineConfig("ray", machines.address), Console(quiet=True)) as engine:
+        for setup, expected in ((str.upper, "CPU"), (str.title, "Cpu")):
+            results = engine.run("adding", str.__add__, [("1",), ("2",)], setup)
+            assert list(results) == [f"{expected}1", f"{expected}2"]
+        first = engine.run("adding", str.__add__, [(str(number),) for number in range(40)], str.upper)
+        assert next(first) == "CPU0"  # nobody wants the others any more
+        assert list(engine.run("adding", eval, [("1 + 1",), ("1 + 2",)])) == [2, 3]
 
 
 def test_what_is_wrong_is_said_as_this_machine_says_it(
