@@ -138,9 +138,10 @@ class RayEngine:
                 yield from queue.results()
         if queue.given_up:
             names = naming(what, jobs, sorted(queue.given_up))
+            times = f"{queue.retries + 1} times" if queue.retries else "once"
             raise RuntimeError(
-                f"{len(queue.given_up)} of {len(jobs)} are not done, because their process was lost "
-                f"{queue.retries + 1} times: {names}"
+                f"{len(queue.given_up)} of {len(jobs)} are not done, because their process was lost {times}: "
+                f"{names}"
             )
 
     def _count(self, resource: str) -> int:

@@ -288,6 +288,8 @@ def test_mistakes_get_one_sentence_before_the_work(model, digits_set, broken, tm
     write_shards([Sample("a", b"junk", "jpg", 0)], tmp_path / "empty")
     assert "no usable image" in fails(capsys, [model, "--shards", str(tmp_path / "empty"), *SIZES, *out])
     assert "takes" in fails(capsys, [model, *good, "--sequences", "100000000"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "start packvit eval without torchrun" in fails(capsys, [model, *good, "--engine", "ray"])
     assert not (tmp_path / "out").exists()
 
 

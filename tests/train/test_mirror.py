@@ -21,11 +21,14 @@ from safetensors.torch import load
 from faults.bucket import Bucket, Write
 from faults.store import KEYS
 from packvit.cli import dispatch
+from packvit.common.ranks import ALONE
 from packvit.common.stores import again, objects
 from packvit.train.api import merge
 from packvit.train.config import Config, parse_config, plain_config
+from packvit.train.mirror.mirror import Mirror
 from packvit.train.recipes.find import find_recipe
 from packvit.train.run import run
+from packvit.train.step.kept import CheckpointConfig
 
 pytestmark = pytest.mark.skipif(find_spec("obstore") is None, reason="needs obstore (packvit[storage])")
 
@@ -222,6 +225,30 @@ def test_a_damaged_checkpoint_in_the_store_is_passed_over(bucket, make_config, d
     assert "changedafteritwaswritten):resumingfromthepreviouscheckpoint" in said
     assert steps_of(bucket.objects) == [3, 6, 8]
     assert_equals_disk(bucket, disk)
+
+
+def test_what_another_start_has_sent_stays_as_it_is(bucket, tmp_path):
+    """The first one comes late with a checkpoint that the second one has completed."""
+    starts = []
+    for name in ("first", "second"):
+        mirror = Mirror(URL, tmp_path / name, ALONE, CheckpointConfig(), print)
+        partial = mirror.folder / "checkpoints/partial-00000003"
+        partial.mkdir(parents=True)
+        for file in ("model.safetensors", "hashes-00000.json"):
+            (partial / file).write_text(name)
+        (partial / "progress.json").write_text('{"ranks": 1}')
+        mirror.join(validates=False)
+        mirror.begin(0)
+        starts.append((mirror, partial))
+    (first, late), (second, partial) = starts
+    sent = second.send(3, partial)
+    partial.rename(partial.with_name("step-00000003"))
+    second.publish(sent)
+    there = dict(bucket.objects)
+    assert there[f"{KEY}/checkpoints/step-00000003/model.safetensors"] == b"second"
+    with pytest.raises(ValueError, match="another run writes to s3://bucket/runs/x by now"):
+        first.publish(first.send(3, late))
+    assert bucket.objects == there
 
 
 def test_one_answer_that_is_missing_ends_no_run(bucket, make_config, tmp_path):

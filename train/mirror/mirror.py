@@ -48,10 +48,14 @@ class TakenError(ValueError):
 
 @dataclass
 class Sent:
-    """What a rank has sent: names in each checkpoint by its step, and why not all; empty if all."""
+    """What a rank has sent: names in each checkpoint by its step, and why not all; empty if all.
+
+    taken: whether it is because another start of the run writes to the store.
+    """
 
     names: dict[int, list[str]] = field(default_factory=dict)
     trouble: str = ""
+    taken: bool = False
 
 
 class Mirror:
@@ -175,10 +179,11 @@ class Mirror:
                 for file in self._own_files(place):
                     name = file.relative_to(place).as_posix()
                     if name != PROGRESS:
+                        self._check_writer()  # what another has sent must stay as it is
                         send_object(file, f"{self.url}/{place_of(number)}/{name}")
                     sent.names.setdefault(number, []).append(name)
-        except OSError as error:
-            sent.trouble = str(error)
+        except (OSError, TakenError) as error:
+            sent.trouble, sent.taken = str(error), isinstance(error, TakenError)
         return sent
 
     def _own_files(self, place: Path) -> Iterator[Path]:
@@ -195,7 +200,8 @@ class Mirror:
             ValueError: another start of the run writes to the store.
         """
         everyone = self.ranks.gather(sent)
-        taken, trouble = False, next((one.trouble for one in everyone if one.trouble), "")
+        taken = any(one.taken for one in everyone)
+        trouble = next((one.trouble for one in everyone if one.trouble and one.taken == taken), "")
         if self.ranks.is_main and not trouble:
             try:
                 self._publish(everyone)
