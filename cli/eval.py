@@ -1,16 +1,19 @@
 """`packvit eval MODEL... ...`."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+from rich.console import Console
 
 from packvit.cli.eval_sets import name_sets
 from packvit.cli.options import read_options
 from packvit.common.engine.engine import EngineConfig
-from packvit.common.engine.make import EngineFlags
+from packvit.common.engine.make import EngineFlags, make_engine
 from packvit.evaluate.request.carry_out import carry_out
 from packvit.evaluate.request.request import Options, Request
 
@@ -42,7 +45,15 @@ class Eval(Options):
 def main(arguments: Sequence[str]) -> None:
     """Evaluate."""
     options = read_options(Eval, "packvit eval", arguments)
-    carry_out(to_request(options), engine=options.engine)
+    start = None
+    if options.engine.engine != "local":
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError(
+                f"--engine {options.engine.engine} starts its processes itself: start packvit eval without "
+                "torchrun"
+            )
+        start = partial(make_engine, options.engine, Console(stderr=True))
+    carry_out(to_request(options), start=start)
 
 
 def to_request(options: Eval) -> Request:

@@ -1,15 +1,12 @@
 """A request from its checks to its results."""
 
-import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
-
 from packvit.common.display import Display
-from packvit.common.engine.engine import EngineConfig
-from packvit.common.engine.make import make_engine
+from packvit.common.engine.engine import Engine
 from packvit.common.files import check_writable
 from packvit.common.ranks import ranks_of_call
 from packvit.data import every_corruption, parse_corruptions
@@ -21,8 +18,6 @@ from packvit.evaluate.request.words import Words, find_words, refuse_words
 from packvit.evaluate.run import Asked, Rows, evaluate
 from packvit.evaluate.sweep.grid import Evaluation
 from packvit.packing import PackingConfig
-
-LOCAL = EngineConfig()
 
 
 class Done(NamedTuple):
@@ -36,22 +31,17 @@ class Done(NamedTuple):
     rows: Rows
 
 
-def carry_out(request: Request, quiet: bool = False, engine: EngineConfig = LOCAL) -> Done:
+def carry_out(request: Request, quiet: bool = False, start: Callable[[], Engine] | None = None) -> Done:
     """Evaluate; every rank calls it.
 
     Args:
         quiet: whether nothing is printed.
-        engine: where the models answer; local is these ranks.
+        start: starts the engine that lets the models answer; by default these ranks do.
 
     Raises:
         ValueError, OSError: something cannot be evaluated, read or written; says what.
     """
     request.check()
-    spread = engine.engine != "local"
-    if spread and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            f"--engine {engine.engine} starts processes by itself: start packvit eval without torchrun"
-        )
     folder = find_folder(request)
     check_writable(folder)
     request = complete(request)
@@ -62,16 +52,13 @@ def carry_out(request: Request, quiet: bool = False, engine: EngineConfig = LOCA
     loaded = load_models(request)
     words = choose_words(request, loaded[0])
     classes = loaded[0].model.config.num_classes if words is None else len(words.names)
-    console = Console(stderr=True, quiet=quiet)
-    with (
-        make_engine(engine, console) if spread else nullcontext() as cluster,
-        # What is left for this process must not need what the cluster has.
-        ranks_of_call("auto" if spread and request.device == "cuda" else request.device) as ranks,
-    ):
+    # What an engine leaves to this process must not need the GPUs of the engine's.
+    device = "auto" if start is not None and request.device == "cuda" else request.device
+    with start() if start else nullcontext() as engine, ranks_of_call(device) as ranks:
         opened = open_sets(named, request, classes, words, loaded[0].path)
         display = Display(quiet=quiet or not ranks.is_main)
         evaluation = Evaluation(
-            folder, packing, ranks, request.workers, request.precision, display, cluster, request.device
+            folder, packing, ranks, request.workers, request.precision, display, engine, request.device
         )
         subjects = [make_subject(one, opened, words, request, evaluation) for one in loaded]
         asked = Asked(
