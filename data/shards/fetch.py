@@ -30,7 +30,6 @@ GZIP_SUFFIXES = (".tar.gz", ".tgz")
 MANIFEST = "manifest.json"
 BESIDE, BESIDE_BYTES = ".manifest", 10**8  # copies of what lies beside shards
 ROOM_STEP = 2**24  # bytes that a file may grow before room is looked for again
-COPY = "copy"  # among the facts about a source: which copy they belong to
 ASK_TIMEOUT = 10.0  # seconds to wait for an answer whether a shard has changed
 
 
@@ -149,22 +148,17 @@ def _is_current(path: str, target: Path, config: FetchConfig) -> bool:
     if path in _asked or not _is_url(path):
         return True
     then = _read_facts(target)
-    if then.get(COPY, _mark(target)) != _mark(target):
-        return False  # who fetched it was killed between the two files
+    if then is None:
+        return False  # who fetched it was killed on the way
     now = current_facts(path, min(ASK_TIMEOUT, config.timeout)) if then else {}
     # A server that cannot be asked, or says nothing, leaves us with what we have.
     return all(then[name] == now[name] for name in then.keys() & now.keys())
 
 
-def _read_facts(target: Path) -> dict[str, str]:
+def _read_facts(target: Path) -> dict[str, str] | None:
     with suppress(OSError, ValueError):
         return dict(json.loads(target.with_suffix(".json").read_bytes()))
-    return {}
-
-
-def _mark(copy: Path) -> str:
-    """What tells a copy from another one of the same source."""
-    return str(copy.stat().st_mtime_ns)
+    return None
 
 
 def _fetch(path: str, target: Path, partial: Partial, config: FetchConfig) -> None:
@@ -191,8 +185,10 @@ def _fetch(path: str, target: Path, partial: Partial, config: FetchConfig) -> No
     except (OSError, ValueError):
         partial.drop()  # these bytes are no use
         raise
-    target.with_suffix(".json").write_text(json.dumps({**facts, COPY: _mark(partial.path)}))
+    about = target.with_suffix(".json")
+    about.unlink(missing_ok=True)  # it must never stand beside a copy of other contents
     os.replace(partial.path, target)
+    about.write_text(json.dumps(facts))
     if shard:
         _make_room(target, limit)
 

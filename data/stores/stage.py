@@ -65,7 +65,7 @@ def _write_folder(
     written = folder / WRITTEN
     if written.exists() and written.read_text() != source:
         shutil.rmtree(folder)
-    elif not written.exists() and any(path.endswith(".tar") for path in there):
+    if not written.exists() and any(path.endswith(".tar") for path in there):
         raise ValueError(f"{redact(out)} already holds shards: name another folder or delete them first")
     if not written.exists():
         folder.mkdir(exist_ok=True)

@@ -103,6 +103,10 @@ def test_what_could_not_be_uploaded_is_written_anew_if_it_was_made_of_something_
             write()
     source[0] = "two"
     bucket.choose = lambda method, key: None
+    bucket.objects["bucket/out/shard-000001.tar"] = b"one"  # of those that were uploaded
+    with pytest.raises(ValueError, match="s3://bucket/out already holds shards"):
+        write()
+    bucket.objects.clear()
     write()
     assert worked == ["one", "two"]
     assert bucket.objects == {"bucket/out/shard-000000.tar": b"two"}
