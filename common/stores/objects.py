@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from packvit.common.optional import need
-from packvit.common.stores.source import Changed, Hopeless
+from packvit.common.stores.source import Changed, Gone, Hopeless
 
 SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss")
 RETRIES = 5  # of listing and writing, which obstore does again by itself
@@ -71,8 +71,8 @@ class Server:
             raise ConnectionError("the process that reads from stores has ended")
         answer = json.loads(text)
         if "error" in answer:
-            kind = Changed if answer.get("changed") else Hopeless if answer["hopeless"] else OSError
-            raise kind(answer["error"])
+            kinds = {"changed": Changed, "gone": Gone, "hopeless": Hopeless}
+            raise next((kind for name, kind in kinds.items() if answer.get(name)), OSError)(answer["error"])
         return answer
 
     def bytes(self, size: int) -> bytes:

@@ -245,8 +245,8 @@ def explain(error: Exception, url: str) -> dict:
         return failure(f"nothing gives access to {scheme}://: set {CREDENTIALS[kind]}")
     if code and code[1] in ("NoSuchBucket", "ContainerNotFound"):
         return failure(f"there is no bucket {bucket!r}")
-    if isinstance(error, FileNotFoundError):
-        return failure("there is no such object" if code or not status else f"the store answers {status[1]}")
+    if isinstance(error, FileNotFoundError) and (code or not status):
+        return failure("there is no such object") | {"gone": True}
     if isinstance(error, exceptions.PreconditionError):
         return failure("it was changed while it was read") | {"changed": True}
     refused = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)

@@ -36,6 +36,10 @@ class Hopeless(OSError):
     """A failure that a retry does not solve."""
 
 
+class Gone(Hopeless):
+    """There is nothing under the name any more."""
+
+
 class Changed(OSError):
     """The contents are not those that were requested."""
 

@@ -20,7 +20,7 @@ from filelock import FileLock
 from packvit.common.files import cache_path
 from packvit.common.stores.again import try_again
 from packvit.common.stores.partial import Partial
-from packvit.common.stores.source import Hopeless
+from packvit.common.stores.source import Gone, Hopeless
 from packvit.data.shards.download import check_tar, download, unzip
 from packvit.data.shards.index import drop_index
 from packvit.data.shards.source import current_facts, has_ranges, is_remote, is_web
@@ -150,7 +150,10 @@ def _is_current(path: str, target: Path, config: FetchConfig) -> bool:
     then = _read_facts(target)
     if then is None:
         return False  # who fetched it was killed on the way
-    now = current_facts(path, min(ASK_TIMEOUT, config.timeout)) if then else {}
+    try:
+        now = current_facts(path, min(ASK_TIMEOUT, config.timeout)) if then else {}
+    except Gone:
+        return False
     # A server that cannot be asked, or says nothing, leaves us with what we have.
     return all(then[name] == now[name] for name in then.keys() & now.keys())
 

@@ -14,7 +14,7 @@ from typing import Any
 from webdataset.gopen import gopen, gopen_schemes, rewrite_url  # pyright: ignore[reportAttributeAccessIssue]
 
 from packvit.common.stores.objects import is_object, read_object
-from packvit.common.stores.source import Hopeless, Source
+from packvit.common.stores.source import Gone, Hopeless, Source
 from packvit.data.stores.web import WebSource, read_web, web_facts
 
 COMMANDS = {
@@ -146,11 +146,17 @@ def read_range(
 
 
 def current_facts(path: str, timeout: float) -> dict[str, str]:
-    """The facts about a shard's contents now; empty if its server does not state them."""
+    """The facts about a shard's contents now; empty if its server does not state them.
+
+    Raises:
+        Gone: there is no such object in its store.
+    """
     try:
         path = rewrite_url(path)
         if is_object(path):
             return read_object(path, 0, 1, timeout)[1]
         return web_facts(path, timeout) if is_web(path) else {}
+    except Gone:
+        raise
     except (OSError, ValueError):
         return {}

@@ -115,6 +115,8 @@ def test_teach_goes_on_only_with_whole_shards_of_the_same_teacher(model, digits_
     assert dispatch(command) == 0
     assert capsys.readouterr().out.count(": 40 images") == 2
     assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
+    assert dispatch([*command, "--precision", "bf16"]) == 2  # logits of two kinds would be mixed
+    assert "names another teacher" in capsys.readouterr().err
     # The same path may hold another model.
     other = save_model(PackedViT(load_model(model).config), tmp_path / "b")
     shutil.copytree(model, tmp_path / "a")

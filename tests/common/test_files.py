@@ -11,7 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from packvit.common.files import check_writable, hash_file, whole, write_nameless, write_whole
+from packvit.common.files import (
+    cache_path,
+    check_shared,
+    check_writable,
+    hash_file,
+    whole,
+    write_nameless,
+    write_whole,
+)
 from packvit.common.tensors import save_tensors
 
 
@@ -120,3 +128,11 @@ def test_files_of_tensors_are_readable_by_whom_any_new_file_is(mask, tmp_path):
         save_tensors({"a": torch.zeros(2, 2).T}, path)
     assert load_file(path)["a"].tolist() == [0, 1, 2]
     assert [one.name for one in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_folder_that_machines_do_not_share_is_named(tmp_path):
+    check_shared(tmp_path)
+    with pytest.raises(ValueError, match=r"has no .*/none: all machines must share this folder$"):
+        check_shared(tmp_path / "none")
+    with pytest.raises(ValueError, match=r"has no .*/outputs/1: .* set PACKVIT_CACHE to a shared folder"):
+        check_shared(cache_path("outputs") / "1")

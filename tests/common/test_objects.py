@@ -12,6 +12,8 @@ from faults.store import KEYS
 from packvit.common.stores import again, objects
 from packvit.common.stores.copies import copy_folder, fetch_object
 from packvit.common.stores.source import Hopeless
+from packvit.data import BadShard, Shard
+from packvit.data.shards.shard import forget
 from packvit.data.stores.stage import write_folder
 from packvit.evaluate.predict.parts import Stamps
 from packvit.evaluate.predict.sources import Place
@@ -122,3 +124,17 @@ def test_answers_to_a_shard_are_not_those_to_the_one_before_it_in_the_store(buck
     assert stamps[0][1] == stamps[1][1]
     bucket.choose = lambda method, key: 403  # it is said by whoever reads the shard
     assert Stamps().of(Place("s3://bucket/s/a.tar")) not in stamps[0] + stamps[1]
+
+
+def test_the_copy_of_an_object_that_is_gone_is_not_read(bucket, digits_set):
+    path = "s3://bucket/set/a.tar"
+    bucket.objects["bucket/set/a.tar"] = (digits_set / "val/shard-000000.tar").read_bytes()
+    assert len(Shard.open(path)) == 30
+    forget()
+    bucket.choose = lambda method, key: 403  # it cannot be asked, so what was there is believed
+    assert len(Shard.open(path)) == 30
+    forget()
+    bucket.choose = lambda method, key: None
+    bucket.objects.clear()
+    with pytest.raises(BadShard, match="there is no such object"):
+        Shard.open(path)
