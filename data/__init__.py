@@ -23,6 +23,7 @@ from packvit.data.shards.paths import SHARD_SUFFIXES, ShardSet, expand_shards, f
 from packvit.data.shards.redact import redact
 from packvit.data.shards.shard import IMAGE_FIELDS, BadSample, BadShard, Shard
 from packvit.data.shards.source import is_remote
+from packvit.data.streams.counts import SampleCounts
 from packvit.data.streams.eval_set import Alter, EvalSet, Piece, Way
 from packvit.data.streams.loader import TrainLoader, end_workers, merge_states
 from packvit.data.streams.plan import DataPlan
@@ -53,6 +54,7 @@ __all__ = [
     "MixConfig",
     "Mixing",
     "Piece",
+    "SampleCounts",
     "Shard",
     "ShardSet",
     "Stream",

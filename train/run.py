@@ -11,7 +11,7 @@ from packvit.common.device import arithmetic
 from packvit.common.display import Display
 from packvit.common.json_lines import read_json_lines
 from packvit.common.ranks import find_ranks, stop_ranks
-from packvit.data import EvalSet, end_workers
+from packvit.data import EvalSet, SampleCounts, end_workers
 from packvit.evaluate import (
     MAIN,
     Asked,
@@ -139,7 +139,7 @@ def finish(
     """Save the trained model, draw the run's history, evaluate the model."""
     config, ranks = training.config, training.ranks
     history, heads = [], training.engine.whole_heads()
-    bad = round(ranks.sum(training.loader.counts())[1])
+    bad = round(SampleCounts(*ranks.sum(training.loader.counts())).bad)
     if ranks.is_main:
         training.engine.module.save(model, heads, config.folder)
         history = read_json_lines(config.folder / "metrics.jsonl")

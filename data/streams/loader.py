@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from packvit.data.shards.fingerprint import changed_tags, same_shards
 from packvit.data.shards.redact import redact
+from packvit.data.streams.counts import SampleCounts
 from packvit.data.streams.feed import Watch, feed
 from packvit.data.streams.plan import DataPlan
 from packvit.data.streams.stream import STATE_VERSION, DataError, LoadedBatch, Stream
@@ -196,11 +197,9 @@ class TrainLoader:
         """The stream that the next batch comes from."""
         return (self.start + self.rank) % self.plan.data.streams
 
-    def counts(self) -> tuple[int, int]:
-        """(samples read, samples that could not be used) by this rank's streams, including before a
-        resume."""
-        states = self.states.values()
-        return sum(state["seen"] for state in states), sum(state["bad"] for state in states)
+    def counts(self) -> SampleCounts:
+        """What became of the samples of this rank's streams, including before a resume."""
+        return SampleCounts.of_states(self.states.values())
 
     def shrunk(self) -> int:
         """Views of this rank's streams that `packing.oversize` shrank, including before a resume."""

@@ -94,7 +94,7 @@ class Stream:
         self.augmented = plan.data.augment.active
         self.mixed = plan.data.mix.active
         self.collate = partial(collate_targets, plan.targets)
-        self.seen = self.bad = self.shrunk = 0
+        self.seen = self.bad = self.decoded = self.undecodable = self.shrunk = 0
         self._lost_before: list[dict] = []  # lines on what was lost since the last batch already
 
     def next_batch(self) -> LoadedBatch:
@@ -189,9 +189,11 @@ class Stream:
 
     def _decode(self, planned: Planned | Recalled, kept: int, skipped: list[dict]) -> Decoded | None:
         """The sample with as many tokens as the packer left it, then as teachers see it; None if bad."""
+        self.decoded += 1
         try:
             planned = planned if isinstance(planned, Planned) else self._recall(planned)
         except (BadSample, BadShard) as error:
+            self.undecodable += 1
             self._lose(Lost(describe_skipped(error), 1), skipped)
             return None
         header, views = planned.header, list(planned.views)
@@ -203,6 +205,7 @@ class Stream:
             shard = self.reader.shard(header.reference.shard)
             sample = decode_sample(shard, header, views, self.plan.targets, seed)
         except (BadSample, BadShard) as error:
+            self.undecodable += 1
             self._lose(Lost(describe_skipped(error), 1), skipped)
             return None
         return augment(sample, self.plan.data.augment) if self.augmented else sample
@@ -234,6 +237,8 @@ class Stream:
             **self.reader.state_dict(),
             "seen": self.seen,
             "bad": self.bad,
+            "decoded": self.decoded,
+            "undecodable": self.undecodable,
             "shrunk": self.shrunk,
             "views": self._views_drawn(),
             "algorithm": self.plan.packing.algorithm,
@@ -255,6 +260,7 @@ class Stream:
             raise ValueError(f"data state has version {state['version']}, this packvit reads {STATE_VERSION}")
         self.reader.load_state_dict(state)
         self.seen, self.bad, self.shrunk = state["seen"], state["bad"], state.get("shrunk", 0)
+        self.decoded, self.undecodable = state.get("decoded", self.seen), state.get("undecodable", 0)
         self.batches, self._lost_before = self._new_batches(), []
         algorithm = self.plan.packing.algorithm
         if state["views"] != self._views_drawn() or state.get("algorithm", algorithm) != algorithm:

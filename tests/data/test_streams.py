@@ -304,7 +304,7 @@ def test_bad_samples_are_left_out_named_and_counted(tmp_path):
     loader = make_loader(tmp_path, streams=1)
     skipped, keys = [], set()
     batches = iter(loader)
-    while loader.counts()[0] < 48:
+    while loader.counts().read < 48:
         loaded = next(batches)
         assert loaded.batch is not None
         assert loaded.batch.labels is not None
@@ -314,7 +314,7 @@ def test_bad_samples_are_left_out_named_and_counted(tmp_path):
     assert keys == {f"good{i}" for i in range(20)}
     assert {line["key"] for line in skipped} == {"empty", "cut", "unlabelled", "label"}
     assert all(line["shard"].endswith("shard-000000.tar") and line["reason"] for line in skipped)
-    assert loader.counts()[1] == len(skipped)
+    assert loader.counts().bad == len(skipped)
 
 
 def test_a_stream_without_usable_samples_says_so(tmp_path):
@@ -357,10 +357,11 @@ def test_a_broken_shard_counts_as_many_samples_as_another_holds(tmp_path):
     (tmp_path / "shard-000001.tar").write_bytes(b"broken" * 500)
     loader = make_loader(tmp_path, streams=1)
     batches = iter(loader)
-    while loader.counts()[0] < 400:
+    while loader.counts().read < 400:
         next(batches)
-    seen, bad = loader.counts()
-    assert 0.2 < bad / seen < 0.3
+    counts = loader.counts()
+    assert 0.2 < counts.unreadable / counts.read < 0.3
+    assert counts.undecodable == 0
 
 
 def test_other_contents_under_the_same_names_are_refused(tmp_path):
@@ -430,7 +431,7 @@ def test_a_shard_that_vanishes_or_shrinks_in_the_middle_is_named(tmp_path):
     skipped = list(next(batches).skipped)
     (tmp_path / "a/shard-000000.tar").unlink()
     os.replace(tmp_path / "b/shard-000000.tar", tmp_path / "a/shard-000001.tar")
-    while loader.counts()[0] < 120:
+    while loader.counts().read < 120:
         skipped += next(batches).skipped
     reasons = {line["shard"][-16:]: line["reason"] for line in skipped if "is lost" in line["reason"]}
     assert set(reasons) == {"shard-000001.tar"}

@@ -11,7 +11,7 @@ import torch
 from packvit.common.display import Display
 from packvit.common.json_lines import read_json_lines
 from packvit.common.ranks import Ranks
-from packvit.data import TrainLoader
+from packvit.data import SampleCounts, TrainLoader
 from packvit.train.config import Config, changed_fields, must_stay, plain_config, resume_rules
 from packvit.train.step.muon import local
 from packvit.train.step.step import Engine
@@ -90,10 +90,9 @@ class BadShare:
         self.config, self.ranks, self.loader = config, ranks, loader
         self.past = deque([self._counts()])  # at the start and at earlier checks
 
-    def _counts(self) -> tuple[float, float]:
-        """Samples that all ranks have read so far, and bad ones."""
-        seen, bad = self.ranks.sum(self.loader.counts())
-        return seen, bad
+    def _counts(self) -> SampleCounts:
+        """What became of the samples that all ranks have read so far."""
+        return SampleCounts(*self.ranks.sum(self.loader.counts()))
 
     def check(self) -> None:
         """Check the last RECENT samples of all ranks, or those since the run started or was resumed.
@@ -102,18 +101,29 @@ class BadShare:
             ValueError: more of them are bad than `data.max_bad_fraction` allows.
         """
         counts = self._counts()
-        while len(self.past) > 1 and counts[0] - self.past[1][0] >= RECENT:
+        while len(self.past) > 1 and counts.read - self.past[1].read >= RECENT:
             self.past.popleft()
-        seen, bad = (now - then for now, then in zip(counts, self.past[0], strict=True))
+        recent = counts.since(self.past[0])
         self.past.append(counts)
         share = self.config.data.max_bad_fraction
-        # A few bad samples say little about the share: what counts is beyond three deviations.
-        if bad > share * seen + 3 * math.sqrt(share * (1 - share) * seen):
+        # Those that were lost when the decoded ones were read come on top of those lost in decoding.
+        lost_before = recent.unreadable * recent.decoded / max(1, recent.read)
+        if too_many(recent.unreadable, recent.read, share) or too_many(
+            recent.undecodable + lost_before, recent.decoded, share
+        ):
+            reason = commonest_reason(self.config.folder)
             raise ValueError(
-                f"{bad:.0f} of the last {seen:.0f} samples could not be used, more than "
-                f"data.max_bad_fraction={share} allows{commonest_reason(self.config.folder)}; "
+                f"of the last {recent.read:.0f} samples, {recent.unreadable:.0f} could not be used when they "
+                f"were read, and {recent.undecodable:.0f} of the {recent.decoded:.0f} decoded so far, more "
+                f"than data.max_bad_fraction={share} allows{reason}; "
                 f"{self.config.folder / 'skipped.jsonl'} names all; the last checkpoint is good"
             )
+
+
+def too_many(bad: float, seen: float, share: float) -> bool:
+    """Whether more than `share` is bad; a few bad samples say little: what counts is beyond three
+    deviations."""
+    return bad > share * seen + 3 * math.sqrt(share * (1 - share) * seen)
 
 
 def commonest_reason(run_dir: Path) -> str:
