@@ -87,12 +87,7 @@ def main(arguments: Sequence[str]) -> None:
 def look(options: Teach) -> str:
     """What tells the teacher and the shards from others."""
     shards = ShardSet.find(options.shards, options.fetch)
-    return f"{hash_model(load_model(options.teacher))} {options.precision} {contents_of(shards)}"
-
-
-def contents_of(shards: ShardSet) -> str:
-    """A digest of names and contents."""
-    return shards.fingerprint()["digest"]
+    return f"{hash_model(load_model(options.teacher))} {options.precision} {shards.digest()}"
 
 
 def teach(options: Teach, out: Path) -> None:
@@ -157,7 +152,7 @@ def claim(options: Teach, shards: ShardSet, weights: str, out: Path) -> str:
         "precision": options.precision,
         "field": options.field,
         "shards": list(shards.paths),
-        "contents": contents_of(shards),
+        "contents": shards.digest(),
     }
     path = out / "teacher.json"
     if not path.exists():

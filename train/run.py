@@ -104,7 +104,8 @@ def run(config: Config, measure: bool = True) -> None:
                     for settings in (eval_settings(config), validation_settings(config)):
                         check_settings(config.model, settings, ranks.device)
                         check_pieces(eval_packing(config), settings)
-                introduce(training, display)
+                if ranks.is_main:
+                    introduce(training, display)
                 if validation is not None:
                     display.say(validation.describe())
                 model = train(training, display, preemption, trackers)

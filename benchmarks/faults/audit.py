@@ -10,7 +10,7 @@ from typing import Any
 
 from packvit.common.json_lines import read_json_lines
 from packvit.data import Shard
-from packvit.data.streams.reader import epoch_units
+from packvit.data.streams.units import epoch_units
 from packvit.packing import waiting_names
 from packvit.train.step.kept import find_checkpoints, step_of
 

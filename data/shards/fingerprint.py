@@ -1,7 +1,8 @@
 """A fingerprint of the shards of a run, so that a run is not resumed on other data.
 
-It consists of names, sizes, and some bytes of some shards: of local files at three places, of shards on
-servers also their beginnings, and what the server says about them (length, ETag, date).
+It consists of names, and of some bytes of some shards: of local files at three places, of shards on servers
+also their beginnings, and what the server says about them (length, ETag, date). Every rank makes it when a
+run begins, so it costs the same for eight shards and for a million.
 """
 
 import os
@@ -30,9 +31,8 @@ def fingerprint(paths: Sequence[str], timeout: float) -> dict:
         timeout: seconds that a server has to answer; without an answer, nothing is compared.
     """
     names = [os.path.basename(path) for path in paths]
-    sizes = [-1 if is_remote(path) else os.path.getsize(path) for path in paths]
     named = derive_seed(*names)
-    local = [place for place in zip(paths, sizes, strict=True) if not is_remote(place[0])]
+    local = [path for path in paths if not is_remote(path)]
     away = [path for path in paths if has_ranges(path)]
     asked = Random(named).sample(away, min(ASKED, len(away)))
     remote = []
@@ -44,10 +44,20 @@ def fingerprint(paths: Sequence[str], timeout: float) -> dict:
         "number": len(names),
         "first": names[0],
         "names": f"{named:032x}",
-        "digest": f"{derive_seed(*names, *sizes):032x}",
-        "sampled": [_contents(*place) for place in Random(named).sample(local, min(SAMPLED, len(local)))],
+        "sampled": [_contents(path) for path in Random(named).sample(local, min(SAMPLED, len(local)))],
         "remote": remote,
     }
+
+
+def digest(paths: Sequence[str]) -> str:
+    """A hash of the names of all shards, and of the sizes of the local ones.
+
+    Raises:
+        OSError: a local shard is gone.
+    """
+    names = [os.path.basename(path) for path in paths]
+    sizes = [-1 if is_remote(path) else os.path.getsize(path) for path in paths]
+    return f"{derive_seed(*names, *sizes):032x}"
 
 
 def same_shards(old: dict, new: dict) -> bool:
@@ -57,14 +67,12 @@ def same_shards(old: dict, new: dict) -> bool:
     """
     if any(old[name] != new[name] for name in ("number", "first")):
         return False
-    if "names" not in old:  # written by an older version
-        return old["digest"] == new["digest"]
     pairs = [pair for pair in zip(old["sampled"], new["sampled"], strict=False) if all(pair)]
     same = [a == b for a, b in pairs]
     for before, now in zip(old.get("remote", ()), new["remote"], strict=False):
         answer = _same_contents(before, now)
         same += [] if answer is None else [answer]
-    return old["names"] == new["names"] and 2 * same.count(False) <= len(same)
+    return old.get("names", new["names"]) == new["names"] and 2 * same.count(False) <= len(same)
 
 
 def changed_tags(old: dict, new: dict) -> list[str]:
@@ -113,10 +121,11 @@ def _part(path: str, start: int, size: int, timeout: float) -> tuple[bytes, dict
         return b"", {}
 
 
-def _contents(path: str, size: int) -> str:
+def _contents(path: str) -> str:
     """A digest of some bytes of a file; empty if it cannot be read."""
     try:
         with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
             parts = [os.pread(file.fileno(), PIECE, size * quarter // 4) for quarter in QUARTERS]
             name = os.pread(file.fileno(), 100, 0)  # of a tar's first member
     except OSError:

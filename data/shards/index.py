@@ -22,6 +22,7 @@ from packvit.packing import derive_seed
 
 INDEX_VERSION = 4
 CHUNK = 2**20  # bytes
+OBJECTS = 1500  # bytes of an index without any sample
 
 Samples = list[tuple[str, dict[str, tuple[int, int]]]]  # (key, {field: (offset, length)})
 
@@ -55,9 +56,9 @@ class Index:
 
     @property
     def nbytes(self) -> int:
-        """Memory it takes."""
+        """Memory that it takes, about."""
         columns = (self.key_ends, self.kind, self.firsts, self.spans, self.sizes)
-        return len(self.keys) + sum(column.nbytes for column in columns if column is not None)
+        return OBJECTS + len(self.keys) + sum(column.nbytes for column in columns if column is not None)
 
     @staticmethod
     def of(samples: Samples, problems: Sequence[str] = (), whole_bytes: int | None = None) -> "Index":

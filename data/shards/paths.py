@@ -4,6 +4,7 @@ import glob
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -11,12 +12,13 @@ from braceexpand import braceexpand
 
 from packvit.common.stores.objects import is_object, list_objects, need_stores
 from packvit.data.shards.fetch import ASK_TIMEOUT, FETCH, GZIP_SUFFIXES, FetchConfig
-from packvit.data.shards.fingerprint import fingerprint
+from packvit.data.shards.fingerprint import digest, fingerprint
 from packvit.data.shards.redact import redact
 from packvit.data.shards.shard import Shard
 from packvit.data.shards.source import is_remote
 
 SHARD_SUFFIXES = (".tar", *GZIP_SUFFIXES)
+MANY = 64  # names, from which on lists of their folders cost less than a look at each
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,17 @@ class ShardSet:
         return Shard.open(self.paths[number], self.fetch)
 
     def fingerprint(self) -> dict:
-        """A fingerprint that does not depend on where the shards lie; see `same_shards`."""
+        """A fingerprint that does not depend on where the shards lie; looks at few of them; see
+        `same_shards`."""
         return fingerprint(self.paths, min(ASK_TIMEOUT, self.fetch.timeout))
+
+    def digest(self) -> str:
+        """A hash of the names of all shards, and of the sizes of the local ones; asks for each size.
+
+        Raises:
+            OSError: a local shard is gone.
+        """
+        return digest(self.paths)
 
 
 def expand_shards(patterns: str | Sequence[str]) -> list[str]:
@@ -68,11 +79,13 @@ def expand_shards(patterns: str | Sequence[str]) -> list[str]:
 def expand_pattern(pattern: str) -> list[str]:
     """The shards that one pattern names; see `expand_shards`."""
     paths: list[str] = []
-    for name in expand_braces(pattern):
-        if is_object(name):
-            paths += sorted(_objects(name), key=_natural)
+    names = expand_braces(pattern)
+    there = _files_beside(names) if len(names) >= MANY else set()
+    for name in names:
+        if name in there or (is_remote(name) and not is_object(name)):
+            paths.append(name)
         else:
-            paths += [name] if is_remote(name) else sorted(_local_shards(name), key=_natural)
+            paths += sorted(_objects(name) if is_object(name) else _local_shards(name), key=_natural)
     return paths
 
 
@@ -108,14 +121,23 @@ def refuse_twice(paths: Iterable[str]) -> list[str]:
     return list(by_place.values())
 
 
+def _files_beside(names: Sequence[str]) -> set[str]:
+    """Those of many local names that are files, from lists of their folders instead of a look at each."""
+    there: set[str] = set()
+    for folder in {os.path.dirname(name) for name in names if not is_remote(name)}:
+        with suppress(OSError), os.scandir(folder or ".") as entries:
+            there.update(os.path.join(folder, entry.name) for entry in entries if entry.is_file())
+    return there
+
+
 def _several(patterns: str | Sequence[str]) -> Sequence[str]:
     return [patterns] if isinstance(patterns, str) else patterns
 
 
 def _local_shards(name: str) -> list[str]:
     if os.path.isdir(name):
-        inside = glob.escape(name)
-        found = [path for end in SHARD_SUFFIXES for path in glob.glob(os.path.join(inside, f"*{end}"))]
+        files = [file for file in os.listdir(name) if not file.startswith(".")]
+        found = [os.path.join(name, file) for file in files if file.endswith(SHARD_SUFFIXES)]
         if not found:
             raise ValueError(f"{name} is a folder without .tar files")
         return found

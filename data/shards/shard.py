@@ -209,7 +209,37 @@ class Shard:
         raise BadSample(self.path, self.key(index), f"it has no image, only {', '.join(fields)}")
 
 
-_memory: OrderedDict[str, Known] = OrderedDict()  # by the path as it was given; used longest ago first
+class Memory:
+    """What a process remembers about the files that it used last, by the paths as they were given.
+
+    Args:
+        limit: bytes that their indices may have together; the newest is kept in any case.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.clear()
+
+    def get(self, path: str) -> Known | None:
+        """What is known about a file."""
+        return self._known.get(path)
+
+    def put(self, path: str, known: Known) -> None:
+        """Remember a file as the one used last; costs the same for any number of files."""
+        before = self._known.pop(path, None)
+        self._bytes += known.index.nbytes - (before.index.nbytes if before else 0)
+        self._known[path] = known
+        while self._bytes > self.limit and len(self._known) > 1:
+            _, forgotten = self._known.popitem(last=False)
+            self._bytes -= forgotten.index.nbytes
+
+    def clear(self) -> None:
+        """Forget all files."""
+        self._known: OrderedDict[str, Known] = OrderedDict()  # used longest ago first
+        self._bytes = 0
+
+
+_memory = Memory(MEMORY_BYTES)
 
 
 def _open(path: str, fetch: FetchConfig) -> tuple[LocalFile, Index]:
@@ -225,15 +255,8 @@ def _open(path: str, fetch: FetchConfig) -> tuple[LocalFile, Index]:
         _, size, modified = file.identity
         cache = place_of_index(os.path.abspath(local), size, modified)
         known = Known(local, file.identity, open_index(file, cache))
-    _remember(path, known)
+    _memory.put(path, known)
     return file, known.index
-
-
-def _remember(path: str, known: Known) -> None:
-    _memory[path] = known
-    _memory.move_to_end(path)
-    while len(_memory) > 1 and sum(kept.index.nbytes for kept in _memory.values()) > MEMORY_BYTES:
-        _memory.popitem(last=False)
 
 
 def _open_remote(path: str, fetch: FetchConfig) -> tuple[RemoteFile, Index]:
@@ -253,7 +276,7 @@ def _open_remote(path: str, fetch: FetchConfig) -> tuple[RemoteFile, Index]:
         if index is None:
             index = open_index(file, place_of_index(path, file.size, tag) if tag else None)
         known = Known(path, identity, index)
-    _remember(name, known)
+    _memory.put(name, known)
     return file, known.index
 
 

@@ -162,7 +162,7 @@ class EvalSet:
         """A fingerprint of the set: its shards, the samples that can be used, and how they are altered."""
         samples = derive_seed(*(f"{header.key}\t{header.native_size}" for header in self.headers))
         return {
-            "shards": self.shards.fingerprint(),
+            "shards": self.shards.fingerprint() | {"digest": self.shards.digest()},
             "samples": f"{samples:032x}",
             "targets": {name: repr(kind) for name, kind in self.targets.items()},
             "alter": repr(self.alter),

@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from packvit.data.shards.fingerprint import changed_tags, same_shards
+from packvit.data.shards.losses import remember_manifests
 from packvit.data.shards.redact import redact
 from packvit.data.streams.counts import SampleCounts
 from packvit.data.streams.feed import Watch, feed
@@ -160,6 +161,8 @@ class TrainLoader:
         hold. With workers, call this method before either has started.
         """
         streams = self.plan.data.streams
+        if self.plan.data.workers:
+            remember_manifests(self.plan.shards.paths)
         order = [(self.start + rank) % streams for rank in range(self.rank, streams, self.world_size)]
         workers = max(1, min(self.plan.data.workers, len(order)))
         self.started = [

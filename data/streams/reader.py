@@ -5,12 +5,10 @@ owns every `streams`-th unit of the epoch's permutation. The samples of a few un
 state of a source is the epoch, the group of units, the place in it and its shards' sizes: a few integers.
 """
 
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from random import Random
 from typing import NamedTuple
 
@@ -20,23 +18,13 @@ from packvit.data.shards.losses import expected_samples, lost_samples
 from packvit.data.shards.redact import redact
 from packvit.data.shards.shard import BadSample, BadShard, Shard
 from packvit.data.streams.plan import DataPlan
+from packvit.data.streams.units import Unit, epoch_units, parts_of_shard
 from packvit.packing import derive_seed
 
 # A source is given up after this many samples, or epochs without any, in a row of which none could be used.
 BARREN_SAMPLES, BARREN_EPOCHS = 1000, 64
 MOST_OPEN = 128  # shards; each holds a descriptor, of which a process often has no more than 1024
 PROBED = 16  # shards that are tried for the size of one
-# With so many shards to a stream, whole shards spread evenly enough over the streams.
-SHARDS_STAY_WHOLE = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """Members `part`, `part + parts`, ... of a shard."""
-
-    shard: int
-    part: int
-    parts: int
 
 
 class Lost(NamedTuple):
@@ -58,31 +46,6 @@ def _say_once(sentence: str) -> None:
 def announce(line: dict) -> None:
     """Report on standard error what a shard has lost, once per process; skipped.jsonl has it, too."""
     _say_once(f"warning: {line['shard']}: {line['reason']}")
-
-
-def parts_of_shard(num_shards: int, streams: int) -> int:
-    """How many units a shard is cut into.
-
-    All streams yield the same number of batches, so all should own the same number of units; otherwise the
-    samples of some would be seen more often. With many shards per stream the difference is small, and shards
-    are not divided.
-    """
-    return 1 if num_shards >= SHARDS_STAY_WHOLE * streams else streams // math.gcd(num_shards, streams)
-
-
-def epoch_units(num_shards: int, streams: int, stream: int, epoch: int, seed: int) -> list[Unit]:
-    """The units of one stream in one epoch, in order; over all streams they cover every sample once."""
-    parts = parts_of_shard(num_shards, streams)
-    order = _permutation(num_shards * parts, derive_seed(seed, "units", epoch))
-    return [Unit(*divmod(number, parts), parts) for number in order[stream::streams]]
-
-
-@lru_cache(maxsize=8)
-def _permutation(length: int, seed: int) -> list[int]:
-    """Kept, because all streams of a process cut their units out of the same one."""
-    order = list(range(length))
-    Random(seed).shuffle(order)
-    return order
 
 
 class SampleReader:
@@ -264,9 +227,8 @@ class Source:
     def _losses(self, shard: Shard) -> list[Lost]:
         """What is missing from a shard that can be opened."""
         lost = [Lost({"shard": redact(shard.path), "key": None, "reason": p}, 1) for p in shard.problems]
-        paths = self.reader.plan.shards.paths
-        others = paths[self.shards[0] : self.shards[-1] + 1]
-        missing = lost_samples(shard, others, self.reader.plan.shards.fetch)
+        shards = self.reader.plan.shards
+        missing = lost_samples(shard, shards.paths, self.shards, shards.fetch)
         if missing is None:
             return lost
         number, why = missing

@@ -645,10 +645,11 @@ def test_an_index_takes_little_memory_and_old_ones_are_let_go(tmp_path, monkeypa
         tar_of(path, [(f"s{i:06d}.{end}", b"1") for i in range(500) for end in ("jpg", "cls")])
     index = index_module.open_index(LocalFile(str(paths[0])), None)
     assert index.nbytes / len(index.key_ends) < 70
-    monkeypatch.setattr(shard_module, "MEMORY_BYTES", 2 * index.nbytes)
-    for path in paths:
+    memory = shard_module.Memory(2 * index.nbytes)
+    monkeypatch.setattr(shard_module, "_memory", memory)
+    for path in [paths[0], *paths]:
         Shard.open(path)
-    assert len(shard_module._memory) == 2
+    assert [memory.get(str(path)) is not None for path in paths] == [False, True, True]
 
 
 def test_no_cache_is_needed(tmp_path, monkeypatch):
