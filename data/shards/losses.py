@@ -72,10 +72,15 @@ def _stated(path: str, listed: dict[str, Any]) -> int | None:
 def _read_manifest(manifest: str, modified: int) -> dict[str, Any]:
     try:
         with open(manifest, "rb") as file:
-            shards = json.load(file)["shards"]
-        return {name: entry.get("samples") for name, entry in shards.items()}
+            shards = json.load(file, object_hook=_only_samples)["shards"]
+        return dict(shards.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}  # as if there were none
+
+
+def _only_samples(entry: dict[str, Any]) -> Any:
+    """The number of a shard's samples alone, as soon as it is read: a manifest may list very many shards."""
+    return entry["samples"] if "samples" in entry and "shards" not in entry else entry
 
 
 def lost_samples(

@@ -40,7 +40,8 @@ from packvit.packing import (
     waiting_names,
 )
 
-STATE_VERSION = 5
+STATE_VERSION = 6
+READ_VERSIONS = (5, 6)  # 5 has plain lists of what waits
 
 
 class DataError(ValueError):
@@ -231,7 +232,7 @@ class Stream:
         skipped.append(lost.line)
 
     def state_dict(self) -> dict:
-        """The state after the last batch: integers only, some bytes for each waiting sample."""
+        """The state after the last batch: no pixels, 3 to 7 bytes for each waiting sample."""
         return {
             "version": STATE_VERSION,
             **self.reader.state_dict(),
@@ -256,8 +257,9 @@ class Stream:
             DataError: a new view is too long, see `next_batch`.
             ValueError: the state has another version.
         """
-        if state["version"] != STATE_VERSION:
-            raise ValueError(f"data state has version {state['version']}, this packvit reads {STATE_VERSION}")
+        if state["version"] not in READ_VERSIONS:
+            readable = " and ".join(map(str, READ_VERSIONS))
+            raise ValueError(f"data state has version {state['version']}, this packvit reads {readable}")
         self.reader.load_state_dict(state)
         self.seen, self.bad, self.shrunk = state["seen"], state["bad"], state.get("shrunk", 0)
         self.decoded, self.undecodable = state.get("decoded", self.seen), state.get("undecodable", 0)

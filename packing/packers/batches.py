@@ -8,10 +8,12 @@ ranks are balanced without any communication.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Generic
 
 import numpy as np
 
+from packvit.packing.packers.columns import expand, is_squeezed, squeeze
 from packvit.packing.packers.config import PackingConfig
 from packvit.packing.packers.packer import Contents, Item, Packer
 
@@ -48,15 +50,24 @@ class Batches(Generic[Item]):
         return next((dealt for dealer in self._dealers if (dealt := dealer.deal()) is not None), None)
 
     def state_dict(self, name: Callable[[Item], list]) -> dict[str, Any]:
-        """Everything that waits, each item as the list of integers that `name` returns; JSON-serialisable."""
+        """Everything that waits; JSON-serialisable, and a few bytes for each item.
+
+        Args:
+            name: returns the list of integers that tells an item from others; the last one is its length.
+        """
+
+        def name_dealt(item: Item, kept: int) -> list[int]:
+            named = name(item)
+            return [*named, named[-1] - kept]
+
         packers = self._packers.values()
         ready = [dealer.state_dict() for dealer in self._dealers]
         return {
             "waiting": [
-                [[name(item) for item, _ in some] for some in packer.waiting()] for packer in packers
+                squeeze([[name(item) for item, _ in some] for some in packer.waiting()]) for packer in packers
             ],
             "ready": [
-                state | {"rows": [[[*name(item), kept] for item, kept in some] for some in state["rows"]]}
+                state | {"rows": squeeze([[name_dealt(*pair) for pair in some] for some in state["rows"]])}
                 for state in ready
             ],
         }
@@ -68,21 +79,26 @@ class Batches(Generic[Item]):
             find: returns an item and its length for a name.
         """
         for packer, sequences in zip(self._packers.values(), state["waiting"], strict=True):
-            packer.restore([[find(name) for name in some] for some in sequences])
+            packer.restore([[find(name) for name in some] for some in expand(sequences)])
         for dealer, ready in zip(self._dealers, state["ready"], strict=True):
-            sequences = [[(find(name[:-1])[0], name[-1]) for name in some] for some in ready["rows"]]
+            sequences = [[(find(name)[0], kept) for name, kept in some] for some in _dealt(ready["rows"])]
             dealer.load_state_dict(ready | {"rows": sequences})
 
 
 def waiting_names(state: dict[str, Any]) -> Iterator[list]:
     """The names of all items that wait in a `state_dict` of Batches, already packed ones first."""
     for ready in state["ready"]:
-        for sequence in ready["rows"]:
-            for *name, _ in sequence:
-                yield name
+        for sequence in _dealt(ready["rows"]):
+            yield from (name for name, _ in sequence)
     for sequences in state["waiting"]:
-        for sequence in sequences:
-            yield from sequence
+        yield from chain.from_iterable(expand(sequences))
+
+
+def _dealt(rows: Sequence) -> list[list[tuple[list[int], int]]]:
+    """The sequences that wait in a dealer: the name of each item, and the slots that it has kept."""
+    if is_squeezed(rows):
+        return [[(name, name[-1] - cut) for *name, cut in some] for some in expand(rows)]
+    return [[(name, kept) for *name, kept in some] for some in rows]  # as older versions wrote them
 
 
 class Dealer(Generic[Item]):
