@@ -5,10 +5,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from packvit.data import DataConfig, DataPlan, ShardSet, TrainLoader, count_samples
 from packvit.data.make.manifest import list_shards
+from packvit.data.shards import paths as paths_module
 from packvit.data.shards.index import build_index
+from packvit.data.shards.paths import in_natural_order
 from packvit.data.shards.shard import Known, Memory
 from packvit.data.shards.tar_file import LocalFile
 from packvit.data.streams.units import Unit, epoch_units
@@ -72,6 +76,22 @@ def test_brace_patterns_still_name_what_is_missing(folders):
     (folders[FEW] / "sub").mkdir()
     mixed = f"{folders[FEW]}/{{sub/../000,{','.join(f'{n:03d}' for n in range(1, 100))}}}.tar"
     assert len(ShardSet.find(mixed)) == FEW
+
+
+@given(
+    st.lists(st.text("aé01239٣-", max_size=5), max_size=6)
+    | st.lists(st.integers(0, 999).map("x{:03d}.tar".format), max_size=9)
+)
+def test_names_that_differ_only_in_digits_sort_as_all_others(names):
+    assert in_natural_order(names) == sorted(names, key=paths_module._natural)
+
+
+def test_manifests_that_state_only_samples_count(tmp_path):
+    (tmp_path / "a.tar").write_bytes(bytes(1024))
+    (tmp_path / "manifest.json").write_text('{"shards": {"a.tar": {"samples": 7}, "b.tar": {"bytes": 1}}}')
+    assert count_samples([str(tmp_path / "a.tar")]) == 7
+    assert count_samples([str(tmp_path / "b.tar")]) is None
+    assert count_samples([str(tmp_path / "a.tar"), "https://host/a.tar"]) is None
 
 
 def test_the_order_of_units_stays_as_it_is():
