@@ -136,7 +136,9 @@ def _several(patterns: str | Sequence[str]) -> Sequence[str]:
 
 def _local_shards(name: str) -> list[str]:
     if os.path.isdir(name):
-        files = [file for file in os.listdir(name) if not file.startswith(".")]
+        files: list[str] = []
+        with suppress(OSError):  # it may not be read
+            files = [file for file in os.listdir(name) if not file.startswith(".")]
         found = [os.path.join(name, file) for file in files if file.endswith(SHARD_SUFFIXES)]
         if not found:
             raise ValueError(f"{name} is a folder without .tar files")
