@@ -1,7 +1,7 @@
 """One sample of a shard on its way: its header, its view, its pixels."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,15 +40,25 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A sample with its views, one or a pair, as a packer holds it."""
+    """A sample with its views, one or a pair, as a packer holds it.
+
+    What follows from the two is stored, because the state of a stream is written after every batch and names
+    hundreds of waiting samples.
+
+    Args:
+        num_tokens: kept tokens of all views.
+        name: what a state remembers: the fields of `Recalled`. States share the list, so nobody changes it.
+    """
 
     header: Header
     views: tuple[View, ...]
+    num_tokens: int = field(init=False, compare=False)
+    name: list[int] = field(init=False, compare=False, repr=False)
 
-    @property
-    def num_tokens(self) -> int:
-        """Kept tokens of all views."""
-        return sum(view.num_tokens for view in self.views)
+    def __post_init__(self) -> None:
+        num_tokens = sum([view.num_tokens for view in self.views])
+        object.__setattr__(self, "num_tokens", num_tokens)
+        object.__setattr__(self, "name", [*self.header.reference, num_tokens])
 
 
 class Recalled(NamedTuple):

@@ -96,6 +96,7 @@ class Stream:
         self.mixed = plan.data.mix.active
         self.collate = partial(collate_targets, plan.targets)
         self.seen = self.bad = self.decoded = self.undecodable = self.shrunk = 0
+        self._rng = Random()  # seeded for every sample; a new one for each would take longer
         self._lost_before: list[dict] = []  # lines on what was lost since the last batch already
 
     def next_batch(self) -> LoadedBatch:
@@ -141,7 +142,8 @@ class Stream:
     def _plan(self, header: Header, skipped: Sequence[dict] = ()) -> Planned:
         """The sample with its views, a function of (seed, epoch, key) and of the images seen so far."""
         plan, packing = self.plan, self.plan.packing
-        rng = Random(derive_seed(plan.seed, "view", header.reference.epoch, header.key))
+        rng = self._rng
+        rng.seed(derive_seed(plan.seed, "view", header.reference.epoch, header.key))
         views = plan.views
         if self.views_move:
             # All streams have drawn about as many samples as this one, whatever the ranks and workers.
@@ -307,6 +309,4 @@ class Stream:
 
 def _name(item: Planned | Recalled) -> list[int]:
     """A waiting sample as integers."""
-    if isinstance(item, Recalled):
-        return list(item)
-    return [*item.header.reference, item.num_tokens]
+    return item.name if isinstance(item, Planned) else list(item)

@@ -9,7 +9,7 @@ ranks are balanced without any communication.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any, Generic
+from typing import Any, Generic, NamedTuple
 
 import numpy as np
 
@@ -47,7 +47,10 @@ class Batches(Generic[Item]):
 
     def next(self) -> list[Contents[Item]] | None:
         """The sequences of a batch, or None while too few wait."""
-        return next((dealt for dealer in self._dealers if (dealt := dealer.deal()) is not None), None)
+        for dealer in self._dealers:
+            if (dealt := dealer.deal()) is not None:
+                return dealt
+        return None
 
     def state_dict(self, name: Callable[[Item], list]) -> dict[str, Any]:
         """Everything that waits; JSON-serialisable, and a few bytes for each item.
@@ -101,6 +104,19 @@ def _dealt(rows: Sequence) -> list[list[tuple[list[int], int]]]:
     return [[(name, kept) for *name, kept in some] for some in rows]  # as older versions wrote them
 
 
+class Row(NamedTuple, Generic[Item]):
+    """A sequence that waits for its batch.
+
+    contents: its items.
+    height: sequences whose space it takes.
+    cost: of attention; see `attention_cost`.
+    """
+
+    contents: Contents[Item]
+    height: int
+    cost: int
+
+
 class Dealer(Generic[Item]):
     """Makes batches of B sequences from those that wait; about 0.2 ms a batch of 8 at `balance` 16.
 
@@ -126,12 +142,12 @@ class Dealer(Generic[Item]):
     def add(self, sequences: Iterable[Contents[Item]]) -> None:
         """Take finished sequences."""
         for contents in sequences:
-            self._waiting.append(contents)
-            height = self._height(contents)
-            self._room_wanted += height
-            if height == 1:
+            row = self._row(contents)
+            self._waiting.append(row)
+            self._room_wanted += row.height
+            if row.height == 1:
                 self._seen += 1
-                self._cost += attention_cost(contents)
+                self._cost += row.cost
 
     def deal(self) -> list[Contents[Item]] | None:
         """A batch, or None while too few sequences wait.
@@ -140,41 +156,40 @@ class Dealer(Generic[Item]):
         """
         if self._room_wanted < self.sequences * self.balance:
             return None
-        heights = [self._height(contents) for contents in self._waiting]
         taken, left = [], self.sequences
-        for place, height in enumerate(heights):
-            if height <= left:
+        for place, row in enumerate(self._waiting):
+            if row.height <= left:
                 taken.append(place)
-                left -= height
+                left -= row.height
         # Wait for a sequence that fits beside long items, but not for ever.
         if left and self._room_wanted < 2 * self.sequences * self.balance:
             return None
-        chosen = self._swap(taken, heights)
+        chosen = self._swap(taken)
         batch = [self._waiting[place] for place in sorted(chosen)]
-        self._waiting = [contents for place, contents in enumerate(self._waiting) if place not in chosen]
-        self._room_wanted -= sum(map(self._height, batch))
-        return batch
+        self._waiting = [row for place, row in enumerate(self._waiting) if place not in chosen]
+        self._room_wanted -= sum(row.height for row in batch)
+        return [row.contents for row in batch]
 
     def state_dict(self) -> dict[str, Any]:
         """The waiting sequences, `rows` in checkpoints, and the number and cost of all sequences so far."""
-        return {"rows": list(self._waiting), "seen": self._seen, "cost": self._cost}
+        return {"rows": [row.contents for row in self._waiting], "seen": self._seen, "cost": self._cost}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Replace the state by one that `state_dict` returned."""
-        self._waiting: list[Contents[Item]] = list(state["rows"])
-        self._room_wanted = sum(map(self._height, self._waiting))
+        self._waiting: list[Row[Item]] = [self._row(contents) for contents in state["rows"]]
+        self._room_wanted = sum(row.height for row in self._waiting)
         self._seen: int = state["seen"]
         self._cost: int = state["cost"]
 
-    def _height(self, contents: Contents[Item]) -> int:
-        """Sequences whose room one takes."""
-        return -(-contents[0][1] // self.seq_len) if contents else 1
+    def _row(self, contents: Contents[Item]) -> Row[Item]:
+        height = -(-contents[0][1] // self.seq_len) if contents else 1
+        return Row(contents, height, attention_cost(contents))
 
-    def _swap(self, taken: list[int], heights: list[int]) -> set[int]:
+    def _swap(self, taken: list[int]) -> set[int]:
         """`taken` with some sequences of height 1, never the oldest, swapped for others that wait."""
-        short = [place for place, height in enumerate(heights) if height == 1]
-        costs = np.array([attention_cost(self._waiting[place]) for place in short], np.float64)
-        inside = np.isin(short, taken)
+        short = [place for place, row in enumerate(self._waiting) if row.height == 1]
+        costs = np.array([self._waiting[place].cost for place in short], np.float64)
+        inside = np.array([place in taken for place in short], np.bool_)
         movable = inside & (np.array(short) != taken[0])
         if not movable.any() or inside.all():
             return set(taken)
@@ -190,7 +205,7 @@ class Dealer(Generic[Item]):
             leaves, comes = ours[best[0]], others[best[1]]
             inside[leaves] = movable[leaves] = False
             inside[comes] = movable[comes] = True
-        long = {place for place in taken if heights[place] > 1}
+        long = {place for place in taken if self._waiting[place].height > 1}
         return long | {place for place, is_inside in zip(short, inside, strict=True) if is_inside}
 
 
