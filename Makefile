@@ -24,7 +24,7 @@ help:
 	@echo "make test-slow  the slow ones: kills, three ranks, every kind of graph and compiled model"
 	@echo "make check  lint, format and types"
 	@echo "make docs   the documentation as a site in build/site; a broken link is an error"
-	@echo "make bench  packers, data path and model against others; writes benchmarks/results and docs"
+	@echo "make bench  packers, data path, loaders and model against others; writes benchmarks/results and docs"
 	@echo "make gpu    everything that is measured on a GPU, ten minutes; writes benchmarks/results and docs/gpu.md"
 	@echo "make gpu-dry  what a GPU would do, counted without one, two minutes; likewise"
 	@echo "make screenshot  docs/images/report.png, of the demo's report; needs Chromium (BROWSER=its path)"
@@ -62,6 +62,7 @@ docs: $(VENV)/docs.stamp
 bench: $(VENV)/dev.stamp $(VENV)/peers.stamp
 	$(BIN)/python benchmarks/packing.py
 	$(BIN)/python benchmarks/data.py
+	$(SCRIPTS) $(BIN)/python benchmarks/loaders.py
 	$(BIN)/python benchmarks/model.py
 	$(BIN)/python benchmarks/attention.py
 

@@ -6,7 +6,6 @@ photograph-like JPEGs, in this process, and show every image at a side drawn fro
 """
 
 import argparse
-import io
 import json
 import os
 import platform
@@ -29,38 +28,18 @@ from webdataset.compat import WebDataset
 from gpu.results import replace_section
 from packvit.data import DataConfig, DataPlan, Shard, Stream, expand_shards, write_shards
 from packvit.data.make.write import Sample
-from packvit.data.streams import reader as reader_module
+from packvit.data.samples import decode as decode_module
 from packvit.data.streams import stream as stream_module
 from packvit.packing import DropConfig, PackingConfig, ResolutionConfig, ViewsConfig
 from packvit.packing.images import files as image_files
+from pipelines.photograph import photograph
 
 ROOT = Path(__file__).parent.parent
 SIZES = ((640, 480), (1920, 1080))  # width, height
 PHOTOS, ROUNDS, SECONDS = 120, 5, 6.0
 LOW, HIGH, PATCH = 64, 256, 16
-BLUR = 0.2  # cycles a pixel at which a lens keeps 1 / e of the contrast
 VIEWS = ViewsConfig((PATCH,), resolution=ResolutionConfig(LOW, HIGH, "uniform"))
 MEMORY_SAMPLES, MEMORY_STEP = 200_000, 4_000
-
-
-def photograph(rng: np.random.Generator, width: int, height: int) -> bytes:
-    """A JPEG at quality 90 and 4:2:0 with the spectrum of photographs.
-
-    Amplitudes fall with 1 / frequency, as in natural scenes, and with the blur of a lens, without which files
-    would have twice the bits per pixel that photographs have at this quality, about 2.
-    """
-    fy, fx = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
-    frequency = np.maximum(np.hypot(fy, fx), 1 / max(width, height))
-    amplitude = np.exp(-((frequency / BLUR) ** 2)) / frequency
-    shape = (3, *amplitude.shape)
-    spectrum = amplitude * (rng.normal(size=shape) + 1j * rng.normal(size=shape))
-    pixels = np.fft.irfft2(spectrum, (height, width))
-    pixels = pixels[:1] + 0.3 * pixels[1:].sum(0, keepdims=True) + 0.2 * pixels  # mostly grey, some colour
-    pixels = 128 + 50 * (pixels - pixels.mean()) / pixels.std()
-    buffer = io.BytesIO()
-    picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8).transpose(1, 2, 0))
-    picture.save(buffer, "jpeg", quality=90, subsampling=2)
-    return buffer.getvalue()
 
 
 def make_plan(shards: list[str], streams: int, views: ViewsConfig, packing: PackingConfig) -> DataPlan:
@@ -157,7 +136,7 @@ def bookkeeping_share(shards: list[str]) -> float:
         return run
 
     patched = [(stream_module, "decode_sample"), (stream_module, "cut_views")]
-    patched += [(reader_module, "read_native_size"), (stream_module.PackedBatch, "build")]
+    patched += [(decode_module, "read_native_size"), (stream_module.PackedBatch, "build")]
     originals = [getattr(owner, name) for owner, name in patched]
     for (owner, name), original in zip(patched, originals, strict=True):
         setattr(owner, name, staticmethod(timed(original)) if name == "build" else timed(original))

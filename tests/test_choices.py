@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from packvit.data import DataConfig, DataPlan, pack_images
 from packvit.data.samples.cut import kept_positions
+from packvit.data.samples.decode import show
 from packvit.data.samples.mix import MixConfig, draw_mix
 from packvit.data.streams.stream import Stream
 from packvit.models import PackedText, PackedViT, TextConfig, TextTower, ViTConfig
@@ -23,6 +25,7 @@ from packvit.packing import (
     View,
     ViewsConfig,
     draw_view,
+    full_view,
     views_at,
 )
 from packvit.packing.packers.config import Algorithm
@@ -105,6 +108,9 @@ def pack(value: Algorithm) -> list:
     return [*found, packer.flush()]
 
 
+NOISE = Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8))
+
+
 def mix(value: Any) -> list:
     config = MixConfig(mixup=1.0, per=value)
     return [draw_mix(Random(number), number, 8, config) for number in range(8)]
@@ -150,6 +156,7 @@ COMPUTED: dict[str, Compute] = {
     "views.drop.kind": drop,
     "views.drop.pattern": pattern,
     "packing.algorithm": pack,
+    "data.resize": lambda value: show(NOISE, full_view((64, 64), 8, 24), (64, 64), value),
     "data.mix.per": mix,
     "optim.kind": optimizer,
     "optim.schedule": schedule,

@@ -6,10 +6,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal, assert_never
 
 import numpy as np
+import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 
 from packvit.data.samples.sample import Decoded, Header, Reference
 from packvit.data.samples.targets import Target
@@ -17,6 +19,7 @@ from packvit.data.shards.shard import BadSample, BadShard, Shard
 from packvit.data.shards.tar_file import AHEAD
 from packvit.packing import View, decode_whole, native_size_of
 
+Resize = Literal["pillow", "torch"]  # see DataConfig
 HEAD_BYTES = 16 * 1024  # enough for the header of nearly every image
 
 
@@ -53,7 +56,12 @@ def read_native_size(shard: Shard, member: int) -> tuple[int, int]:
 
 
 def decode_sample(
-    shard: Shard, header: Header, views: Sequence[View], kinds: Mapping[str, Target], seed: int = 0
+    shard: Shard,
+    header: Header,
+    views: Sequence[View],
+    kinds: Mapping[str, Target],
+    seed: int = 0,
+    resize: Resize = "pillow",
 ) -> Decoded:
     """A sample's pixels and targets in each view.
 
@@ -61,6 +69,7 @@ def decode_sample(
         shard: the shard that `header` was read from.
         kinds: kinds of the targets, by name.
         seed: a function of (seed, epoch, key), for everything random from here on.
+        resize: see `show`.
 
     Raises:
         BadSample: it cannot be decoded, or lacks a target.
@@ -70,7 +79,7 @@ def decode_sample(
     native_size = header.native_size
     try:
         values = {name: kind.draw(values[name], seed) for name, kind in kinds.items()}
-        pixels = [decode(data, view, native_size) for view in views]
+        pixels = [decode(data, view, native_size, resize) for view in views]
         targets = [
             {name: kind.follow(values[name], view, native_size) for name, kind in kinds.items()}
             for view in views
@@ -98,7 +107,7 @@ def read_sample(shard: Shard, header: Header, kinds: Mapping[str, Target]) -> tu
     return shard.image(member), values
 
 
-def decode(data: bytes, view: View, native_size: tuple[int, int]) -> np.ndarray:
+def decode(data: bytes, view: View, native_size: tuple[int, int], resize: Resize = "pillow") -> np.ndarray:
     """The pixels of a view: uint8 [view.height, view.width, 3].
 
     Crops the view's box, resizes with an antialiased bicubic filter, mirrors. A view of the whole image at
@@ -108,6 +117,7 @@ def decode(data: bytes, view: View, native_size: tuple[int, int]) -> np.ndarray:
     Args:
         data: the whole file.
         native_size: (height, width) as `native_size_of` returns it; the view's box lies inside.
+        resize: see `show`.
 
     Raises:
         ValueError: the file is broken, or has another size than its header said.
@@ -118,20 +128,41 @@ def decode(data: bytes, view: View, native_size: tuple[int, int]) -> np.ndarray:
         math.ceil(native_size[0] * view.height / height),
         math.ceil(native_size[1] * view.width / width),
     )
-    return show(decode_whole(data, needed, native_size), view, native_size)
+    return show(decode_whole(data, needed, native_size), view, native_size, resize)
 
 
-def show(image: Image.Image, view: View, native_size: tuple[int, int]) -> np.ndarray:
+def show(
+    image: Image.Image, view: View, native_size: tuple[int, int], resize: Resize = "pillow"
+) -> np.ndarray:
     """The pixels of a view: crop, resize, mirror; uint8 [view.height, view.width, 3].
 
     Args:
         image: RGB and upright, with `native_size` or smaller.
         native_size: (height, width) in which the view's box is given.
+        resize: what applies the antialiased bicubic filter. `torch` takes a fraction of the time. It cuts the
+            box out first, in whole pixels of `image`, and differs by a few grey levels where the filter
+            overshoots 0 or 255, elsewhere by 1 or 2 in few values.
     """
     top, left, height, width = view.box
     scale_y, scale_x = image.height / native_size[0], image.width / native_size[1]
     box = (left * scale_x, top * scale_y, (left + width) * scale_x, (top + height) * scale_y)
-    image = image.resize((view.width, view.height), Image.Resampling.BICUBIC, box)
-    if view.flip:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.array(image)
+    match resize:
+        case "pillow":
+            image = image.resize((view.width, view.height), Image.Resampling.BICUBIC, box)
+            if view.flip:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            return np.array(image)
+        case "torch":
+            pixels = _resize_by_torch(np.array(image), box, (view.height, view.width))
+            return np.ascontiguousarray(pixels[:, ::-1] if view.flip else pixels)
+    assert_never(resize)
+
+
+def _resize_by_torch(
+    pixels: np.ndarray, box: tuple[float, float, float, float], size: tuple[int, int]
+) -> np.ndarray:
+    """A box (left, top, right, bottom) of uint8 [H, W, 3], made whole and not empty, as uint8 [*size, 3]."""
+    left, top = (min(round(box[axis]), pixels.shape[1 - axis] - 1) for axis in (0, 1))
+    right, bottom = max(round(box[2]), left + 1), max(round(box[3]), top + 1)
+    part = torch.from_numpy(pixels[top:bottom, left:right]).permute(2, 0, 1)
+    return interpolate(part[None], size, mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()

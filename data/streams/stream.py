@@ -206,7 +206,7 @@ class Stream:
         seed = derive_seed(self.plan.seed, "drop", header.reference.epoch, header.key)
         try:
             shard = self.reader.shard(header.reference.shard)
-            sample = decode_sample(shard, header, views, self.plan.targets, seed)
+            sample = decode_sample(shard, header, views, self.plan.targets, seed, self.plan.data.resize)
         except (BadSample, BadShard) as error:
             self.undecodable += 1
             self._lose(Lost(describe_skipped(error), 1), skipped)

@@ -1,9 +1,12 @@
 """Decoding: every kind of file becomes the same upright RGB pixels, whatever the decoder and its scale."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from packvit.data.samples import decode as decode_module
@@ -279,3 +282,29 @@ def test_the_first_frame_of_an_animation_is_shown():
     for kind in ("png", "webp"):
         data = encode(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
         np.testing.assert_array_equal(show(data), picture(20, 30))
+
+
+@given(
+    sizes=st.tuples(*[st.integers(1, 90)] * 2),
+    grid=st.tuples(*[st.integers(1, 12)] * 2),
+    flip=st.booleans(),
+    data=st.data(),
+)
+def test_torch_resizes_as_pillow_does(sizes, grid, flip, data):
+    """What is cut out first and overshoots nowhere, they differ by the last digits of the weights alone."""
+    image = np.random.default_rng(sum(sizes)).integers(80, 176, (*sizes, 3), np.uint8)
+    top, left = (data.draw(st.integers(0, size - 1)) for size in sizes)
+    height, width = data.draw(st.integers(1, sizes[0] - top)), data.draw(st.integers(1, sizes[1] - left))
+    view = View(grid, (4, 4), 1, (top, left, height, width), flip)
+    fast = decode_module.show(Image.fromarray(image), view, sizes, "torch")
+    part = Image.fromarray(image[top : top + height, left : left + width])
+    slow = decode_module.show(part, replace(view, box=(0, 0, height, width)), (height, width), "pillow")
+    assert fast.shape == slow.shape == (view.height, view.width, 3)
+    assert fast.dtype == np.uint8
+    assert np.abs(fast.astype(int) - slow).max() <= 3
+
+
+@pytest.mark.parametrize("box", [(0, 0, 1, 1), (79, 99, 1, 1), (3, 5, 2, 90)])
+def test_torch_shows_boxes_that_are_less_than_a_pixel_of_a_smaller_image(box):
+    image = Image.fromarray(picture(10, 13))  # at an eighth of its native size
+    assert decode_module.show(image, View((2, 2), (4, 4), 4, box), (80, 100), "torch").shape == (8, 8, 3)
