@@ -20,12 +20,13 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,11 +34,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from peers import need_peers
 
 from faults.store import KEYS, moto_server, send
 from gpu.results import FOLDER, load, save
 from packvit.common.device import device_name
-from pipelines.clock import cpu_seconds
+from pipelines.clock import cpu_seconds, descendants
 from pipelines.pack import SEQ_LEN, SEQUENCES
 from pipelines.page import MODES, write_page
 from pipelines.photograph import photograph
@@ -52,6 +54,7 @@ SETS = {"tars": write_tars, "chunks": write_chunks, "records": write_records}
 COUNTED = {"disk": 0.4, "worker": 0.4, "s3": 0.85}  # of the pictures of a set
 ENDINGS = (".tar", ".array_record")  # of files that are given by name
 BUCKET = "loaders"
+LIMIT = 300  # seconds for one measurement
 LIBRARIES = ("torch", "numpy", "pillow", "simplejpeg", "torchvision", "torchcodec")
 LIBRARIES += ("webdataset", "litdata", "grain", "array-record", "obstore", "boto3", "moto")
 
@@ -124,7 +127,10 @@ def elsewhere(asked: dict[str, Any]) -> dict[str, Any]:
     """The answer of a process of its own: numbers, or `error`."""
     command = [sys.executable, "-W", "ignore", __file__, "--measure", json.dumps(asked)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        return {"error": f"it took more than {LIMIT} seconds"}
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or ["it ended"])[-1][:200]}
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -134,8 +140,9 @@ def answer(asked: dict[str, Any]) -> None:
     """What `elsewhere` asked for, on standard output; libraries that hold threads do not keep the process."""
     found = measure(asked) if "contestant" in asked else measure_decoder(asked["decoder"], asked["size"])
     print("\n" + json.dumps(found), flush=True)
-    for pid in Path("/proc/self/task/" + str(os.getpid()) + "/children").read_text().split():
-        os.kill(int(pid), 9)
+    for pid in descendants():
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
     os._exit(0)
 
 
@@ -218,12 +225,12 @@ def machine() -> dict[str, Any]:
         "command": "PYTHONPATH=benchmarks python benchmarks/loaders.py",
         "hardware": device_name(torch.device("cpu")),
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": versions | {"torch": torch.__version__},
     }
 
 
 def main() -> None:
-    """Measure, save after every round, and write the tables."""
+    """Measure, save every answer, and write the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -241,6 +248,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.measure:
         answer(json.loads(options.measure))
+    need_peers("litdata", "grain", "simplejpeg", "torchvision", "torchcodec")
     with ExitStack() as stack:
         folder = options.data or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)

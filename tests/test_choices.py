@@ -10,22 +10,20 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from packvit.data import DataConfig, DataPlan, pack_images
 from packvit.data.samples.cut import kept_positions
-from packvit.data.samples.decode import show
 from packvit.data.samples.mix import MixConfig, draw_mix
 from packvit.data.streams.stream import Stream
 from packvit.models import PackedText, PackedViT, TextConfig, TextTower, ViTConfig
 from packvit.packing import (
     DropConfig,
+    PackedBatch,
     PackingConfig,
     ResolutionConfig,
     View,
     ViewsConfig,
     draw_view,
-    full_view,
     views_at,
 )
 from packvit.packing.packers.config import Algorithm
@@ -108,9 +106,6 @@ def pack(value: Algorithm) -> list:
     return [*found, packer.flush()]
 
 
-NOISE = Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8))
-
-
 def mix(value: Any) -> list:
     config = MixConfig(mixup=1.0, per=value)
     return [draw_mix(Random(number), number, 8, config) for number in range(8)]
@@ -156,7 +151,6 @@ COMPUTED: dict[str, Compute] = {
     "views.drop.kind": drop,
     "views.drop.pattern": pattern,
     "packing.algorithm": pack,
-    "data.resize": lambda value: show(NOISE, full_view((64, 64), 8, 24), (64, 64), value),
     "data.mix.per": mix,
     "optim.kind": optimizer,
     "optim.schedule": schedule,
@@ -181,10 +175,13 @@ ELSEWHERE = {
 def streamed(digits_set) -> dict[str, Compute]:
     """Choices that decide what a data stream gives."""
 
+    def batch(views: ViewsConfig, packing: PackingConfig, **data: Any) -> PackedBatch:
+        config = DataConfig((str(digits_set / "train"),), workers=0, streams=1, **data)
+        return Stream(DataPlan(config, views, packing), 0).next_batch().batch
+
     def first(views: ViewsConfig, packing: PackingConfig) -> Any:
-        plan = DataPlan(DataConfig((str(digits_set / "train"),), workers=0, streams=1), views, packing)
         try:
-            return Stream(plan, 0).next_batch().batch.image_index.tolist()
+            return batch(views, packing).image_index.tolist()
         except ValueError as error:
             return str(error)
 
@@ -192,6 +189,7 @@ def streamed(digits_set) -> dict[str, Compute]:
     wide = PackingConfig(seq_len=256, sequences=2, lookahead=8, balance=1)
     return {
         "views.patch_size_per": lambda value: first(replace(small, patch_size_per=value), wide),
+        "data.resize": lambda value: batch(small, wide, resize=value).patches[4, 4],
         "packing.oversize": lambda value: first(small, replace(wide, seq_len=60, oversize=value)),
     }
 

@@ -8,7 +8,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 
 def cpu_seconds() -> float:
-    return sum(map(_ticks, ["self", *_descendants("self")])) / TICK
+    return sum(map(_ticks, ["self", *descendants()])) / TICK
 
 
 def _ticks(pid: str) -> int:
@@ -18,10 +18,11 @@ def _ticks(pid: str) -> int:
     return 0
 
 
-def _descendants(pid: str) -> list[str]:
+def descendants(pid: str = "self") -> list[str]:
+    """Numbers of the processes below one."""
     children: list[str] = []
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             with suppress(OSError):
                 children += (task / "children").read_text().split()
-    return children + [below for child in children for below in _descendants(child)]
+    return children + [below for child in children for below in descendants(child)]
