@@ -98,7 +98,8 @@ def measure(asked: dict[str, Any]) -> dict[str, float]:
         task = Task(asked["place"], asked["names"], int(mode != "disk"), cache)
         batches = contestant.batches(task, decoder)
         if mode != "s3":
-            next(batches)  # what is done once does not count
+            for _ in range(contestant.warm):
+                next(batches)  # what is done once does not count
         images, tokens, number, cpu, wall = 0, 0, 0, cpu_seconds(), time.perf_counter()
         while images < COUNTED[mode] * asked["pictures"]:
             batch = next(batches)

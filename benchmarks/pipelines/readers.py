@@ -122,6 +122,8 @@ class Contestant(NamedTuple):
     set: which of the sets it reads.
     module: what has to be there.
     stores: whether it reads from S3.
+    warm: batches before those that count. packvit's packer chooses among pictures that wait, and its first
+        batches hold fewer and larger ones.
     """
 
     library: str
@@ -130,12 +132,14 @@ class Contestant(NamedTuple):
     set: str
     module: str
     stores: bool = True
+    warm: int = 1
 
 
+WARM = 15
 CONTESTANTS = {
-    "packvit": Contestant("packvit", packvit, "simplejpeg", "tars", "packvit"),
-    "packvit-torch": Contestant("packvit", packvit, "best", "tars", "packvit"),
-    "packvit-draft": Contestant("packvit", packvit, "draft", "tars", "packvit"),
+    "packvit": Contestant("packvit", packvit, "simplejpeg", "tars", "packvit", warm=WARM),
+    "packvit-torch": Contestant("packvit", packvit, "best", "tars", "packvit", warm=WARM),
+    "packvit-draft": Contestant("packvit", packvit, "draft", "tars", "packvit", warm=WARM),
     "webdataset": Contestant("webdataset", webdataset, "pillow", "tars", "webdataset"),
     "webdataset-best": Contestant("webdataset", webdataset, "best", "tars", "webdataset"),
     "litdata": Contestant("litData", litdata, "torchvision", "chunks", "litdata"),
