@@ -12,7 +12,7 @@ from typing import Any
 
 from packvit.data.samples.sample import Recalled
 from packvit.data.streams.units import epoch_units
-from packvit.packing import Batches, draw_view, views_at, waiting_names
+from packvit.packing import Batches, draw_view, squeeze_waiting, views_at, waiting_names
 from packvit.train.recipes.find import RECIPES
 from scaling.balance import SIZES
 from scaling.start import memory
@@ -45,7 +45,7 @@ def state(name: str) -> dict[str, Any]:
         drawn += 1
         dealt += batches.next() is not None
     began = time.perf_counter()
-    found = batches.state_dict(list)
+    found = squeeze_waiting(batches.state_dict(list))
     seconds = time.perf_counter() - began
     return {
         "images": sum(1 for _ in waiting_names(found)),

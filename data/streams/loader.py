@@ -27,7 +27,7 @@ from packvit.data.streams.counts import SampleCounts
 from packvit.data.streams.feed import Watch, feed
 from packvit.data.streams.plan import DataPlan
 from packvit.data.streams.stream import STATE_VERSION, DataError, LoadedBatch, Stream
-from packvit.packing import Flat
+from packvit.packing import Flat, squeeze_waiting
 
 PREFETCH = 3  # batches ready in each worker
 CPU = torch.device("cpu")
@@ -215,7 +215,7 @@ class TrainLoader:
             "shards": self.shards,
             "num_streams": self.plan.data.streams,
             "start": self.start,
-            "streams": {str(index): state for index, state in self.states.items()},
+            "streams": {str(index): squeeze_waiting(state) for index, state in self.states.items()},
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -224,26 +224,25 @@ class TrainLoader:
         Raises:
             ValueError: the state is of other shards or another number of streams.
         """
-        mine = self.state_dict()
-        if not same_shards(state["shards"], mine["shards"]):
-            old, new = state["shards"], mine["shards"]
+        if not same_shards(state["shards"], self.shards):
+            old, new = state["shards"], self.shards
             same_names = (old["number"], old["first"]) == (new["number"], new["first"])
             what = "other contents" if same_names else "others"
             raise ValueError(
                 f"the run was started on {old['number']} shards ({old['first']}, ...), but data.shards names "
                 f"{what} ({new['number']}: {redact(self.plan.shards.paths[0])}, ...): resume with the same"
             )
-        changed = changed_tags(state["shards"], mine["shards"]) if self.rank == 0 else []
+        changed = changed_tags(state["shards"], self.shards) if self.rank == 0 else []
         if changed:
             print(
-                f"warning: {len(changed)} of {len(mine['shards']['remote'])} remote shards that were "
+                f"warning: {len(changed)} of {len(self.shards['remote'])} remote shards that were "
                 f"checked have another ETag or date than when the run began ({changed[0]}, ...): end the run "
                 "if their contents have changed",
                 file=sys.stderr,
             )
-        if state["num_streams"] != mine["num_streams"]:
+        if state["num_streams"] != self.plan.data.streams:
             raise ValueError(
-                f"the run was started with data.streams={state['num_streams']}, not {mine['num_streams']}"
+                f"the run was started with data.streams={state['num_streams']}, not {self.plan.data.streams}"
             )
         self.start = state["start"]
         # The other ranks' streams stay out: merged again, their old states would hide the new ones.

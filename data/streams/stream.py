@@ -41,7 +41,7 @@ from packvit.packing import (
 )
 
 STATE_VERSION = 6
-READ_VERSIONS = (5, 6)  # 5 has plain lists of what waits
+READ_VERSIONS = (5, 6)  # 5 never has what waits by columns
 
 
 class DataError(ValueError):
@@ -234,7 +234,7 @@ class Stream:
         skipped.append(lost.line)
 
     def state_dict(self) -> dict:
-        """The state after the last batch: no pixels, 3 to 7 bytes for each waiting sample."""
+        """The state after the last batch: integers only; `squeeze_waiting` makes it small."""
         return {
             "version": STATE_VERSION,
             **self.reader.state_dict(),

@@ -53,24 +53,19 @@ class Batches(Generic[Item]):
         return None
 
     def state_dict(self, name: Callable[[Item], list]) -> dict[str, Any]:
-        """Everything that waits; JSON-serialisable, and a few bytes for each item.
+        """Everything that waits, for every batch anew, so it is plain lists; see `squeeze_waiting`.
 
         Args:
             name: returns the list of integers that tells an item from others; the last one is its length.
         """
-
-        def name_dealt(item: Item, kept: int) -> list[int]:
-            named = name(item)
-            return [*named, named[-1] - kept]
-
         packers = self._packers.values()
         ready = [dealer.state_dict() for dealer in self._dealers]
         return {
             "waiting": [
-                squeeze([[name(item) for item, _ in some] for some in packer.waiting()]) for packer in packers
+                [[name(item) for item, _ in some] for some in packer.waiting()] for packer in packers
             ],
             "ready": [
-                state | {"rows": squeeze([[name_dealt(*pair) for pair in some] for some in state["rows"]])}
+                state | {"rows": [[[*name(item), kept] for item, kept in some] for some in state["rows"]]}
                 for state in ready
             ],
         }
@@ -88,6 +83,20 @@ class Batches(Generic[Item]):
             dealer.load_state_dict(ready | {"rows": sequences})
 
 
+def squeeze_waiting(state: dict[str, Any]) -> dict[str, Any]:
+    """A `state_dict` of Batches, as part of a larger one, in a few bytes for each item; takes milliseconds.
+
+    It is read as the plain one is, and squeezing it again changes nothing.
+    """
+    return state | {
+        "waiting": [some if is_squeezed(some) else squeeze(some) for some in state["waiting"]],
+        "ready": [
+            ready if is_squeezed(ready["rows"]) else ready | {"rows": squeeze(_cut(ready["rows"]))}
+            for ready in state["ready"]
+        ],
+    }
+
+
 def waiting_names(state: dict[str, Any]) -> Iterator[list]:
     """The names of all items that wait in a `state_dict` of Batches, already packed ones first."""
     for ready in state["ready"]:
@@ -97,11 +106,16 @@ def waiting_names(state: dict[str, Any]) -> Iterator[list]:
         yield from chain.from_iterable(expand(sequences))
 
 
+def _cut(rows: Sequence) -> list[list[list[int]]]:
+    """Names of dealt items with the slots that they have lost, mostly zero, instead of those they kept."""
+    return [[[*name, name[-1] - kept] for *name, kept in some] for some in rows]
+
+
 def _dealt(rows: Sequence) -> list[list[tuple[list[int], int]]]:
     """The sequences that wait in a dealer: the name of each item, and the slots that it has kept."""
     if is_squeezed(rows):
         return [[(name, name[-1] - cut) for *name, cut in some] for some in expand(rows)]
-    return [[(name, kept) for *name, kept in some] for some in rows]  # as older versions wrote them
+    return [[(name, kept) for *name, kept in some] for some in rows]
 
 
 class Row(NamedTuple, Generic[Item]):

@@ -25,7 +25,7 @@ def squeeze(sequences: Sequence[Sequence[Sequence[int]]]) -> list[str]:
 
 
 def is_squeezed(some: Sequence) -> bool:
-    """Whether these are columns that `squeeze` wrote, not the plain lists that older versions wrote."""
+    """Whether these are columns that `squeeze` wrote, not plain lists."""
     return bool(some) and isinstance(some[0], str)
 
 

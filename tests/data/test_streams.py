@@ -37,9 +37,9 @@ from packvit.packing import (
     PackingConfig,
     ResolutionConfig,
     ViewsConfig,
+    squeeze_waiting,
     waiting_names,
 )
-from packvit.packing.packers.columns import expand
 from packvit.packing.packers.config import PACKERS
 
 VIEWS = ViewsConfig(
@@ -174,22 +174,20 @@ def test_every_packer_restores_exactly_and_shows_every_sample_once(shards, algor
     assert max(keys.values()) - min(keys.values()) <= 2 + held // SAMPLES
 
 
-def test_states_of_an_older_version_are_read(shards):
-    """They name what waits in plain lists of integers; those of dealt samples end with their slots."""
+def test_states_are_read_plain_and_squeezed_and_from_an_older_version(shards):
     packing = replace(PACKING, algorithm="exact_fill", sequences=4, balance=3)
     plan = make_plan(config(shards, streams=1), packing=packing)
     stream = Stream(plan, 0)
     for _ in range(6):
         stream.next_batch()
-    state = stream.state_dict()
-    (ready,), waiting = state["ready"], [expand(some) for some in state["waiting"]]
-    rows = [[[*name, name[-1] - cut] for *name, cut in some] for some in expand(ready["rows"])]
-    assert any(name[-1] != name[-2] for some in rows for name in some)
-    old = state | {"version": 5, "waiting": waiting, "ready": [ready | {"rows": rows}]}
-    streams = [Stream(plan, 0) for _ in range(2)]
-    for again, then in zip(streams, (state, old), strict=True):
+    plain = stream.state_dict()
+    assert any(name[-1] != name[-2] for some in plain["ready"][0]["rows"] for name in some)
+    squeezed = squeeze_waiting(plain)
+    assert len(json.dumps(squeezed)) < len(json.dumps(plain)) / 2
+    streams = [Stream(plan, 0) for _ in range(3)]
+    for again, then in zip(streams, (plain, squeezed, plain | {"version": 5}), strict=True):
         again.load_state_dict(json.loads(json.dumps(then)))
-    assert list(waiting_names(old)) == list(waiting_names(state))
+    assert list(waiting_names(squeezed)) == list(waiting_names(plain))
     for _ in range(6):
         batch = next_batch(stream)
         for again in streams:

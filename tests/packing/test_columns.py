@@ -6,7 +6,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packvit.packing import Batches, PackingConfig, waiting_names
+from packvit.packing import Batches, PackingConfig, squeeze_waiting, waiting_names
 from packvit.packing.packers.columns import expand, squeeze
 
 small = st.integers(-300, 300)
@@ -41,8 +41,11 @@ def test_what_waits_takes_few_bytes():
             batches.add((shard % 4, member, 1000 * group + place, tokens), tokens)
         while batches.next() is not None:
             pass
-    state = batches.state_dict(list)
+    plain = batches.state_dict(list)
+    state = squeeze_waiting(plain)
     waiting = list(waiting_names(state))
+    assert waiting == list(map(list, waiting_names(plain)))
     assert len(waiting) > 1000
     assert len(json.dumps(state)) < 7 * len(waiting)
     assert len(json.dumps(waiting)) > 15 * len(waiting)
+    assert squeeze_waiting(json.loads(json.dumps(state))) == state
