@@ -3,7 +3,7 @@
 `.venv/bin/python benchmarks/positions_long.py` trains with patches of several sizes, tests up to twice the
 resolution of training, and writes benchmarks/results/study_positions_long.json and the tables of
 docs/studies.md. The first seed trains every kind at every rate of --rates, the others every kind at the rate
-that was better for it: 20 runs of two to three minutes on one core. All runs of one seed come before those of
+that was better for it: 24 runs of two to three minutes on one core. All runs of one seed come before those of
 the next, and the tables are written after each seed, so that a study that is stopped has a fair one; the
 folder given by --work keeps finished runs. Runs of one seed start alike and see the same images.
 """
@@ -29,6 +29,7 @@ KINDS = {
     "rope_2d, absolute": {"pos_embed": "rope_2d", "pos_coords": "absolute"},
     "rope_2d, fractional_aspect": {"pos_embed": "rope_2d", "pos_coords": "fractional_aspect"},
     f"{USUAL} + rope_2d, absolute": {"rope_coords": "absolute"},
+    f"{USUAL} + rope_2d, fractional_aspect": {"rope_coords": "fractional_aspect"},
 }
 RESOLUTIONS, PATCH_SIZES = (48, 96), (4, 12)  # of the test
 TRAINED_AT = RESOLUTIONS[0]

@@ -12,6 +12,7 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -23,7 +24,8 @@ from packvit.data import write_digits
 ROOT = Path(__file__).parents[1]
 PATCHES = (4, 6, 8, 12, 16)
 RESOLUTIONS = (32, 48, 64, 80)
-TEST_IMAGES = 800
+TRAIN_IMAGES, TEST_IMAGES = 20_000, 800
+KEPT = ("resolution", "patch_size", "tokens_per_image", "gflops_per_image", "accuracy", "images")
 TEACHER = 8  # patch size of the fixed model that teaches
 
 # Flags beside those of all runs; {runs} is the folder of the seed's runs.
@@ -43,27 +45,40 @@ VARIANTS: dict[str, list[str]] = {
 
 
 def train(out: Path, data: Path, variant: str, seed: int, gflops: int) -> dict:
-    """Rows and cost of one run, trained if it is not there yet."""
+    """One run at equal FLOPs, and what it is of."""
     runs = out / f"seed-{seed}"
-    folder = runs / variant
+    flags = [flag.format(runs=runs) for flag in VARIANTS[variant]]
+    flags += ["--train.gflops", str(gflops), "--optim.warmup", str(gflops // 16)]
+    flags += ["--eval.resolutions", *map(str, RESOLUTIONS), "--eval.patch-sizes", *map(str, PATCHES)]
+    return {"variant": variant, "seed": seed, **train_once(runs / variant, data, seed, flags)}
+
+
+def train_once(folder: Path, data: Path, seed: int, flags: Sequence[str]) -> dict:
+    """Cost and accuracies of a run of the recipe `digits` with these flags, trained unless it is there."""
     results = folder / "eval" / "results.json"
     if not results.exists():
-        flags = [flag.format(runs=runs) for flag in VARIANTS[variant]]
-        flags += ["--run-dir", str(folder), "--seed", str(seed), "--train.gflops", str(gflops)]
-        flags += ["--optim.warmup", str(gflops // 16), "--train.checkpoint-every", "100000"]
-        flags += ["--data.shards", str(data / "train"), "--data.val-shards", str(data / "val")]
-        flags += ["--eval.resolutions", *map(str, RESOLUTIONS), "--eval.patch-sizes", *map(str, PATCHES)]
-        subprocess.run([sys.executable, "-m", "packvit.train", "digits", *flags], check=True)
+        common = ["--run-dir", str(folder), "--seed", str(seed), "--train.checkpoint-every", "100000"]
+        common += ["--data.shards", str(data / "train"), "--data.val-shards", str(data / "val")]
+        subprocess.run([sys.executable, "-m", "packvit.train", "digits", *common, *flags], check=True)
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     return {
-        "variant": variant,
-        "seed": seed,
         **{name: last[name] for name in ("gflops_seen", "images_seen", "tokens_seen", "step")},
-        "rows": json.loads(results.read_text())["rows"],
+        "rows": [{name: row[name] for name in KEPT} for row in json.loads(results.read_text())["rows"]],
     }
 
 
-class Table:
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """Mean and standard deviation; `sign` is + to show the sign of positive means."""
+    deviation = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{mean(values):{sign}.1f}{deviation}"
+
+
+def machine() -> dict[str, str]:
+    """Where results come from."""
+    return {"machine": f"{platform.machine()}, {platform.python_version()}, torch {torch.__version__}"}
+
+
+class Runs:
     """Accuracies by variant over seeds."""
 
     def __init__(self, results: list[dict]) -> None:
@@ -83,14 +98,12 @@ class Table:
 
     def cell(self, variant: str, patches: tuple[int, ...], resolutions: tuple[int, ...]) -> str:
         """Mean and deviation over seeds."""
-        values = self.of(variant, patches, resolutions)
-        return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+        return spread(self.of(variant, patches, resolutions))
 
     def difference(self, a: str, b: str, patches: tuple[int, ...], resolutions: tuple[int, ...]) -> str:
         """a - b, seed by seed: mean and deviation."""
         pairs = zip(self.of(a, patches, resolutions), self.of(b, patches, resolutions), strict=True)
-        values = [x - y for x, y in pairs]
-        return f"{mean(values):+.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:+.1f}"
+        return spread([x - y for x, y in pairs], sign="+")
 
     def by_patch(self, variants: list[str], resolution: int) -> str:
         """One line a variant, one column a patch size."""
@@ -117,7 +130,7 @@ class Table:
 
 def tables(results: list[dict]) -> dict[str, str]:
     """The parts of docs/replication.md that are measured."""
-    t = Table(results)
+    t = Runs(results)
     own = [
         f"| {p} | {t.cell('flexible', (p,), (64,))} | {t.cell(f'fixed-{p}', (p,), (64,))} | "
         f"{t.difference('flexible', f'fixed-{p}', (p,), (64,))} |"
@@ -157,7 +170,7 @@ def main() -> None:
     arguments = parser.parse_args()
     data = arguments.out / "data"
     if not (data / "val" / "classes.json").exists():
-        write_digits(data, 20_000, TEST_IMAGES, seed=0)
+        write_digits(data, TRAIN_IMAGES, TEST_IMAGES, seed=0)
     results = [
         train(arguments.out, data, variant, seed, arguments.gflops)
         for seed in range(arguments.seeds)
@@ -165,7 +178,7 @@ def main() -> None:
     ]
     report = {
         "command": f"python benchmarks/replication.py --gflops {arguments.gflops} --seeds {arguments.seeds}",
-        "machine": f"{platform.machine()}, {platform.python_version()}, torch {torch.__version__}",
+        **machine(),
         "results": results,
     }
     (ROOT / "benchmarks/results/replication.json").write_text(json.dumps(report, indent=1) + "\n")

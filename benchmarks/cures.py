@@ -1,0 +1,144 @@
+"""Why the flexible model is behind at equal FLOPs, and what helps: weights, curricula, dropping, consistency.
+
+`python benchmarks/cures.py` trains the flexible model of benchmarks/replication.py with one change each, for
+the same FLOPs, compares it with the fixed models in benchmarks/results/replication.json, and writes
+benchmarks/results/cures.json, docs/images/cures.png and the tables of docs/replication.md. The page is
+written after each seed; finished runs in --out are not repeated.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from statistics import mean
+
+from replication import (
+    PATCHES,
+    RESOLUTIONS,
+    ROOT,
+    TEST_IMAGES,
+    TRAIN_IMAGES,
+    Runs,
+    machine,
+    spread,
+    train_once,
+)
+
+from gpu.results import replace_section, save
+from gpu.results import table as lines_of
+from packvit.common.plots import COLOURS, new_axes, save_figure
+from packvit.data import write_digits
+
+PAGE, RESULTS = ROOT / "docs/replication.md", ROOT / "benchmarks/results/cures.json"
+BEFORE = ROOT / "benchmarks/results/replication.json"
+GFLOPS = 4000
+SHOWN_AT = (64,)  # resolution of the tables, as on the rest of the page
+# Inverse to the cost of an image, so that every patch size is given as many FLOPs.
+SAME_FLOPS = ("1", "2.5", "4.6", "10", "16.5")
+EQUAL = ("1",) * len(PATCHES)
+ONLY_8, LARGE = ("0", "0", "1", "0", "0"), ("0", "0", "0", "1", "1")
+FLEXIBLE = "flexible"
+
+
+def curriculum(first: tuple[str, ...], last: tuple[str, ...], start: int, end: int) -> list[str]:
+    """Flags for weights of the patch sizes that change between `start` and `end`, in images."""
+    flags = ["--views.patch-weights", *first, "--views.curriculum.patch-weights", *last]
+    return [*flags, "--views.curriculum.start", str(start), "--views.curriculum.end", str(end)]
+
+
+# Curricula spend about half the FLOPs before they change.
+VARIANTS = {
+    FLEXIBLE: [],
+    "drop 0.5": ["--views.drop.mean", "0.5", "--views.drop.maximum", "0.9"],
+    "consistency 0.1": ["--consistency.weight", "0.1"],
+    "as many FLOPs for each size": ["--views.patch-weights", *SAME_FLOPS],
+    "12 and 16 first": curriculum(LARGE, EQUAL, 120_000, 150_000),
+    "8 first": curriculum(ONLY_8, EQUAL, 54_000, 54_000),
+    "8 first, then as many FLOPs": curriculum(ONLY_8, SAME_FLOPS, 54_000, 54_000),
+}
+
+
+def train(out: Path, variant: str, seed: int) -> dict:
+    """One run, and what it is of."""
+    flags = ["--train.gflops", str(GFLOPS), "--optim.warmup", str(GFLOPS // 16), *VARIANTS[variant]]
+    flags += ["--eval.resolutions", *map(str, RESOLUTIONS)]
+    flags += ["--eval.patch-sizes", *map(str, PATCHES), "--eval.no-cost"]
+    folder = out / f"seed-{seed}" / variant.replace(",", "").replace(" ", "-")
+    return {"variant": variant, "seed": seed, **train_once(folder, out / "data", seed, flags)}
+
+
+def own_sizes(fixed: Runs, patches: tuple[int, ...]) -> list[float]:
+    """The fixed models, each at its own patch size: the mean over sizes, of each seed."""
+    each = [fixed.of(f"fixed-{p}", (p,), SHOWN_AT) for p in patches]
+    return [mean(values) for values in zip(*each, strict=True)]
+
+
+def tables(results: list[dict], fixed: Runs) -> dict[str, list[str]]:
+    """Accuracy at each patch size, and the share of the gap that is closed."""
+    runs = Runs(results)
+    goal = own_sizes(fixed, PATCHES)
+    base = runs.of(FLEXIBLE, PATCHES, SHOWN_AT)
+    rows = [
+        ["each fixed at its own p"]
+        + [spread(own_sizes(fixed, (p,))) for p in PATCHES]
+        + [spread(goal), "100 %", f"{mean(of_fixed(fixed)):,.0f}"]
+    ]
+    for variant in VARIANTS:
+        values = runs.of(variant, PATCHES, SHOWN_AT)
+        # Seeds share their gap, so that one seed's luck with the fixed models does not show as a cure.
+        gap = mean(goal) - mean(base)
+        closed = [100 * (value - own) / gap for value, own in zip(values, base, strict=True)]
+        images = mean(r["images_seen"] for r in results if r["variant"] == variant)
+        cells = [runs.cell(variant, (p,), SHOWN_AT) for p in PATCHES]
+        shown = "" if variant == FLEXIBLE else f"{spread(closed)} %"
+        rows.append([variant, *cells, spread(values), shown, f"{images:,.0f}"])
+    header = ["", *(f"p {p}" for p in PATCHES), "mean", "of the gap", "images"]
+    return {"cures": lines_of(header, rows)}
+
+
+def of_fixed(fixed: Runs) -> list[float]:
+    """Images seen by the fixed models."""
+    return [r["images_seen"] for r in fixed.results]
+
+
+def draw(results: list[dict], fixed: Runs, path: Path) -> None:
+    """Accuracy over patch size: a line for each model."""
+    figure, axes = new_axes(6.4, 4)
+    runs = Runs(results)
+    lines = {"fixed at its own p": [mean(own_sizes(fixed, (p,))) for p in PATCHES]}
+    lines |= {v: [mean(runs.of(v, (p,), SHOWN_AT)) for p in PATCHES] for v in VARIANTS}
+    for number, (name, values) in enumerate(lines.items()):
+        thick = name in (FLEXIBLE, "fixed at its own p")
+        axes.plot(
+            PATCHES, values, color=COLOURS[number], linewidth=2.4 if thick else 1.2, marker="o", label=name
+        )
+    axes.set_xticks(PATCHES)
+    axes.set_xlabel("patch size p, pixels")
+    axes.set_ylabel("accuracy, %")
+    axes.legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def main() -> None:
+    """Train what is missing; write after each seed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/cures"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments = parser.parse_args()
+    data = arguments.out / "data"
+    if not (data / "val/classes.json").exists():  # written last
+        write_digits(data, TRAIN_IMAGES, TEST_IMAGES, seed=0)
+    before = json.loads(BEFORE.read_text())["results"]
+    results: list[dict] = []
+    for number, seed in enumerate(arguments.seeds, 1):
+        results += [train(arguments.out, variant, seed) for variant in VARIANTS]
+        done = arguments.seeds[:number]
+        fixed = Runs([r for r in before if r["variant"].startswith("fixed-") and r["seed"] in done])
+        command = f"python benchmarks/cures.py --seeds {' '.join(map(str, done))}"
+        save(RESULTS, {"command": command, **machine(), "results": results})
+        for name, lines in tables(results, fixed).items():
+            replace_section(name, lines, PAGE)
+        draw(results, fixed, ROOT / "docs/images/cures.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""The papers' claims as the papers compare: at equal images, at two lengths, on two sets of pictures.
+
+`python benchmarks/equal_images.py` trains a flexible model, one model for each patch size and one flexible
+model that starts from the weights of a fixed one, each for the same number of images in steps of as many
+images; evaluates them; and writes benchmarks/results/equal_images.json, docs/images/equal-images.png and
+the tables of docs/replication.md. The photographs come from Debian's package dataset-fashion-mnist, or from
+the folder that --fashion names. The page is written after each seed; finished runs in --out are not repeated.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from fashion import INSTALLED, write_fashion
+from replication import ROOT, TRAIN_IMAGES, Runs, machine, spread, train_once
+
+from gpu.results import replace_section, save
+from packvit.common.plots import COLOURS, MARKERS, new_figure, save_figure
+from packvit.data import write_digits
+
+PAGE, RESULTS = ROOT / "docs/replication.md", ROOT / "benchmarks/results/equal_images.json"
+PICTURES = {"digits": "digits", "fashion": "Fashion-MNIST"}
+PATCHES = (6, 8, 12, 16)
+LENGTHS = (24_000, 96_000)  # images
+RESOLUTIONS = (48, 64)  # of the test
+TEST_IMAGES = 1000
+TEACHER = 8  # patch size of the fixed model, trained for the longest time, that `from fixed` starts with
+STEP = 64  # images
+# Mean tokens of an image after dropping, counted in runs of each patch size.
+TOKENS = {6: 46.8, 8: 26.1, 12: 11.6, 16: 6.5}
+SEQUENCE = 256  # most slots
+
+
+def packing(patches: Sequence[int]) -> list[str]:
+    """Flags for batches of about STEP images."""
+    slots = STEP * sum(TOKENS[p] for p in patches) / len(patches)
+    sequences = -(-round(slots) // SEQUENCE)
+    return ["--packing.sequences", str(sequences), "--packing.seq-len", str(round(slots / sequences))]
+
+
+def variants(runs: Path) -> dict[str, list[str]]:
+    """Flags of every model; `runs` is the folder of the seed's runs of the longest length."""
+    own = ["--views.patch-sizes", *map(str, PATCHES), *packing(PATCHES)]
+    fixed = {f"fixed-{p}": ["--views.patch-sizes", str(p), *packing([p])] for p in PATCHES}
+    return fixed | {"flexible": own, "from fixed": [*own, "--model", str(runs / f"fixed-{TEACHER}")]}
+
+
+def draw_pictures(folder: Path, pictures: str, fashion: Path) -> None:
+    """The shards of one set, unless they are there."""
+    if (folder / "val/classes.json").exists():  # written last
+        return
+    if pictures == "digits":
+        write_digits(folder, TRAIN_IMAGES, TEST_IMAGES, seed=0)
+    else:
+        write_fashion(folder, TRAIN_IMAGES, TEST_IMAGES, 0, fashion)
+
+
+def train_seed(out: Path, pictures: str, seed: int) -> list[dict]:
+    """All models of one seed, the longest trainings first: the shorter ones start from one of theirs."""
+    results = []
+    longest = max(LENGTHS)
+    for images in sorted(LENGTHS, reverse=True):
+        runs = out / pictures / f"seed-{seed}"
+        for variant, flags in variants(runs / str(longest)).items():
+            flags = [*flags, "--train.images", str(images), "--optim.warmup", str(images // 16)]
+            flags += ["--eval.resolutions", *map(str, RESOLUTIONS)]
+            flags += ["--eval.patch-sizes", *map(str, PATCHES), "--eval.no-cost"]
+            folder = runs / str(images) / variant.replace(" ", "-")
+            result = train_once(folder, out / pictures / "data", seed, flags)
+            results.append(
+                {"pictures": pictures, "images": images, "variant": variant, "seed": seed} | result
+            )
+    return results
+
+
+def table(results: list[dict], pictures: str) -> list[str]:
+    """Accuracy of every model at its patch sizes, for each length."""
+    lines = [f"| {PICTURES[pictures]} | images | {' | '.join(f'p {p}' for p in PATCHES)} | mean |"]
+    lines.append("| --- | ---: |" + " ---: |" * (len(PATCHES) + 1))
+    for images in LENGTHS:
+        runs = Runs([r for r in results if r["pictures"] == pictures and r["images"] == images])
+        own = [runs.of(f"fixed-{p}", (p,), RESOLUTIONS) for p in PATCHES]
+        rows = {
+            "each fixed at its own p": own,
+            "flexible": [runs.of("flexible", (p,), RESOLUTIONS) for p in PATCHES],
+            "flexible, from fixed": [runs.of("from fixed", (p,), RESOLUTIONS) for p in PATCHES],
+        }
+        for name, cells in rows.items():
+            lines.append(row(name, images, cells))
+        for name, base in (("flexible", "flexible - fixed"), ("flexible, from fixed", "from fixed - fixed")):
+            gaps = [less(a, b) for a, b in zip(rows[name], own, strict=True)]
+            lines.append(row(base, images, gaps, sign="+"))
+    return lines
+
+
+def row(name: str, images: int, cells: list[list[float]], sign: str = "") -> str:
+    """One line: a cell for each patch size, and their mean, each over the seeds."""
+    means = [sum(each) / len(each) for each in zip(*cells, strict=True)]
+    texts = [spread(values, sign) for values in [*cells, means]]
+    return f"| {name} | {images:,} | {' | '.join(texts)} |"
+
+
+def less(a: list[float], b: list[float]) -> list[float]:
+    """a - b, seed by seed."""
+    return [x - y for x, y in zip(a, b, strict=True)]
+
+
+def draw(results: list[dict], path: Path) -> None:
+    """Accuracy over patch size: a plot for each set, a colour for each model, dashed if training is short."""
+    shown = [name for name in PICTURES if any(r["pictures"] == name for r in results)]
+    figure = new_figure(4.6 * len(shown), 3.6)
+    for place, pictures in enumerate(shown, 1):
+        axes = figure.add_subplot(1, len(shown), place)
+        for images, style in zip(LENGTHS, ("--", "-"), strict=True):
+            runs = Runs([r for r in results if r["pictures"] == pictures and r["images"] == images])
+            for number, name in enumerate(("fixed at its own p", "flexible", "from fixed")):
+                values = [
+                    runs.of(f"fixed-{p}" if name.startswith("fixed") else name, (p,), RESOLUTIONS)
+                    for p in PATCHES
+                ]
+                middle = [sum(v) / len(v) for v in values]
+                reach = [[m - min(v) for m, v in zip(middle, values, strict=True)]]
+                reach.append([max(v) - m for m, v in zip(middle, values, strict=True)])
+                axes.errorbar(
+                    *(PATCHES, middle, reach, None),
+                    color=COLOURS[number],
+                    marker=MARKERS[number],
+                    linestyle=style,
+                    markersize=4,
+                    capsize=2,
+                    label=f"{name}, {images // 1000}k images",
+                )
+        axes.set_title(PICTURES[pictures], size=10)
+        axes.set_xticks(PATCHES)
+        axes.set_xlabel("patch size p, pixels")
+        axes.set_ylabel("accuracy, %")
+        axes.grid(alpha=0.25)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        axes.legend(frameon=False, fontsize=7)
+    save_figure(figure, path)
+
+
+def write(results: list[dict], seeds: Sequence[int]) -> None:
+    """The results, their tables and their picture."""
+    command = f"python benchmarks/equal_images.py --seeds {' '.join(map(str, seeds))}"
+    save(RESULTS, {"command": command, **machine(), "results": results})
+    for pictures in PICTURES:
+        if any(r["pictures"] == pictures for r in results):
+            replace_section(f"equal-{pictures}", table(results, pictures), PAGE)
+    draw(results, ROOT / "docs/images/equal-images.png")
+
+
+def main() -> None:
+    """Train what is missing; write after each seed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/equal-images"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--pictures", nargs="+", choices=list(PICTURES), default=list(PICTURES))
+    parser.add_argument("--fashion", type=Path, default=INSTALLED, help="folder of the four files")
+    arguments = parser.parse_args()
+    results: list[dict] = []
+    for pictures in arguments.pictures:
+        draw_pictures(arguments.out / pictures / "data", pictures, arguments.fashion)
+        for seed in arguments.seeds:
+            results += train_seed(arguments.out, pictures, seed)
+            write(results, arguments.seeds)
+
+
+if __name__ == "__main__":
+    main()
