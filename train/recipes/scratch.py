@@ -32,7 +32,10 @@ def scratch() -> Config:
             flip=0.5,
         ),
         packing=PackingConfig(seq_len=512, sequences=32),
-        model=preset("Ti", patch_buffer=32, drop_path=0.1),
+        # Ahead of every table at the resolutions of training and beyond them (docs/studies.md).
+        model=preset(
+            "Ti", patch_buffer=32, drop_path=0.1, pos_embed="rope_2d", pos_coords="fractional_aspect"
+        ),
         optim=OptimConfig(lr=1e-3, warmup=500),
         train=TrainConfig(steps=10_000, label_smoothing=0.1, ema=0.999),
     )
