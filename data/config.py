@@ -1,6 +1,7 @@
 """What a run reads, and how."""
 
 from dataclasses import dataclass, field
+from typing import get_args
 
 from packvit.data.samples.augment import AugmentConfig
 from packvit.data.samples.decode import Resize
@@ -28,8 +29,9 @@ class DataConfig:
         audit: write the keys of every step's images to audit.jsonl.
         fetch: how remote and gzipped shards are fetched, for training and validation.
         max_bad_fraction: the run stops if more than this share of the samples had to be skipped.
-        resize: what resizes training images: `pillow`, or `torch`, which takes a fraction of the time and
-            gives nearly the same values; it crops at whole pixels of the decoded image.
+        resize: what resizes training images: `pillow`, or `torch`, which takes a fraction of the time. It gives
+            nearly the same whole images and crops at whole pixels of the decoded image. `packvit teach` and
+            evaluation always use Pillow.
         mix: mixup and cutmix between the images of a batch.
         augment: augmentation of each image, before mixing.
         label_field: field of every sample with its label: `cls`, `json:PLACE` or, with `multi_label`,
@@ -65,6 +67,8 @@ class DataConfig:
                 f"data.weights={self.weights} must be positive, one for each of the {len(self.shards)} "
                 "entries of data.shards"
             )
+        if self.resize not in get_args(Resize):
+            raise ValueError(f"data.resize={self.resize!r} must be one of {', '.join(get_args(Resize))}")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"data.max_bad_fraction={self.max_bad_fraction} must lie in [0, 1]")
         self.class_target(None)

@@ -80,7 +80,8 @@ def _read_manifest(manifest: str, modified: int) -> dict[str, Any]:
 
 def _only_samples(entry: dict[str, Any]) -> Any:
     """The number of a shard's samples alone, as soon as it is read: a manifest may list very many shards."""
-    return entry["samples"] if "samples" in entry and "shards" not in entry else entry
+    samples = entry.get("samples")
+    return samples if isinstance(samples, int) and "shards" not in entry else entry
 
 
 def lost_samples(

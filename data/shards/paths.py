@@ -139,18 +139,36 @@ def _local_shards(name: str) -> list[str]:
         files: list[str] = []
         with suppress(OSError):  # it may not be read
             files = [file for file in os.listdir(name) if not file.startswith(".")]
-        found = [os.path.join(name, file) for file in files if file.endswith(SHARD_SUFFIXES)]
+        folder = name.rstrip("/") or "/"
+        found = [os.path.join(folder, file) for file in files if file.endswith(SHARD_SUFFIXES)]
         if not found:
             raise ValueError(f"{name} is a folder without .tar files")
+        refuse_broken_links(found)
         return found
     if glob.has_magic(name) and not os.path.exists(name):
         found = glob.glob(name)
         if not found:
             raise ValueError(f"no file matches {name}")
+        refuse_broken_links(found)
         return found
     if not os.path.isfile(name):
         raise ValueError(f"{name}: no such shard")
     return [name]
+
+
+def refuse_broken_links(paths: Iterable[str]) -> None:
+    """Refuse links to files that are not there; looks at links alone, which lists of folders tell.
+
+    Raises:
+        ValueError: names such a link.
+    """
+    shards = set(paths)
+    for folder in {os.path.dirname(path) for path in shards}:
+        with os.scandir(folder or ".") as entries:
+            links = [os.path.join(folder, entry.name) for entry in entries if entry.is_symlink()]
+        for path in links:
+            if path in shards and not os.path.exists(path):
+                raise ValueError(f"{path}: no such shard: it links to {os.path.realpath(path)}")
 
 
 def _objects(name: str) -> list[str]:

@@ -215,7 +215,11 @@ class TrainLoader:
             "shards": self.shards,
             "num_streams": self.plan.data.streams,
             "start": self.start,
-            "streams": {str(index): squeeze_waiting(state) for index, state in self.states.items()},
+            # States of an older version that have not gone on yet are written as this version's, too.
+            "streams": {
+                str(index): squeeze_waiting(state) | {"version": STATE_VERSION}
+                for index, state in self.states.items()
+            },
         }
 
     def load_state_dict(self, state: dict) -> None:

@@ -5,6 +5,7 @@ What is found of a chunk depends on nothing but the chunk and the pass.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from socket import gethostname
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from packvit.common.device import make_autocast
 from packvit.common.ranks import start_ranks
-from packvit.data import EvalSet, Piece
+from packvit.data import BadShard, EvalSet, Piece
 from packvit.evaluate.checks import mean_tokens
 from packvit.evaluate.setting import Setting
 from packvit.evaluate.sweep.evaluators import Evaluator
@@ -106,7 +107,17 @@ class Answerer:
 
 
 def answer_chunk(answerer: Answerer, _: str, number: int, chunk: range) -> Found:
-    """What is found of one chunk, its columns on a CPU: a job, named by its first argument."""
+    """What is found of one chunk, its columns on a CPU: a job, named by its first argument.
+
+    Raises:
+        ValueError: this machine does not see a shard whose headers the driver has read.
+    """
+    images = answerer.work.images
+    for shard in {images.headers[place].reference.shard for place in chunk}:
+        try:
+            images.shards.open(shard)
+        except BadShard as error:  # another machine may: its samples are not bad
+            raise ValueError(f"{gethostname()}: {error}: all machines must share the shards") from error
     [found] = answerer.work.answer([chunk], answerer.workers, answerer.device)
     columns = {
         setting: {name: tensor.cpu() for name, tensor in parts.items()}

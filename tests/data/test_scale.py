@@ -113,3 +113,11 @@ def test_memory_of_indices_is_bounded_and_used_ones_stay(tmp_path):
     kept = [number for number in range(1000) if memory.get(f"{number}.tar")]
     assert kept == list(range(991, 1000))
     assert memory.get("often.tar")
+
+
+def test_links_to_nothing_are_no_shards(tmp_path):
+    (tmp_path / "a.tar").write_bytes(bytes(1024))
+    (tmp_path / "c.tar").symlink_to("gone.tar")
+    for pattern in (tmp_path, tmp_path / "*.tar"):
+        with pytest.raises(ValueError, match=r"c\.tar: no such shard: it links to .*gone\.tar"):
+            ShardSet.find(str(pattern))

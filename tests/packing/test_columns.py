@@ -3,6 +3,7 @@
 import json
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +28,14 @@ def test_lists_come_back_as_they_were(sequences):
 def test_columns_of_many_values_come_back_as_they_were():
     rng = Random(0)
     sequences = [[[rng.randrange(-(10**12), 10**12), place] for place in range(400)], []]
+    assert expand(squeeze(sequences)) == sequences
+
+
+@pytest.mark.parametrize("step", [1, 256, 65_536, 2**40])
+@pytest.mark.parametrize("groups", [1, 200])
+def test_columns_with_bytes_of_zeros_come_back_as_they_were(step: int, groups: int):
+    """Such as the members of a part of a shard: every 256th."""
+    sequences = [[[7 + place % groups + place // groups * step, place] for place in range(700)]]
     assert expand(squeeze(sequences)) == sequences
 
 

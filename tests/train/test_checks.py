@@ -54,6 +54,7 @@ def test_samples_that_wait_are_not_counted_as_good():
     assert "and 40 of the 200 decoded so far" in said[-1]
     assert checked([(0, 0, 0, 0), (16_000, 700, 100, 4), (16_100, 704, 2000, 70)]) == 1  # 4.4 and 3.5 %
     assert checked([(0, 0, 0, 0), (16_000, 1200, 100, 0)]) == 0
+    assert checked([(0, 0, 0, 0), (20, 2, 2000, 0)]) == 1  # more is decoded than read after a resume
 
 
 def test_a_few_bad_samples_at_the_start_stop_nothing():

@@ -107,7 +107,7 @@ class BadShare:
         self.past.append(counts)
         share = self.config.data.max_bad_fraction
         # Those that were lost when the decoded ones were read come on top of those lost in decoding.
-        lost_before = recent.unreadable * recent.decoded / max(1, recent.read)
+        lost_before = recent.unreadable * min(1, recent.decoded / max(1, recent.read))
         if too_many(recent.unreadable, recent.read, share) or too_many(
             recent.undecodable + lost_before, recent.decoded, share
         ):
