@@ -4,11 +4,12 @@
 loss and every seed until a run has spent --gflops, both images of every pair counted, and inspects each at
 three resolutions and patch sizes: accuracy; k-NN accuracy within a setting less that across two
 (`mode_switch`); and the mean CKA of the last block's pooled features between two settings. It writes
-benchmarks/results/consistency.json and the table of docs/studies.md. Finished runs in --out are not repeated.
+benchmarks/results/consistency.json, and prints the table. Finished runs in --out are not repeated.
 """
 
 import argparse
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -16,14 +17,13 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from replication import ROOT, TRAIN_IMAGES, machine
 
-from gpu.results import replace_section, save
 from packvit.data import write_digits
 
+ROOT = Path(__file__).parents[1]
 WEIGHTS = (0.0, 0.1, 1.0)  # of the consistency loss; 0 shows every sample once
 PATCHES, RESOLUTIONS = (4, 8, 16), (32, 48, 64)
-TEST_IMAGES = 800
+TRAIN_IMAGES, TEST_IMAGES = 20_000, 800
 MEASURES = {"accuracy": "accuracy", "mode_switch": "k-NN within - across", "cka": "CKA across"}
 
 
@@ -53,7 +53,7 @@ def measure(out: Path, data: Path, weight: float, seed: int, gflops: int) -> dic
     }
 
 
-def table(runs: list[dict[str, Any]]) -> list[str]:
+def table(runs: list[dict[str, Any]]) -> str:
     """Mean and standard deviation over seeds for each weight."""
     lines = [f"| weight | images | {' | '.join(MEASURES.values())} |", "| ---: | ---: |" + " ---: |" * 3]
     for weight in dict.fromkeys(run["weight"] for run in runs):
@@ -63,15 +63,16 @@ def table(runs: list[dict[str, Any]]) -> list[str]:
             values = [100 * run[name] for run in own]
             cells.append(f"{mean(values):.1f} ± {stdev(values) if len(values) > 1 else 0:.1f}")
         lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gflops", type=int, default=4000)
+    parser.add_argument("--gflops", type=int, default=40_000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--weights", type=float, nargs="+", default=list(WEIGHTS))
     parser.add_argument("--out", type=Path, default=ROOT / "runs/consistency")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/consistency.json")
     arguments = parser.parse_args()
     data = arguments.out / "data"
     if not (data / "val/classes.json").exists():  # written last
@@ -81,13 +82,9 @@ def main() -> None:
         for seed in arguments.seeds
         for weight in arguments.weights
     ]
-    seeds = sorted({run["seed"] for run in runs})
-    command = (
-        f"python benchmarks/consistency.py --gflops {arguments.gflops} --seeds {' '.join(map(str, seeds))}"
-    )
-    save(ROOT / "benchmarks/results/consistency.json", {"command": command, **machine(), "runs": runs})
-    made = f"{TEST_IMAGES} test canvases, n = {len(seeds)} seeds; `{command}`."
-    replace_section("consistency", [*table(runs), "", made], ROOT / "docs/studies.md")
+    about = {"python": platform.python_version(), "torch": torch.__version__, "gflops": arguments.gflops}
+    arguments.results.write_text(json.dumps(about | {"runs": runs}, indent=1) + "\n")
+    print(table(runs))
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 `python benchmarks/cures.py` trains the flexible model of benchmarks/replication.py with one change each, for
 the same FLOPs, compares it with the fixed models in benchmarks/results/replication.json, and writes
 benchmarks/results/cures.json, docs/images/cures.png and the tables of docs/replication.md. The page is
-written after each seed; finished runs in --out are not repeated.
+written after each seed, with all finished runs in --out, which are not repeated.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -36,7 +37,7 @@ SHOWN_AT = (64,)  # resolution of the tables, as on the rest of the page
 SAME_FLOPS = ("1", "2.5", "4.6", "10", "16.5")
 EQUAL = ("1",) * len(PATCHES)
 ONLY_8, LARGE = ("0", "0", "1", "0", "0"), ("0", "0", "0", "1", "1")
-FLEXIBLE = "flexible"
+FLEXIBLE, OWN = "flexible", "fixed at its own p"
 
 
 def curriculum(first: tuple[str, ...], last: tuple[str, ...], start: int, end: int) -> list[str]:
@@ -57,60 +58,67 @@ VARIANTS = {
 }
 
 
+def folder_of(out: Path, variant: str, seed: int) -> Path:
+    """The folder of a run."""
+    return out / f"seed-{seed}" / variant.replace(",", "").replace(" ", "-")
+
+
 def train(out: Path, variant: str, seed: int) -> dict:
     """One run, and what it is of."""
     flags = ["--train.gflops", str(GFLOPS), "--optim.warmup", str(GFLOPS // 16), *VARIANTS[variant]]
     flags += ["--eval.resolutions", *map(str, RESOLUTIONS)]
     flags += ["--eval.patch-sizes", *map(str, PATCHES), "--eval.no-cost"]
-    folder = out / f"seed-{seed}" / variant.replace(",", "").replace(" ", "-")
-    return {"variant": variant, "seed": seed, **train_once(folder, out / "data", seed, flags)}
+    result = train_once(folder_of(out, variant, seed), out / "data", seed, flags)
+    return {"variant": variant, "seed": seed, **result}
 
 
-def own_sizes(fixed: Runs, patches: tuple[int, ...]) -> list[float]:
+def finished(out: Path, seeds: Sequence[int]) -> list[dict]:
+    """All runs of these seeds that are finished."""
+    return [train(out, v, seed) for seed in seeds for v in VARIANTS if is_finished(out, v, seed)]
+
+
+def is_finished(out: Path, variant: str, seed: int) -> bool:
+    """Whether a run has been evaluated."""
+    return (folder_of(out, variant, seed) / "eval/results.json").exists()
+
+
+def own_sizes(fixed: Runs, patches: Sequence[int]) -> list[float]:
     """The fixed models, each at its own patch size: the mean over sizes, of each seed."""
     each = [fixed.of(f"fixed-{p}", (p,), SHOWN_AT) for p in patches]
     return [mean(values) for values in zip(*each, strict=True)]
 
 
-def tables(results: list[dict], fixed: Runs) -> dict[str, list[str]]:
+def table(results: list[dict], fixed: Runs) -> list[str]:
     """Accuracy at each patch size, and the share of the gap that is closed."""
-    runs = Runs(results)
-    goal = own_sizes(fixed, PATCHES)
-    base = runs.of(FLEXIBLE, PATCHES, SHOWN_AT)
-    rows = [
-        ["each fixed at its own p"]
-        + [spread(own_sizes(fixed, (p,))) for p in PATCHES]
-        + [spread(goal), "100 %", f"{mean(of_fixed(fixed)):,.0f}"]
-    ]
+    runs, goal = Runs(results), own_sizes(fixed, PATCHES)
+    flexible = mean(runs.of(FLEXIBLE, PATCHES, SHOWN_AT))
+    images = mean(r["images_seen"] for r in fixed.results)
+    own = [spread(own_sizes(fixed, (p,))) for p in PATCHES]
+    rows = [["each fixed at its own p", str(len(goal)), *own, spread(goal), "100 %", f"{images:,.0f}"]]
     for variant in VARIANTS:
         values = runs.of(variant, PATCHES, SHOWN_AT)
-        # Seeds share their gap, so that one seed's luck with the fixed models does not show as a cure.
-        gap = mean(goal) - mean(base)
-        closed = [100 * (value - own) / gap for value, own in zip(values, base, strict=True)]
+        if not values:
+            continue
+        closed = 100 * (mean(values) - flexible) / (mean(goal) - flexible)
         images = mean(r["images_seen"] for r in results if r["variant"] == variant)
         cells = [runs.cell(variant, (p,), SHOWN_AT) for p in PATCHES]
-        shown = "" if variant == FLEXIBLE else f"{spread(closed)} %"
-        rows.append([variant, *cells, spread(values), shown, f"{images:,.0f}"])
-    header = ["", *(f"p {p}" for p in PATCHES), "mean", "of the gap", "images"]
-    return {"cures": lines_of(header, rows)}
-
-
-def of_fixed(fixed: Runs) -> list[float]:
-    """Images seen by the fixed models."""
-    return [r["images_seen"] for r in fixed.results]
+        shown = "" if variant == FLEXIBLE else f"{closed:.0f} %"
+        rows.append([variant, str(len(values)), *cells, spread(values), shown, f"{images:,.0f}"])
+    header = ["", "seeds", *(f"p {p}" for p in PATCHES), "mean", "of the gap", "images"]
+    return lines_of(header, rows)
 
 
 def draw(results: list[dict], fixed: Runs, path: Path) -> None:
     """Accuracy over patch size: a line for each model."""
     figure, axes = new_axes(6.4, 4)
     runs = Runs(results)
-    lines = {"fixed at its own p": [mean(own_sizes(fixed, (p,))) for p in PATCHES]}
-    lines |= {v: [mean(runs.of(v, (p,), SHOWN_AT)) for p in PATCHES] for v in VARIANTS}
+    lines = {OWN: [mean(own_sizes(fixed, (p,))) for p in PATCHES]}
+    for variant in VARIANTS:
+        if runs.of(variant, PATCHES, SHOWN_AT):
+            lines[variant] = [mean(runs.of(variant, (p,), SHOWN_AT)) for p in PATCHES]
     for number, (name, values) in enumerate(lines.items()):
-        thick = name in (FLEXIBLE, "fixed at its own p")
-        axes.plot(
-            PATCHES, values, color=COLOURS[number], linewidth=2.4 if thick else 1.2, marker="o", label=name
-        )
+        width = 2.4 if name in (FLEXIBLE, OWN) else 1.2
+        axes.plot(PATCHES, values, color=COLOURS[number], linewidth=width, marker="o", label=name)
     axes.set_xticks(PATCHES)
     axes.set_xlabel("patch size p, pixels")
     axes.set_ylabel("accuracy, %")
@@ -118,26 +126,30 @@ def draw(results: list[dict], fixed: Runs, path: Path) -> None:
     save_figure(figure, path)
 
 
+def write(results: list[dict], seeds: Sequence[int]) -> None:
+    """The results, their table and their picture."""
+    before = json.loads(BEFORE.read_text())["results"]
+    fixed = Runs([r for r in before if r["variant"].startswith("fixed-") and r["seed"] in seeds])
+    save(RESULTS, {"command": "python benchmarks/cures.py", **machine(), "results": results})
+    replace_section("cures", table(results, fixed), PAGE)
+    draw(results, fixed, ROOT / "docs/images/cures.png")
+
+
 def main() -> None:
     """Train what is missing; write after each seed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/cures"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     arguments = parser.parse_args()
     data = arguments.out / "data"
     if not (data / "val/classes.json").exists():  # written last
         write_digits(data, TRAIN_IMAGES, TEST_IMAGES, seed=0)
-    before = json.loads(BEFORE.read_text())["results"]
-    results: list[dict] = []
     for number, seed in enumerate(arguments.seeds, 1):
-        results += [train(arguments.out, variant, seed) for variant in VARIANTS]
+        for variant in arguments.variants:
+            train(arguments.out, variant, seed)
         done = arguments.seeds[:number]
-        fixed = Runs([r for r in before if r["variant"].startswith("fixed-") and r["seed"] in done])
-        command = f"python benchmarks/cures.py --seeds {' '.join(map(str, done))}"
-        save(RESULTS, {"command": command, **machine(), "results": results})
-        for name, lines in tables(results, fixed).items():
-            replace_section(name, lines, PAGE)
-        draw(results, fixed, ROOT / "docs/images/cures.png")
+        write(finished(arguments.out, done), done)
 
 
 if __name__ == "__main__":

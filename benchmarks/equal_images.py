@@ -90,7 +90,19 @@ def table(results: list[dict], pictures: str) -> list[str]:
         for name, base in (("flexible", "flexible - fixed"), ("flexible, from fixed", "from fixed - fixed")):
             gaps = [less(a, b) for a, b in zip(rows[name], own, strict=True)]
             lines.append(row(base, images, gaps, sign="+"))
-    return lines
+    return [*lines, "", caption(results, pictures)]
+
+
+def caption(results: list[dict], pictures: str) -> str:
+    """What the table shows."""
+    seeds = sorted({r["seed"] for r in results if r["pictures"] == pictures})
+    spread_of = f"mean ± standard deviation of n = {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
+    where = " and ".join(map(str, RESOLUTIONS))
+    numbers = " ".join(map(str, seeds))
+    return (
+        f"Accuracy in percent on {TEST_IMAGES} test canvases, the mean of R = {where}; {spread_of}; "
+        f"`python benchmarks/equal_images.py --pictures {pictures} --seeds {numbers}`."
+    )
 
 
 def row(name: str, images: int, cells: list[list[float]], sign: str = "") -> str:
@@ -137,14 +149,13 @@ def draw(results: list[dict], path: Path) -> None:
         axes.grid(alpha=0.25)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-        axes.legend(frameon=False, fontsize=7)
+        axes.legend(frameon=False, fontsize=7, handlelength=3.5)
     save_figure(figure, path)
 
 
-def write(results: list[dict], seeds: Sequence[int]) -> None:
+def write(results: list[dict]) -> None:
     """The results, their tables and their picture."""
-    command = f"python benchmarks/equal_images.py --seeds {' '.join(map(str, seeds))}"
-    save(RESULTS, {"command": command, **machine(), "results": results})
+    save(RESULTS, {"command": "python benchmarks/equal_images.py", **machine(), "results": results})
     for pictures in PICTURES:
         if any(r["pictures"] == pictures for r in results):
             replace_section(f"equal-{pictures}", table(results, pictures), PAGE)
@@ -164,7 +175,7 @@ def main() -> None:
         draw_pictures(arguments.out / pictures / "data", pictures, arguments.fashion)
         for seed in arguments.seeds:
             results += train_seed(arguments.out, pictures, seed)
-            write(results, arguments.seeds)
+            write(results)
 
 
 if __name__ == "__main__":
