@@ -29,7 +29,7 @@ class DataConfig:
         audit: write the keys of every step's images to audit.jsonl.
         fetch: how remote and gzipped shards are fetched, for training and validation.
         max_bad_fraction: the run stops if more than this share of the samples had to be skipped.
-        resize: what resizes training images: `pillow`, or `torch`, which takes a fraction of the time. It gives
+        resize: what resizes training images: `pillow`, or `torch`, which takes a fraction of the time, gives
             nearly the same whole images and crops at whole pixels of the decoded image. `packvit teach` and
             evaluation always use Pillow.
         mix: mixup and cutmix between the images of a batch.

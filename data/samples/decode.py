@@ -140,9 +140,9 @@ def show(
         image: RGB and upright, with `native_size` or smaller.
         native_size: (height, width) in which the view's box is given.
         resize: what applies the antialiased bicubic filter. `torch` takes a fraction of the time. It cuts the
-            box out first, in whole pixels of `image`: a whole image differs by 1 or 2 grey levels in few values,
-            by more where the filter overshoots 0 or 255; a crop is shifted by up to half a pixel of `image`
-            and differs along its edges, as the filter does not see what lies outside.
+            box out first, in whole pixels of `image`. A whole image differs by 1 or 2 grey levels in few
+            values, by more where the filter overshoots 0 or 255; a crop is shifted by up to half a pixel of
+            `image` and differs along its edges, as the filter does not see what lies outside.
     """
     top, left, height, width = view.box
     scale_y, scale_x = image.height / native_size[0], image.width / native_size[1]
