@@ -13,7 +13,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from itertools import cycle
 from pathlib import Path
 from random import Random
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from peers import need_peers
+from peers import need_peers, versions_of
 from PIL import Image
 from webdataset.compat import WebDataset
 
@@ -196,17 +195,11 @@ def draw_memory(points: list[tuple[int, float]], path: Path) -> None:
 def machine() -> dict[str, str]:
     """What the numbers were measured on."""
     cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    versions = {}
-    for name in ("numpy", "pillow", "simplejpeg", "webdataset", "timm"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
     return {
         "command": "python benchmarks/data.py",
         "hardware": f"{cpu[0].split(': ')[1]}, one core of {len(cpu)}",
         "python": platform.python_version(),
-        **versions,
+        **versions_of(("numpy", "pillow", "simplejpeg", "webdataset", "timm")),
     }
 
 

@@ -28,13 +28,12 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from peers import need_peers
+from peers import need_peers, versions_of
 
 from faults.store import KEYS, moto_server, send
 from gpu.results import FOLDER, load, save
@@ -216,17 +215,11 @@ def keep(found: dict[str, Any], name: str, new: dict[str, Any]) -> None:
 
 def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
     return {
         "command": "PYTHONPATH=benchmarks python benchmarks/loaders.py",
         "hardware": device_name(torch.device("cpu")),
         "python": platform.python_version(),
-        "versions": versions | {"torch": torch.__version__},
+        "versions": versions_of(LIBRARIES) | {"torch": torch.__version__},
     }
 
 

@@ -15,7 +15,6 @@ import argparse
 import json
 import platform
 import time
-from importlib.metadata import distributions
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +36,7 @@ from contestants import (
     positions_of,
     tokens_of,
 )
-from peers import need_peers
+from peers import need_peers, versions_of
 
 from gpu.results import replace_section
 from packvit.common.device import device_name
@@ -133,12 +132,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
     need_peers("timm", "vit_pytorch", "torchvision")
-    installed = {found.name: found.version for found in distributions()}
     results = {
         "command": f"python benchmarks/model.py --images {arguments.images} --rounds {arguments.rounds}",
         "hardware": f"{device_name(torch.device('cpu'))}, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
-        "versions": {n: installed.get(n, "not installed") for n in ("torch", "timm", "vit-pytorch")},
+        "versions": versions_of(("torch", "timm", "vit-pytorch")),
         "training_step": compare(arguments.images, arguments.rounds),
         "ten_patch_sizes_over_one": patch_size_cost(arguments.rounds),
     }

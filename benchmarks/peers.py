@@ -1,5 +1,7 @@
 """What benchmarks compare with has to be there: a table without it would replace one that has it."""
 
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 
@@ -15,3 +17,14 @@ def need_peers(*modules: str) -> None:
             f"{' and '.join(missing)} cannot be imported, so nothing is measured and no table changes: "
             "pip install -c constraints.txt -e '.[peers]'"
         )
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """The version of each package, by its name as pip has it."""
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
