@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 
@@ -35,7 +35,7 @@ class LocalEngine:
         self.console = Console(quiet=True) if console is None else console
         self._pool: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> "LocalEngine":
+    def __enter__(self) -> Self:
         return self
 
     @property

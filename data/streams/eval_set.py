@@ -18,15 +18,17 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from packvit.common.engine.engine import Engine
 from packvit.data.samples.cut import cut_views
-from packvit.data.samples.decode import decode_sample, read_header, read_sample, show
-from packvit.data.samples.sample import Decoded, Header, Reference, describe_skipped
+from packvit.data.samples.decode import decode_sample, read_sample, show
+from packvit.data.samples.sample import Decoded, Header, describe_skipped
 from packvit.data.samples.targets import Target, collate_targets
 from packvit.data.shards.class_names import read_class_names, shard_folders
 from packvit.data.shards.fetch import FETCH, FetchConfig
 from packvit.data.shards.paths import ShardSet
 from packvit.data.shards.redact import redact
-from packvit.data.shards.shard import BadSample, BadShard, Shard, UnknownLabel
+from packvit.data.shards.shard import BadSample, BadShard
+from packvit.data.streams.headers import Scanner
 from packvit.data.streams.loader import CPU, load_in_order
 from packvit.packing import PackedBatch, PackedImage, View, decode_upright, derive_seed
 
@@ -76,6 +78,7 @@ class EvalSet:
         as_training: decode a JPEG separately for each view, at the smallest scale that covers it, so that
             images look as in training. Otherwise an image is decoded whole, and a view depends on nothing
             else.
+        engine: reads the headers, one job a shard; by default this process does.
 
     Attributes:
         headers: headers of the samples that can be used.
@@ -83,7 +86,7 @@ class EvalSet:
         unknown_labels: those of `skipped` whose labels are not among the classes of a target.
 
     Raises:
-        ValueError: no shard matches, or no image can be used.
+        ValueError: no shard matches, no image can be used, or a machine of the engine lacks a shard.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class EvalSet:
         fetch: FetchConfig = FETCH,
         alter: Alter | None = None,
         as_training: bool = False,
+        engine: Engine | None = None,
     ) -> None:
         self.shards = ShardSet.find(patterns, fetch)
         self.targets = targets
@@ -101,26 +105,13 @@ class EvalSet:
         self.headers: list[Header] = []
         self.skipped: list[dict] = []
         self.unknown_labels: list[dict] = []
-        for number in range(len(self.shards)):
-            try:
-                self._read_headers(number, self.shards.open(number))
-            except BadShard as error:
-                self.skipped.append(describe_skipped(error))
+        for part in Scanner(self.shards, targets).scan_all(engine):
+            self.headers += part.headers
+            self.skipped += part.skipped
+            self.unknown_labels += part.unknown_labels
         if not self.headers:
             why = f": {self.skipped[0]['reason']}" if self.skipped else ", which are empty"
             raise ValueError(f"no usable image in {self.described}{why}")
-
-    def _read_headers(self, number: int, shard: Shard) -> None:
-        self.skipped += [{"shard": redact(shard.path), "key": None, "reason": p} for p in shard.problems]
-        for member in range(len(shard)):
-            try:
-                for kind in self.targets.values():
-                    kind.read(shard, member)
-                self.headers.append(read_header(shard, Reference(0, number, member, 0)))
-            except (BadSample, BadShard) as error:
-                self.skipped.append(describe_skipped(error))
-                if isinstance(error, UnknownLabel):
-                    self.unknown_labels.append(self.skipped[-1])
 
     def altered(self, alter: Alter) -> "EvalSet":
         """The same samples, changed by `alter`; nothing is read again."""

@@ -55,7 +55,7 @@ def carry_out(request: Request, quiet: bool = False, start: Callable[[], Engine]
     # What an engine leaves to this process must not need the GPUs of the engine's.
     device = "auto" if start is not None and request.device == "cuda" else request.device
     with start() if start else nullcontext() as engine, ranks_of_call(device) as ranks:
-        opened = open_sets(named, request, classes, words, loaded[0].path)
+        opened = open_sets(named, request, classes, words, loaded[0].path, engine)
         display = Display(quiet=quiet or not ranks.is_main)
         evaluation = Evaluation(
             folder, packing, ranks, request.workers, request.precision, display, engine, request.device

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from packvit.common.engine.engine import Engine
 from packvit.data import ClassTarget, EvalSet, Target
 from packvit.evaluate.checks import check_classes
 from packvit.evaluate.request.request import NamedSet, Request
@@ -33,7 +34,12 @@ class OpenedImages:
 
 
 def open_sets(
-    named: Mapping[str, NamedSet], request: Request, classes: int, words: Words | None, model: str
+    named: Mapping[str, NamedSet],
+    request: Request,
+    classes: int,
+    words: Words | None,
+    model: str,
+    engine: Engine | None = None,
 ) -> dict[str, OpenedImages]:
     """The sets by name.
 
@@ -41,6 +47,7 @@ def open_sets(
         classes: the models' number of classes; 0: no classification.
         words: words for two towers, or None.
         model: the first one's name, for messages.
+        engine: reads the headers; by default this process does.
 
     Raises:
         ValueError: a set is empty, has labels of other classes, or a file does not fit.
@@ -55,11 +62,11 @@ def open_sets(
     opened = {}
     for name, own in named.items():
         if own.label_map is not None:
-            found = open_mapped(own.shards, own.label_map, classes, label_field, fetch)
+            found = open_mapped(own.shards, own.label_map, classes, label_field, fetch, engine)
         elif own.label_sets is not None:
-            found = open_judged(own.shards, own.label_sets, classes, fetch)
+            found = open_judged(own.shards, own.label_sets, classes, fetch, engine)
         else:
-            images = EvalSet(own.shards, targets, fetch)
+            images = EvalSet(own.shards, targets, fetch, engine=engine)
             if words is not None and words.names:
                 check_classes(images, classes, words.source, "names and labels must be of the same classes")
             elif classes:

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from packvit.common.engine.engine import Engine
 from packvit.data import BadSample, ClassTarget, EvalSet, FetchConfig, Shard
 from packvit.evaluate.measures.calibration import LossKind
 from packvit.evaluate.measures.labels import read_label_map, read_label_sets
@@ -51,7 +52,12 @@ class KnownClass(ClassTarget):
 
 
 def open_mapped(
-    shards: Sequence[str], file: Path | str, classes: int, field: str, fetch: FetchConfig
+    shards: Sequence[str],
+    file: Path | str,
+    classes: int,
+    field: str,
+    fetch: FetchConfig,
+    engine: Engine | None = None,
 ) -> OpenedSet:
     """Open a set that has a label map, without the images whose label has no class of the model.
 
@@ -59,6 +65,7 @@ def open_mapped(
         file: see `read_label_map`.
         classes: the model's number of classes.
         field: field of each sample's label.
+        engine: reads the headers; by default this process does.
 
     Raises:
         ValueError: the file is not a map for this model and set, or no image is left; names the file.
@@ -68,7 +75,7 @@ def open_mapped(
     label_map.check(classes)
     number = len(label_map.classes)
     target = KnownClass(field, classes=number, known=label_map.columns, path=str(label_map.path))
-    images = EvalSet(shards, {"label": target}, fetch)
+    images = EvalSet(shards, {"label": target}, fetch, engine=engine)
     if images.unknown_labels:
         first = images.unknown_labels[0]
         raise ValueError(
@@ -78,12 +85,19 @@ def open_mapped(
     return OpenedSet(images, partial(MappedAccuracy, label_map=label_map))
 
 
-def open_judged(shards: Sequence[str], file: Path | str, classes: int, fetch: FetchConfig) -> OpenedSet:
+def open_judged(
+    shards: Sequence[str],
+    file: Path | str,
+    classes: int,
+    fetch: FetchConfig,
+    engine: Engine | None = None,
+) -> OpenedSet:
     """Open a set with several right answers for an image, without the images that have none.
 
     Args:
         file: see `read_label_sets`.
         classes: the model's number of classes.
+        engine: reads the headers; by default this process does.
 
     Raises:
         ValueError: the file does not hold answers for this model and set; names it.
@@ -91,7 +105,7 @@ def open_judged(shards: Sequence[str], file: Path | str, classes: int, fetch: Fe
     """
     label_sets = read_label_sets(file)
     label_sets.check(classes)
-    images = EvalSet(shards, fetch=fetch)
+    images = EvalSet(shards, fetch=fetch, engine=engine)
     answers = label_sets.find([header.key for header in images.headers])
     reason = f"{label_sets.path} has no label for it"
     images = images.without({place: reason for place, own in enumerate(answers) if not own})

@@ -13,6 +13,7 @@ from sklearn.metrics import average_precision_score
 from packvit.cli import dispatch
 from packvit.data import Corruption, EvalSet, Shard, pack_images, write_shards
 from packvit.data.make.write import Sample
+from packvit.data.streams.headers import Scanner
 from packvit.evaluate import run
 from packvit.evaluate.measures.accuracy import wilson_interval
 from packvit.models import PackedViT, ViTConfig, load_model, save_model
@@ -167,8 +168,8 @@ def test_corrupted_sets_leave_rows_alone_unless_predictions_are_saved(
     finished = list((tmp_path / "out").glob(".unfinished-*/result.json"))
     assert [[path.name for path in result.parent.iterdir()] for result in finished] == [["result.json"]]
     headers, passes, pieces = [], [], EvalSet.pieces
-    read = EvalSet._read_headers
-    monkeypatch.setattr(EvalSet, "_read_headers", lambda *a: (headers.append(a), read(*a)))
+    read = Scanner.scan
+    monkeypatch.setattr(Scanner, "scan", lambda *a: headers.append(a) or read(*a))
     monkeypatch.setattr(
         EvalSet, "pieces", lambda self, *a: passes.append((self.alter, len(a[2]))) or pieces(self, *a)
     )

@@ -289,6 +289,7 @@ def test_models_are_evaluated_alike(
     shutil.copytree(digits_set / "train", "shards")
     torn = Shard.open("shards/shard-000000.tar").image(0)[:99]
     write_shards([Sample("torn", torn, "png", 1)], Path("shards"), prefix="torn")
+    Path("shards/no-tar.tar").write_bytes(b"no tar")
     command = ["eval", model, "--shards", "shards", "--resolutions", "24", "32", "--patch-sizes", "8"]
     command += ["--tokens", "9", "--features", "--save-predictions", "--corruptions", "fog:3"]
     command += ["--no-cost", "--device", "cpu", "--out"]
@@ -297,7 +298,9 @@ def test_models_are_evaluated_alike(
         assert dispatch(on_cluster([*command, "cluster"])) == 0
     assert killed
     assert contents(tmp_path / "local") == contents(tmp_path / "cluster")
-    assert b"torn" in contents(tmp_path / "local")["skipped.jsonl"]
+    skipped = contents(tmp_path / "local")["skipped.jsonl"]
+    assert b"torn" in skipped
+    assert b"no-tar.tar" in skipped
 
 
 def test_a_machine_that_is_lost_stops_nothing_and_what_was_done_stays_done(

@@ -1,19 +1,24 @@
 """Images for evaluation: each once, whole, decoded once for all ways to show it, whoever reads it."""
 
+import shutil
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from packvit.common.engine.local import LocalEngine
 from packvit.data import ClassTarget, EvalSet, Piece, Shard, write_shards
 from packvit.data.make.write import Sample
 from packvit.data.samples.cut import cut_image
 from packvit.data.samples.decode import show
 from packvit.data.streams import eval_set
+from packvit.data.streams.headers import Scanned
 from packvit.evaluate import Setting
 from packvit.packing import PackedBatch, decode_upright
 
@@ -156,3 +161,36 @@ def test_labels_of_other_classes_are_told_from_broken_samples(images):
     assert all("is not in 0..3" in line["reason"] for line in few.unknown_labels)
     assert len(few.headers) + len(few.skipped) == 30
     assert images.unknown_labels == []
+
+
+class Elsewhere(LocalEngine):
+    """An engine whose machine has fewer shards than this one."""
+
+    def run(
+        self,
+        what: str,
+        function: Callable[..., Any],
+        jobs: Sequence[tuple],
+        setup: Callable[[str], Any] | None = None,
+        device: str = "cpu",
+    ) -> Iterator[Any]:
+        for job, found in zip(jobs, super().run(what, function, jobs, setup, device), strict=True):
+            missing = [{"shard": job[0], "key": None, "reason": "no such file"}]
+            yield Scanned(skipped=missing, lost_on="node-7") if job[1] == 1 else found
+
+
+def test_an_engine_reads_the_same_headers(images, tmp_path):
+    for path in images.shards.paths:
+        shutil.copy(path, tmp_path)
+    (tmp_path / "a-torn.tar").write_bytes(b"no tar")
+    targets = {"label": ClassTarget(classes=4)}
+    alone, by_engine = (EvalSet(str(tmp_path), targets, engine=engine) for engine in (None, LocalEngine()))
+    assert len(alone.unknown_labels) > 0
+    assert alone.skipped[0]["shard"].endswith("a-torn.tar")
+    for name in ("headers", "skipped", "unknown_labels"):
+        assert getattr(alone, name) == getattr(by_engine, name)
+
+
+def test_a_machine_without_a_shard_is_not_taken_for_a_bad_shard(images):
+    with pytest.raises(ValueError, match=r"node-7: .*-000001.tar: no such file: all machines must share"):
+        EvalSet(images.shards.paths, TARGETS, engine=Elsewhere())
