@@ -1,10 +1,11 @@
 """The papers' claims as the papers compare: at equal images, at two lengths, on two sets of pictures.
 
-`python benchmarks/equal_images.py` trains a flexible model, one model for each patch size and one flexible
-model that starts from the weights of a fixed one, each for the same number of images in steps of as many
-images; evaluates them; and writes benchmarks/results/equal_images.json, docs/images/equal-images.png and
-the tables of docs/replication.md. The photographs come from Debian's package dataset-fashion-mnist, or from
-the folder that --fashion names. The page is written after each seed; finished runs in --out are not repeated.
+`python benchmarks/equal_images.py` trains one model for each patch size and three flexible models: one from
+scratch, one that starts from the weights of a fixed model, and one that also learns from its answers. Each
+sees the same number of images in steps of as many images. The command evaluates them, and writes
+benchmarks/results/equal_images.json, docs/images/equal-images.png and the tables of docs/replication.md.
+The photographs come from Debian's package dataset-fashion-mnist, or from the folder that --fashion names.
+The page is written after each seed; finished runs in --out are not repeated.
 """
 
 import argparse
@@ -26,9 +27,11 @@ RESOLUTIONS = (48, 64)  # of the test
 TEST_IMAGES = 1000
 TEACHER = 8  # patch size of the fixed model, trained for the longest time, that `from fixed` starts with
 STEP = 64  # images
+TAUGHT_AT = 64  # resolution at which the teacher sees the images of `distilled`
 # Mean tokens of an image after dropping, counted in runs of each patch size.
 TOKENS = {6: 46.8, 8: 26.1, 12: 11.6, 16: 6.5}
 SEQUENCE = 256  # most slots
+FLEXIBLE = ("flexible", "from fixed", "distilled")
 
 
 def packing(patches: Sequence[int]) -> list[str]:
@@ -42,7 +45,11 @@ def variants(runs: Path) -> dict[str, list[str]]:
     """Flags of every model; `runs` is the folder of the seed's runs of the longest length."""
     own = ["--views.patch-sizes", *map(str, PATCHES), *packing(PATCHES)]
     fixed = {f"fixed-{p}": ["--views.patch-sizes", str(p), *packing([p])] for p in PATCHES}
-    return fixed | {"flexible": own, "from fixed": [*own, "--model", str(runs / f"fixed-{TEACHER}")]}
+    teacher = str(runs / f"fixed-{TEACHER}")
+    started = [*own, "--model", teacher]
+    answers = ["--distill.teachers", teacher, "--distill.patch-sizes", str(TEACHER)]
+    answers += ["--distill.resolutions", str(TAUGHT_AT)]
+    return fixed | {"flexible": own, "from fixed": started, "distilled": [*started, *answers]}
 
 
 def draw_pictures(folder: Path, pictures: str, fashion: Path) -> None:
@@ -80,16 +87,13 @@ def table(results: list[dict], pictures: str) -> list[str]:
     for images in LENGTHS:
         runs = Runs([r for r in results if r["pictures"] == pictures and r["images"] == images])
         own = [runs.of(f"fixed-{p}", (p,), RESOLUTIONS) for p in PATCHES]
-        rows = {
-            "each fixed at its own p": own,
-            "flexible": [runs.of("flexible", (p,), RESOLUTIONS) for p in PATCHES],
-            "flexible, from fixed": [runs.of("from fixed", (p,), RESOLUTIONS) for p in PATCHES],
-        }
+        rows = {name: [runs.of(name, (p,), RESOLUTIONS) for p in PATCHES] for name in FLEXIBLE}
+        lines.append(row("each fixed at its own p", images, own))
         for name, cells in rows.items():
             lines.append(row(name, images, cells))
-        for name, base in (("flexible", "flexible - fixed"), ("flexible, from fixed", "from fixed - fixed")):
-            gaps = [less(a, b) for a, b in zip(rows[name], own, strict=True)]
-            lines.append(row(base, images, gaps, sign="+"))
+        for name, cells in rows.items():
+            gaps = [less(a, b) for a, b in zip(cells, own, strict=True)]
+            lines.append(row(f"{name} - fixed", images, gaps, sign="+"))
     return [*lines, "", caption(results, pictures)]
 
 
@@ -125,7 +129,7 @@ def draw(results: list[dict], path: Path) -> None:
         axes = figure.add_subplot(1, len(shown), place)
         for images, style in zip(LENGTHS, ("--", "-"), strict=True):
             runs = Runs([r for r in results if r["pictures"] == pictures and r["images"] == images])
-            for number, name in enumerate(("fixed at its own p", "flexible", "from fixed")):
+            for number, name in enumerate(("fixed at its own p", *FLEXIBLE)):
                 values = [
                     runs.of(f"fixed-{p}" if name.startswith("fixed") else name, (p,), RESOLUTIONS)
                     for p in PATCHES
