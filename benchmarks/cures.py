@@ -1,4 +1,4 @@
-"""Why the flexible model is behind at equal FLOPs, and what helps: weights, curricula, dropping, consistency.
+"""Why the flexible model is behind at equal FLOPs, and what helps: weights, curricula, layers of each size.
 
 `python benchmarks/cures.py` trains the flexible model of benchmarks/replication.py with one change each, for
 the same FLOPs, compares it with the fixed models in benchmarks/results/replication.json, and writes
@@ -17,6 +17,7 @@ from replication import (
     RESOLUTIONS,
     ROOT,
     TEST_IMAGES,
+    TRAIN,
     TRAIN_IMAGES,
     Runs,
     machine,
@@ -51,11 +52,16 @@ VARIANTS = {
     FLEXIBLE: [],
     "drop 0.5": ["--views.drop.mean", "0.5", "--views.drop.maximum", "0.9"],
     "consistency 0.1": ["--consistency.weight", "0.1"],
+    "consistency 1": ["--consistency.weight", "1"],
+    "own biases": [],
+    "own norms": [],
     "as many FLOPs for each size": ["--views.patch-weights", *SAME_FLOPS],
     "12 and 16 first": curriculum(LARGE, EQUAL, 120_000, 150_000),
     "8 first": curriculum(ONLY_8, EQUAL, 54_000, 54_000),
     "8 first, then as many FLOPs": curriculum(ONLY_8, SAME_FLOPS, 54_000, 54_000),
 }
+# Their models are not the library's: the kinds of benchmarks/per_size.py.
+KINDS = {"own biases": "own-biases", "own norms": "own-norms"}
 
 
 def folder_of(out: Path, variant: str, seed: int) -> Path:
@@ -68,7 +74,10 @@ def train(out: Path, variant: str, seed: int) -> dict:
     flags = ["--train.gflops", str(GFLOPS), "--optim.warmup", str(GFLOPS // 16), *VARIANTS[variant]]
     flags += ["--eval.resolutions", *map(str, RESOLUTIONS)]
     flags += ["--eval.patch-sizes", *map(str, PATCHES), "--eval.no-cost"]
-    result = train_once(folder_of(out, variant, seed), out / "data", seed, flags)
+    program = TRAIN
+    if variant in KINDS:
+        program = (str(ROOT / "benchmarks/per_size.py"), "--kind", KINDS[variant], "--")
+    result = train_once(folder_of(out, variant, seed), out / "data", seed, flags, program)
     return {"variant": variant, "seed": seed, **result}
 
 
@@ -118,7 +127,8 @@ def draw(results: list[dict], fixed: Runs, path: Path) -> None:
             lines[variant] = [mean(runs.of(variant, (p,), SHOWN_AT)) for p in PATCHES]
     for number, (name, values) in enumerate(lines.items()):
         width = 2.4 if name in (FLEXIBLE, OWN) else 1.2
-        axes.plot(PATCHES, values, color=COLOURS[number], linewidth=width, marker="o", label=name)
+        colour, style = COLOURS[number % len(COLOURS)], "-" if number < len(COLOURS) else "--"
+        axes.plot(PATCHES, values, style, color=colour, linewidth=width, marker="o", label=name)
     axes.set_xticks(PATCHES)
     axes.set_xlabel("patch size p, pixels")
     axes.set_ylabel("accuracy, %")

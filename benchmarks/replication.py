@@ -26,6 +26,7 @@ PATCHES = (4, 6, 8, 12, 16)
 RESOLUTIONS = (32, 48, 64, 80)
 TRAIN_IMAGES, TEST_IMAGES = 20_000, 800
 KEPT = ("resolution", "patch_size", "tokens_per_image", "gflops_per_image", "accuracy", "images")
+TRAIN = ("-m", "packvit.train")
 TEACHER = 8  # patch size of the fixed model that teaches
 
 # Flags beside those of all runs; {runs} is the folder of the seed's runs.
@@ -53,13 +54,19 @@ def train(out: Path, data: Path, variant: str, seed: int, gflops: int) -> dict:
     return {"variant": variant, "seed": seed, **train_once(runs / variant, data, seed, flags)}
 
 
-def train_once(folder: Path, data: Path, seed: int, flags: Sequence[str]) -> dict:
-    """Cost and accuracies of a run of the recipe `digits` with these flags, trained unless it is there."""
+def train_once(
+    folder: Path, data: Path, seed: int, flags: Sequence[str], program: Sequence[str] = TRAIN
+) -> dict:
+    """Cost and accuracies of a run of the recipe `digits` with these flags, trained unless it is there.
+
+    Args:
+        program: arguments of Python, before those of packvit train.
+    """
     results = folder / "eval" / "results.json"
     if not results.exists():
         common = ["--run-dir", str(folder), "--seed", str(seed), "--train.checkpoint-every", "100000"]
         common += ["--data.shards", str(data / "train"), "--data.val-shards", str(data / "val")]
-        subprocess.run([sys.executable, "-m", "packvit.train", "digits", *common, *flags], check=True)
+        subprocess.run([sys.executable, *program, "digits", *common, *flags], check=True)
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     return {
         **{name: last[name] for name in ("gflops_seen", "images_seen", "tokens_seen", "step")},
