@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
+from pictures import draw_picture
 from replication import (
     PATCHES,
     RESOLUTIONS,
@@ -27,7 +28,6 @@ from replication import (
 
 from gpu.results import replace_section, save
 from gpu.results import table as lines_of
-from packvit.common.plots import COLOURS, new_axes, save_figure
 from packvit.data import write_digits
 
 PAGE, RESULTS = ROOT / "docs/replication.md", ROOT / "benchmarks/results/cures.json"
@@ -119,21 +119,12 @@ def table(results: list[dict], fixed: Runs) -> list[str]:
 
 def draw(results: list[dict], fixed: Runs, path: Path) -> None:
     """Accuracy over patch size: a line for each model."""
-    figure, axes = new_axes(6.4, 4)
     runs = Runs(results)
-    lines = {OWN: [mean(own_sizes(fixed, (p,))) for p in PATCHES]}
+    lines = {OWN: [own_sizes(fixed, (p,)) for p in PATCHES]}
     for variant in VARIANTS:
         if runs.of(variant, PATCHES, SHOWN_AT):
-            lines[variant] = [mean(runs.of(variant, (p,), SHOWN_AT)) for p in PATCHES]
-    for number, (name, values) in enumerate(lines.items()):
-        width = 2.4 if name in (FLEXIBLE, OWN) else 1.2
-        colour, style = COLOURS[number % len(COLOURS)], "-" if number < len(COLOURS) else "--"
-        axes.plot(PATCHES, values, style, color=colour, linewidth=width, marker="o", label=name)
-    axes.set_xticks(PATCHES)
-    axes.set_xlabel("patch size p, pixels")
-    axes.set_ylabel("accuracy, %")
-    axes.legend(frameon=False, fontsize=8)
-    save_figure(figure, path)
+            lines[variant] = [runs.of(variant, (p,), SHOWN_AT) for p in PATCHES]
+    draw_picture(path, PATCHES, "patch size p", lines)
 
 
 def write(results: list[dict], seeds: Sequence[int]) -> None:

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fashion import INSTALLED, write_fashion
+from pictures import draw_line, dress
 from replication import ROOT, TRAIN_IMAGES, Runs, machine, spread, train_once
 
 from gpu.results import replace_section, save
-from packvit.common.plots import COLOURS, MARKERS, new_figure, save_figure
+from packvit.common.plots import new_figure, save_figure
 from packvit.data import write_digits
 
 PAGE, RESULTS = ROOT / "docs/replication.md", ROOT / "benchmarks/results/equal_images.json"
@@ -134,25 +135,9 @@ def draw(results: list[dict], path: Path) -> None:
                     runs.of(f"fixed-{p}" if name.startswith("fixed") else name, (p,), RESOLUTIONS)
                     for p in PATCHES
                 ]
-                middle = [sum(v) / len(v) for v in values]
-                reach = [[m - min(v) for m, v in zip(middle, values, strict=True)]]
-                reach.append([max(v) - m for m, v in zip(middle, values, strict=True)])
-                axes.errorbar(
-                    *(PATCHES, middle, reach, None),
-                    color=COLOURS[number],
-                    marker=MARKERS[number],
-                    linestyle=style,
-                    markersize=4,
-                    capsize=2,
-                    label=f"{name}, {images // 1000}k images",
-                )
+                draw_line(axes, PATCHES, values, f"{name}, {images // 1000}k images", number, style)
         axes.set_title(PICTURES[pictures], size=10)
-        axes.set_xticks(PATCHES)
-        axes.set_xlabel("patch size p, pixels")
-        axes.set_ylabel("accuracy, %")
-        axes.grid(alpha=0.25)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+        dress(axes, PATCHES, "patch size p")
         axes.legend(frameon=False, fontsize=7, handlelength=3.5)
     save_figure(figure, path)
 

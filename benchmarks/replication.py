@@ -2,9 +2,10 @@
 
 `python benchmarks/replication.py` draws the demo set, trains every variant with every seed until it has
 spent --gflops, evaluates each at every resolution and patch size, and writes
-benchmarks/results/replication.json and the tables of docs/replication.md. Finished runs in --out are not
-repeated. FLOPs are those that metrics.jsonl counts: three forward passes of the images that a run saw and,
-with a teacher, one of the teacher.
+benchmarks/results/replication.json, docs/images/replication-*.png and the tables of docs/replication.md.
+Finished runs in --out are not repeated; with --from-results nothing is trained, and the page is written from
+the results that are stored. FLOPs are those that metrics.jsonl counts: three forward passes of the images
+that a run saw and, with a teacher, one of the teacher.
 """
 
 import argparse
@@ -12,16 +13,18 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
 import torch
+from pictures import draw_picture
 
-from gpu.results import replace_section
+from gpu.results import replace_section, save
 from packvit.data import write_digits
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results/replication.json"
 PATCHES = (4, 6, 8, 12, 16)
 RESOLUTIONS = (32, 48, 64, 80)
 TRAIN_IMAGES, TEST_IMAGES = 20_000, 800
@@ -43,6 +46,14 @@ VARIANTS: dict[str, list[str]] = {
         *["--distill.patch-sizes", str(TEACHER), "--distill.resolutions", "64"],
     ],
 }
+
+
+def train_all(out: Path, gflops: int, seeds: Iterable[int]) -> list[dict]:
+    """All runs of these seeds, on a set that is drawn first."""
+    data = out / "data"
+    if not (data / "val" / "classes.json").exists():  # written last
+        write_digits(data, TRAIN_IMAGES, TEST_IMAGES, seed=0)
+    return [train(out, data, variant, seed, gflops) for seed in seeds for variant in VARIANTS]
 
 
 def train(out: Path, data: Path, variant: str, seed: int, gflops: int) -> dict:
@@ -168,29 +179,54 @@ def tables(results: list[dict]) -> dict[str, str]:
     }
 
 
+def draw(results: list[dict], folder: Path) -> None:
+    """A picture of each claim: replication-CLAIM.png."""
+    t = Runs(results)
+
+    def over_patches(variant: str) -> list[list[float]]:
+        return [t.of(variant, (p,), (64,)) for p in PATCHES]
+
+    def over_resolutions(variant: str) -> list[list[float]]:
+        return [t.of(variant, PATCHES, (r,)) for r in RESOLUTIONS]
+
+    own = {
+        "each fixed at its own p": [t.of(f"fixed-{p}", (p,), (64,)) for p in PATCHES],
+        "flexible": over_patches("flexible"),
+    }
+    fixed = {f"fixed at p = {p}": over_patches(f"fixed-{p}") for p in PATCHES}
+    draw_picture(folder / "replication-patches.png", PATCHES, "patch size p", own, fixed)
+    resolutions = {
+        "R = 48 alone": over_resolutions("one-resolution"),
+        "R from 24 to 64": over_resolutions("flexible"),
+    }
+    draw_picture(folder / "replication-resolutions.png", RESOLUTIONS, "resolution R of the test", resolutions)
+    drop = {"none dropped": over_resolutions("no-drop"), "0.2 dropped": over_resolutions("flexible")}
+    draw_picture(folder / "replication-drop.png", RESOLUTIONS, "resolution R of the test", drop)
+    starts = {
+        "continued, with labels": over_patches("continued"),
+        "flexible, from scratch": over_patches("flexible"),
+        "distilled": over_patches("distilled"),
+    }
+    draw_picture(folder / "replication-distilled.png", PATCHES, "patch size p", starts)
+
+
 def main() -> None:
     """Train what is missing, then write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/replication"))
     parser.add_argument("--gflops", type=int, default=4000, help="of each run")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--from-results", action="store_true", help="train nothing")
     arguments = parser.parse_args()
-    data = arguments.out / "data"
-    if not (data / "val" / "classes.json").exists():
-        write_digits(data, TRAIN_IMAGES, TEST_IMAGES, seed=0)
-    results = [
-        train(arguments.out, data, variant, seed, arguments.gflops)
-        for seed in range(arguments.seeds)
-        for variant in VARIANTS
-    ]
-    report = {
-        "command": f"python benchmarks/replication.py --gflops {arguments.gflops} --seeds {arguments.seeds}",
-        **machine(),
-        "results": results,
-    }
-    (ROOT / "benchmarks/results/replication.json").write_text(json.dumps(report, indent=1) + "\n")
+    if arguments.from_results:
+        results = json.loads(RESULTS.read_text())["results"]
+    else:
+        results = train_all(arguments.out, arguments.gflops, range(arguments.seeds))
+        command = f"python benchmarks/replication.py --gflops {arguments.gflops} --seeds {arguments.seeds}"
+        save(RESULTS, {"command": command, **machine(), "results": results})
     for name, text in tables(results).items():
         replace_section(name, [text], ROOT / "docs/replication.md")
+    draw(results, ROOT / "docs/images")
 
 
 if __name__ == "__main__":
