@@ -8,8 +8,9 @@ from packvit.packing.images.cut import cut_patches, place_patches
 from packvit.packing.images.files import decode_upright, decode_whole, native_size_of, read_image
 from packvit.packing.images.pack import pack_images
 from packvit.packing.images.pixels import Source, check_list, check_source, to_rgb
-from packvit.packing.packers.batches import Batches, Dealer, squeeze_waiting, waiting_names
+from packvit.packing.packers.batches import Batches, squeeze_waiting, waiting_names
 from packvit.packing.packers.config import PackingConfig, make_packer, pack_lengths
+from packvit.packing.packers.dealer import Dealer
 from packvit.packing.packers.packer import Packer
 from packvit.packing.views.config import (
     CurriculumConfig,

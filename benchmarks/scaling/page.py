@@ -90,17 +90,16 @@ def balance_lines(results: dict[str, Any]) -> list[str]:
     for name, found in results["balance"].items():
         ranks = sorted({int(number) for row in found["rows"].values() for number in row})
         rows = [
-            [rule, *(over_mean(row.get(str(number))) for number in ranks)]
-            for rule, row in found["rows"].items()
+            [rule, *(over_mean(row[str(number)]) for number in ranks)] for rule, row in found["rows"].items()
         ]
         title = f"`{name}`, {found['sequences']} sequences of {found['seq_len']} on each rank"
         lines += [*table([title, *(f"{number:,} ranks" for number in ranks)], rows), ""]
     return lines[:-1]
 
 
-def over_mean(found: dict[str, float] | None) -> str:
+def over_mean(found: dict[str, float]) -> str:
     """max / mean in the mean of the steps, and in the worst."""
-    return "" if found is None else f"{found['mean']:.4f} ({found['worst']:.4f})"
+    return f"{found['mean']:.4f} ({found['worst']:.4f})"
 
 
 def cores_lines(results: dict[str, Any]) -> list[str]:
