@@ -174,10 +174,12 @@ def changed_fields(saved: dict, config: Config) -> dict[str, tuple]:
     """{"section.field": (saved value, value now)} of fields that differ and affect what a run computes.
 
     Args:
-        saved: from `plain_config`; fields that it lacks were added later and count as unchanged.
+        saved: from `plain_config`; fields that it lacks were added later, with what was done before as their
+            default.
     """
-    old, new, rules = _flat(saved), _flat(plain_config(config)), resume_rules(config)
-    changed = {name: (old[name], new[name]) for name in new if name in old and old[name] != new[name]}
+    old = _flat(plain_config(Config())) | _flat(saved)
+    new, rules = _flat(plain_config(config)), resume_rules(config)
+    changed = {name: (old[name], new[name]) for name in new if old[name] != new[name]}
     return {name: pair for name, pair in changed.items() if rules.get(name) != "free"}
 
 

@@ -57,6 +57,16 @@ def test_sources_stay_as_many_and_their_weights_count_from_here_on():
     assert said == ["Changed since the checkpoint: data.weights was [1, 9], is [9, 1]"]
 
 
+def test_a_field_of_a_later_version_counts_with_its_default():
+    said = Said()
+    saved = SameRun(Config(), said).state_dict()
+    del saved["data"]["resize"]
+    SameRun(Config(), said).load_state_dict(saved)
+    assert said.lines == []
+    SameRun(Config(data=DataConfig(resize="torch")), said).load_state_dict(saved)
+    assert said.lines == ["Changed since the checkpoint: data.resize was pillow, is torch"]
+
+
 def test_no_change_is_told_of_a_run_that_may_not_go_on():
     with pytest.raises(ValueError, match="was saved with seed=0"):
         resume(Config(), Config(seed=1, train=TrainConfig(steps=5)))
