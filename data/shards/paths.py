@@ -3,7 +3,7 @@
 import glob
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -136,39 +136,47 @@ def _several(patterns: str | Sequence[str]) -> Sequence[str]:
 
 def _local_shards(name: str) -> list[str]:
     if os.path.isdir(name):
-        files: list[str] = []
-        with suppress(OSError):  # it may not be read
-            files = [file for file in os.listdir(name) if not file.startswith(".")]
-        folder = name.rstrip("/") or "/"
-        found = [os.path.join(folder, file) for file in files if file.endswith(SHARD_SUFFIXES)]
+        found: list[str] = []
+        links: list[str] = []
+        with suppress(OSError), os.scandir(name.rstrip("/") or "/") as entries:  # it may not be read
+            for entry in entries:
+                if entry.name.endswith(SHARD_SUFFIXES) and not entry.name.startswith("."):
+                    found.append(entry.path)
+                    if entry.is_symlink():
+                        links.append(entry.path)
         if not found:
             raise ValueError(f"{name} is a folder without .tar files")
-        refuse_broken_links(found)
+        refuse_broken(links)
         return found
     if glob.has_magic(name) and not os.path.exists(name):
         found = glob.glob(name)
         if not found:
             raise ValueError(f"no file matches {name}")
-        refuse_broken_links(found)
+        refuse_broken(_links(found))
         return found
     if not os.path.isfile(name):
         raise ValueError(f"{name}: no such shard")
     return [name]
 
 
-def refuse_broken_links(paths: Iterable[str]) -> None:
-    """Refuse links to files that are not there; looks at links alone, which lists of folders tell.
+def refuse_broken(links: Iterable[str]) -> None:
+    """Refuse links to files that are not there.
 
     Raises:
         ValueError: names such a link.
     """
+    for path in links:
+        if not os.path.exists(path):
+            raise ValueError(f"{path}: no such shard: it links to {os.path.realpath(path)}")
+
+
+def _links(paths: Iterable[str]) -> Iterator[str]:
+    """Those of many files that are links, from lists of their folders instead of a look at each."""
     shards = set(paths)
     for folder in {os.path.dirname(path) for path in shards}:
         with os.scandir(folder or ".") as entries:
             links = [os.path.join(folder, entry.name) for entry in entries if entry.is_symlink()]
-        for path in links:
-            if path in shards and not os.path.exists(path):
-                raise ValueError(f"{path}: no such shard: it links to {os.path.realpath(path)}")
+        yield from (path for path in links if path in shards)
 
 
 def _objects(name: str) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packvit.data import DataConfig, DataPlan, ShardSet, TrainLoader, count_samples
+from packvit.data import DataConfig, DataPlan, ShardSet, TrainLoader, count_samples, expand_shards
 from packvit.data.make.manifest import list_shards
 from packvit.data.shards import paths as paths_module
 from packvit.data.shards.index import build_index
@@ -66,6 +66,11 @@ def test_a_rank_looks_at_as_few_of_many_shards_as_of_few(kind, folders, looks):
         assert loader.state_dict()["shards"]["number"] == number
         asked[number] = looks.total()
     assert asked[MANY] == asked[FEW] < FEW
+
+
+def test_a_folder_is_listed_once(folders, looks):
+    assert len(expand_shards(str(folders[FEW]))) == FEW
+    assert looks["scandir"] + looks["listdir"] == 1
 
 
 def test_brace_patterns_still_name_what_is_missing(folders):
