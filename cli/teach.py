@@ -7,9 +7,9 @@ crop may not show what the teacher has seen.
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,7 +28,7 @@ from packvit.data.stores.stage import write_folder
 from packvit.evaluate import Setting, check_pieces, check_settings
 from packvit.evaluate.predict.teacher import Lesson, Teacher
 from packvit.evaluate.predict.teacher import teach as teach_shard
-from packvit.models import hash_model, load_model
+from packvit.models import PackedViT, hash_model, load_model
 from packvit.packing import PackingConfig, derive_seed
 from packvit.train.tasks.config import check_field
 
@@ -81,23 +81,24 @@ def main(arguments: Sequence[str]) -> None:
         )
     check_field("--field", options.field)
     task = (options.shards, options.teacher, options.patch_size, options.resolution, options.field)
-    write_folder(options.out, repr(task), partial(look, options), partial(teach, options))
+    load = cache(partial(load_model, options.teacher))
+    write_folder(options.out, repr(task), partial(look, options, load), partial(teach, options, load))
 
 
-def look(options: Teach) -> str:
+def look(options: Teach, load: Callable[[], PackedViT]) -> str:
     """What tells the teacher and the shards from others."""
     shards = ShardSet.find(options.shards, options.fetch)
-    return f"{hash_model(load_model(options.teacher))} {options.precision} {shards.digest()}"
+    return f"{hash_model(load())} {options.precision} {shards.digest()}"
 
 
-def teach(options: Teach, out: Path) -> None:
+def teach(options: Teach, load: Callable[[], PackedViT], out: Path) -> None:
     """Write the shards to a folder."""
     check_writable(out)
     packing = PackingConfig(seq_len=options.seq_len, sequences=options.sequences)
     shards = ShardSet.find(options.shards, options.fetch)
     if out.resolve() in [Path(path).resolve().parent for path in shards.paths if not is_remote(path)]:
         raise ValueError(f"--out {out} holds the shards that are read: use another folder")
-    model = load_model(options.teacher)
+    model = load()
     if model.config.num_classes == 0:
         raise ValueError(f"{options.teacher} has no classification head, so it has no logits to write")
     local = options.engine.engine == "local"
