@@ -45,6 +45,14 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
+    def gather_main(self, value: object) -> list:
+        """The value of every rank, by rank, on the main rank; [] on the others, which receive nothing."""
+        if self.world_size == 1:
+            return [value]
+        values: list = [None] * self.world_size if self.is_main else []
+        dist.gather_object(value, values or None)
+        return values
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world_size > 1:

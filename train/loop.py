@@ -82,8 +82,9 @@ class LoaderPart:
         self.ranks = ranks
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of all ranks' streams."""
-        return merge_states(self.ranks.gather(self.loader.state_dict()))
+        """The state of all ranks' streams on the main rank, which writes it; {} on the others."""
+        states = self.ranks.gather_main(self.loader.state_dict())
+        return merge_states(states) if states else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Each rank continues with its streams."""
