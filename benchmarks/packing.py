@@ -21,8 +21,8 @@ from packvit.analyze.analysis import draw_tokens
 from packvit.analyze.cost import CostConfig, Work
 from packvit.analyze.measure import measure
 from packvit.packing import Dealer, DropConfig, ResolutionConfig, ViewsConfig, make_packer
-from packvit.packing.packers.dealer import attention_cost
 from packvit.packing.packers.config import PACKERS
+from packvit.packing.packers.dealer import attention_cost
 from packvit.packing.packers.packer import Contents
 
 ROOT = Path(__file__).parent.parent

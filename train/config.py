@@ -179,7 +179,7 @@ def changed_fields(saved: dict, config: Config) -> dict[str, tuple]:
     """
     old = _flat(plain_config(Config())) | _flat(saved)
     new, rules = _flat(plain_config(config)), resume_rules(config)
-    changed = {name: (old[name], new[name]) for name in new if old[name] != new[name]}
+    changed = {name: (old[name], new[name]) for name in new if name in old and old[name] != new[name]}
     return {name: pair for name, pair in changed.items() if rules.get(name) != "free"}
 
 

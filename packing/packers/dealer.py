@@ -48,9 +48,7 @@ class Dealer(Generic[Item]):
         most_items: number of waiting items from which on two batches' worth of sequences are enough.
     """
 
-    def __init__(
-        self, seq_len: int, sequences: int, balance: int = 1, most_items: int = MOST_ITEMS
-    ) -> None:
+    def __init__(self, seq_len: int, sequences: int, balance: int = 1, most_items: int = MOST_ITEMS) -> None:
         self.seq_len = seq_len
         self.sequences = sequences
         self.balance = balance
