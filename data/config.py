@@ -50,7 +50,7 @@ class DataConfig:
     audit: bool = field(default=False, metadata=FREE)
     fetch: FetchConfig = field(default_factory=FetchConfig, metadata=FREE)
     max_bad_fraction: float = 0.05
-    resize: Resize = "pillow"
+    resize: Resize = "torch"
     mix: MixConfig = field(default_factory=MixConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     label_field: str = "cls"

@@ -41,8 +41,7 @@ def compare(rates: dict[str, Any], unit: str) -> list[str]:
     usual = [name for name in peers if CONTESTANTS[name].decoder != "best"]
     for words, own, others in (
         ("packvit beside the best usual peer", "packvit", usual),
-        ("packvit with `torch` beside it", "packvit-torch", usual),
-        ("packvit with `torch` beside the best peer", "packvit-torch", peers),
+        ("packvit beside the best peer", "packvit", peers),
     ):
         ahead = [over(rates[size].get(mode, {}), own, others, unit) for size, mode in columns]
         rows.append([words, "", *ahead])

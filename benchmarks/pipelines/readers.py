@@ -137,8 +137,8 @@ class Contestant(NamedTuple):
 
 WARM = 15
 CONTESTANTS = {
-    "packvit": Contestant("packvit", packvit, "simplejpeg", "tars", "packvit", warm=WARM),
-    "packvit-torch": Contestant("packvit", packvit, "best", "tars", "packvit", warm=WARM),
+    "packvit": Contestant("packvit", packvit, "best", "tars", "packvit", warm=WARM),
+    "packvit-pillow": Contestant("packvit", packvit, "simplejpeg", "tars", "packvit", warm=WARM),
     "packvit-draft": Contestant("packvit", packvit, "draft", "tars", "packvit", warm=WARM),
     "webdataset": Contestant("webdataset", webdataset, "pillow", "tars", "webdataset"),
     "webdataset-best": Contestant("webdataset", webdataset, "best", "tars", "webdataset"),

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from packvit.packing.batch.packed_batch import map_leaves, send
 
@@ -54,7 +55,7 @@ class Flat:
             return tensors[-1][1]
 
         places = map_leaves(value, Tensor, place)
-        flat = Flat(torch.empty(size, dtype=torch.uint8), places)
+        flat = Flat(_new_buffer(size), places)
         for tensor, where in tensors:
             flat._view(where).copy_(tensor)
         return flat
@@ -74,3 +75,11 @@ class Flat:
     def _view(self, place: Place) -> Tensor:
         size = place.shape.numel() * place.dtype.itemsize
         return self.buffer[place.start : place.start + size].view(place.dtype).view(place.shape)
+
+
+def _new_buffer(size: int) -> Tensor:
+    """uint8 [size]; in a worker of a DataLoader in shared memory, to which the DataLoader would copy it."""
+    buffer = torch.empty(0, dtype=torch.uint8)
+    if get_worker_info() is None:
+        return buffer.resize_(size)
+    return buffer.set_(torch.UntypedStorage._new_shared(size), 0, (size,))

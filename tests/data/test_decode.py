@@ -1,11 +1,12 @@
 """Decoding: every kind of file becomes the same upright RGB pixels, whatever the decoder and its scale."""
 
 import io
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -163,23 +164,24 @@ def test_damaged_exif_costs_no_image(block, kind, jpeg_decoder):
     assert difference(show(data), picture(32, 48)) < 3
 
 
+@pytest.mark.parametrize("resize", ["pillow", "torch"])
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize("resolution", [20, 50, 100, 128, 200, 330, 700])
 def test_jpeg_is_decoded_no_smaller_and_little_larger_than_the_view(
-    resolution, orientation, jpeg_decoder, monkeypatch
+    resolution, orientation, resize, jpeg_decoder, monkeypatch
 ):
     data = encode(picture(250, 400), "jpeg", quality=95, exif=exif(orientation))
     native = native_size_of(data)
     sizes = []
 
-    def spy(data, needed, native_size, decode_whole=decode_module.decode_whole):
-        image = decode_whole(data, needed, native_size)
-        sizes.append((image.height, image.width))
+    def spy(*args, decode_whole=decode_module.decode_whole, **options):
+        image = decode_whole(*args, **options)
+        sizes.append(np.shape(image)[:2])
         return image
 
     monkeypatch.setattr(decode_module, "decode_whole", spy)
     view = full_view(native, 4, resolution)
-    shown = decode(data, view, native)
+    shown = decode(data, view, native, resize)
     full = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     wanted = np.asarray(full.resize((view.width, view.height), Image.Resampling.BICUBIC))
 
@@ -188,6 +190,8 @@ def test_jpeg_is_decoded_no_smaller_and_little_larger_than_the_view(
     assert width >= min(view.width, native[1])
     assert height <= max(2 * view.height + 1, native[0] / 8 + 1)
     assert height <= native[0]
+    if resize == "torch":
+        assert (height, width) in [tuple(-(-side // share) for side in native) for share in (8, 4, 2, 1)]
     assert difference(shown, wanted) < 5
 
 
@@ -197,6 +201,30 @@ def test_a_small_crop_is_decoded_at_the_scale_of_the_crop(jpeg_decoder):
     view = View((8, 8), (4, 4), 64, (100, 300, 64, 64), flip=True)
     wanted = np.asarray(full.resize((32, 32), Image.Resampling.BICUBIC, (300, 100, 364, 164)))
     assert difference(decode(data, view, (256, 512)), wanted[:, ::-1]) < 3
+
+
+@settings(max_examples=50)
+@given(
+    kind=st.sampled_from(["jpeg", "mpo", "png"]),
+    mode=st.sampled_from(["RGB", "L", "CMYK"]),
+    orientation=st.sampled_from([None, 1, 6]),
+    progressive=st.booleans(),
+    broken=st.lists(st.tuples(st.integers(0, 700), st.integers(0, 255)), max_size=3),
+    length=st.sampled_from([40, 400, 10**6]),
+)
+def test_the_size_of_a_plain_jpeg_is_what_pillow_says(kind, mode, orientation, progressive, broken, length):
+    """Also where bytes are wrong: what one of them refuses or overlooks never makes two sizes of an image."""
+    options = {} if kind == "png" else {"progressive": progressive, "optimize": True}
+    image = Image.fromarray(picture(40, 56)).convert("L" if kind == "png" else mode)
+    data = bytearray(encode(image, kind, **options, **({"exif": exif(orientation)} if orientation else {})))
+    for place, value in broken:
+        data[place % len(data)] = value
+    found = image_files._plain_size(bytes(data[:length]))
+    if found is None:
+        assert broken or length < 700 or orientation or kind != "jpeg" or mode == "CMYK"
+    else:
+        with suppress(ValueError), image_files._open(bytes(data[:length])) as opened:
+            assert image_files._upright_size(opened) == found
 
 
 def test_both_jpeg_decoders_agree(monkeypatch):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from packvit.packing import Flat, Mixed, PackedBatch, Ragged, send
 
@@ -110,3 +111,16 @@ def test_many_batches_need_few_file_descriptors(digits_set):
         timeout=120,
     )
     assert result.returncode == 0, result.stderr
+
+
+def is_shared(item: torch.Tensor) -> bool:
+    flat = Flat.pack({"x": item, "y": item[:0]})
+    same({"x": item, "y": item[:0]}, flat.unpack())
+    return flat.buffer.is_shared()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_worker_packs_into_shared_memory(workers):
+    items: Any = [torch.arange(1000), torch.arange(0)]
+    loader = DataLoader(items, batch_size=None, num_workers=workers, collate_fn=is_shared)
+    assert list(loader) == [workers > 0] * len(items)

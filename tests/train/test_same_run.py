@@ -86,7 +86,7 @@ HERE_ON = {
     "packing.max_batch_images": (8, 16),
     "data.weights": ((9.0, 1.0), (1.0, 1.0)),
     "data.max_bad_fraction": (0.5, 1.0),
-    "data.resize": ("torch",),
+    "data.resize": ("pillow",),
 }
 
 
