@@ -24,13 +24,14 @@ from peers import need_peers, versions_of
 from PIL import Image
 from webdataset.compat import WebDataset
 
-from gpu.results import replace_section
+from gpu.results import replace_section, table
 from packvit.data import DataConfig, DataPlan, Shard, Stream, expand_shards, write_shards
 from packvit.data.make.write import Sample
 from packvit.data.samples import decode as decode_module
 from packvit.data.streams import stream as stream_module
 from packvit.packing import DropConfig, PackingConfig, ResolutionConfig, ViewsConfig
 from packvit.packing.images import files as image_files
+from pipelines.exact import distances
 from pipelines.photograph import photograph
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +40,11 @@ PHOTOS, ROUNDS, SECONDS = 120, 5, 6.0
 LOW, HIGH, PATCH = 64, 256, 16
 VIEWS = ViewsConfig((PATCH,), resolution=ResolutionConfig(LOW, HIGH, "uniform"))
 MEMORY_SAMPLES, MEMORY_STEP = 200_000, 4_000
+DISTANCES = {
+    "torch": "`torch`, beside Pillow's filter on the whole picture",
+    "pillow": "`pillow`, beside the same",
+    "both": "`torch` beside `pillow`",
+}
 
 
 def make_plan(shards: list[str], streams: int, views: ViewsConfig, packing: PackingConfig) -> DataPlan:
@@ -207,6 +213,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     need_peers("timm", "torchvision", "simplejpeg")
     results: dict = machine() | {"bits_per_pixel": {}, "images_per_cpu_second": {}, "bookkeeping_share": {}}
+    results["grey_levels"] = {}
     with tempfile.TemporaryDirectory() as temporary:
         for width, height in SIZES:
             rng = np.random.default_rng(0)
@@ -216,6 +223,8 @@ def main() -> None:
             shards = expand_shards(str(folder))
             size = statistics.mean(len(Shard.open(shards[0]).image(i)) for i in range(40))
             results["bits_per_pixel"][name] = round(8 * size / (width * height), 2)
+            few = [photograph(rng, width, height) for _ in range(4)]
+            results["grey_levels"][name] = distances(few, range(LOW, HIGH, PATCH), PATCH)
             results["images_per_cpu_second"][name] = compare(shards)
             with_simplejpeg, image_files.simplejpeg = image_files.simplejpeg, None
             results["images_per_cpu_second"][name]["packvit without simplejpeg"] = compare_one(shards)
@@ -251,6 +260,12 @@ def write_page(results: dict) -> None:
         + " |"
     )
     replace_section("speed", lines, ROOT / "docs/data.md")
+    found = results["grey_levels"].values()
+    rows = [
+        [words] + [f"{row[name][0]:.2f} ({row[name][1]})" for row in found]
+        for name, words in DISTANCES.items()
+    ]
+    replace_section("filters", table(["grey levels, mean (largest)", *speeds], rows), ROOT / "docs/data.md")
     start = results["memory_mb"][len(results["memory_mb"]) // 10][1]
     end = results["memory_mb"][-1][1]
     samples = f"{MEMORY_SAMPLES:,}"

@@ -29,9 +29,9 @@ class DataConfig:
         audit: write the keys of every step's images to audit.jsonl.
         fetch: how remote and gzipped shards are fetched, for training and validation.
         max_bad_fraction: the run stops if more than this share of the samples had to be skipped.
-        resize: what resizes training images: `pillow`, or `torch`, which takes a fraction of the time, gives
-            nearly the same whole images and crops at whole pixels of the decoded image. `packvit teach` and
-            evaluation always use Pillow.
+        resize: what resizes training images: `torch`, in a fraction of the time, or `pillow`, as `packvit
+            teach` and evaluation do. Whole images are nearly the same; with `torch` crops begin and end at
+            whole pixels of the decoded image.
         mix: mixup and cutmix between the images of a batch.
         augment: augmentation of each image, before mixing.
         label_field: field of every sample with its label: `cls`, `json:PLACE` or, with `multi_label`,

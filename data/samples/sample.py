@@ -78,6 +78,11 @@ class Recalled(NamedTuple):
         """Its reference."""
         return Reference(*self[:4])
 
+    @property
+    def name(self) -> list[int]:
+        """What a state remembers; see `Planned`."""
+        return list(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Mix:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
+from operator import attrgetter
 from random import Random
 from typing import assert_never
 
@@ -245,7 +246,7 @@ class Stream:
             "shrunk": self.shrunk,
             "views": self._views_drawn(),
             "algorithm": self.plan.packing.algorithm,
-            **self.batches.state_dict(_name),
+            **self.batches.state_dict(attrgetter("name")),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -305,8 +306,3 @@ class Stream:
             case "batch":
                 return Batches(packing, views.patch_sizes, apart=True)
         assert_never(views.patch_size_per)
-
-
-def _name(item: Planned | Recalled) -> list[int]:
-    """A waiting sample as integers."""
-    return item.name if isinstance(item, Planned) else list(item)

@@ -82,4 +82,4 @@ def _new_buffer(size: int) -> Tensor:
     buffer = torch.empty(0, dtype=torch.uint8)
     if get_worker_info() is None:
         return buffer.resize_(size)
-    return buffer.set_(torch.UntypedStorage._new_shared(size), 0, (size,))
+    return buffer.set_(torch.UntypedStorage._new_shared(size))
