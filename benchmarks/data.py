@@ -223,6 +223,7 @@ def main() -> None:
             shards = expand_shards(str(folder))
             size = statistics.mean(len(Shard.open(shards[0]).image(i)) for i in range(40))
             results["bits_per_pixel"][name] = round(8 * size / (width * height), 2)
+            rng = np.random.default_rng(0)
             few = [photograph(rng, width, height) for _ in range(4)]
             results["grey_levels"][name] = distances(few, range(LOW, HIGH, PATCH), PATCH)
             results["images_per_cpu_second"][name] = compare(shards)
