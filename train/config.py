@@ -42,6 +42,8 @@ from packvit.train.tasks.config import (
 
 FREE, FIXED = {"resume": "free"}, {"resume": "fixed"}
 MOST_THREADS = 1024  # many more end in a fault of memory
+# What runs did before a field was added, where that is not its default.
+EARLIER = {"data.resize": "pillow"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,10 +176,10 @@ def changed_fields(saved: dict, config: Config) -> dict[str, tuple]:
     """{"section.field": (saved value, value now)} of fields that differ and affect what a run computes.
 
     Args:
-        saved: from `plain_config`; fields that it lacks were added later, with what was done before as their
-            default.
+        saved: from `plain_config`; fields that it lacks were added later, and have the value of EARLIER or,
+            if they are not in it, their default.
     """
-    old = _flat(plain_config(Config())) | _flat(saved)
+    old = _flat(plain_config(Config())) | EARLIER | _flat(saved)
     new, rules = _flat(plain_config(config)), resume_rules(config)
     changed = {name: (old[name], new[name]) for name in new if name in old and old[name] != new[name]}
     return {name: pair for name, pair in changed.items() if rules.get(name) != "free"}
