@@ -24,10 +24,12 @@ LARGEST_FILE = 2**30  # bytes; more than any image has that would be decoded
 MAX_PIXELS = 2**27  # 134 megapixels; a larger image is taken for a decompression bomb
 # Pillow looks at what a file holds, not at its name, and would hand others to programs such as Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "GIF")  # as JPEG also MPO, PPM is all of PNM
-# Markers of JPEG: frames in Huffman code, the first scan, and what does not matter to the size. APP1 is not one
-# of these: it may hold the EXIF that turns the image.
+# Markers of JPEG: frames in Huffman code, the first scan, and what does not matter to the size. APP1, which
+# may hold the EXIF that turns the image, and APP13, whose parts Pillow reads, are not among these.
 FRAMES, SCAN = (0xC0, 0xC1, 0xC2), 0xDA
-TABLES = {0xC4, 0xDB, 0xDD, 0xFE, 0xE0, *range(0xE2, 0xF0)}
+APPS = {0xE0, *range(0xE2, 0xED), 0xEE, 0xEF}
+TABLES = {0xC4, 0xDB, 0xDD, 0xFE} | APPS
+LEAST_APP = 16  # bytes; Pillow refuses some that are shorter
 ORIENTATION = 0x0112  # EXIF tag; 5..8 swap height and width
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -140,16 +142,16 @@ def _plain_size(data: bytes) -> tuple[int, int] | None:
     if not data.startswith(b"\xff\xd8"):
         return None
     while len(data) >= place + 10 and data[place] == 0xFF:
-        marker = data[place + 1]
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4])
         if marker == SCAN:
             return size
         if marker in FRAMES and data[place + 4] == 8 and data[place + 9] in (1, 3):
             size = int.from_bytes(data[place + 5 : place + 7]), int.from_bytes(data[place + 7 : place + 9])
             if not 0 < size[0] * size[1] <= MAX_PIXELS:
                 return None
-        elif marker not in TABLES:
+        elif marker not in TABLES or (marker in APPS and length < LEAST_APP):
             return None
-        place += 2 + int.from_bytes(data[place + 2 : place + 4])
+        place += 2 + length
     return None
 
 

@@ -33,7 +33,7 @@ class PackingConfig:
         max_batch_images: maximum number of images in a batch (NaViT's E_max), divided equally among its
             sequences; None: unlimited.
         balance: number of batches whose sequences are exchanged so that all batches cost about the same; 1
-            exchanges none. Fewer, but at least two, once 3,000 images wait.
+            exchanges none. No more than two once 3,000 images wait.
     """
 
     seq_len: int = 1024

@@ -46,6 +46,9 @@ class Dealer(Generic[Item]):
         sequences: B, sequences of a batch.
         balance: batches' worth of sequences that wait before one is dealt.
         most_items: number of waiting items from which on two batches' worth of sequences are enough.
+
+    Raises:
+        ValueError: an item that is added or in a state is longer than a batch.
     """
 
     def __init__(self, seq_len: int, sequences: int, balance: int = 1, most_items: int = MOST_ITEMS) -> None:
@@ -105,6 +108,11 @@ class Dealer(Generic[Item]):
 
     def _row(self, contents: Contents[Item]) -> Row[Item]:
         height = -(-contents[0][1] // self.seq_len) if contents else 1
+        if height > self.sequences:
+            raise ValueError(
+                f"an image of {contents[0][1]} tokens is longer than a batch of {self.sequences} sequences "
+                f"of {self.seq_len}: raise packing.sequences"
+            )
         return Row(contents, height, attention_cost(contents))
 
     def _level(self, taken: list[int]) -> list[bool]:

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from packvit.data.samples import decode as decode_module
 from packvit.data.samples.decode import decode
-from packvit.packing import View, full_view, native_size_of
+from packvit.packing import View, decode_upright, full_view, native_size_of
 from packvit.packing.images import files as image_files
 
 
@@ -225,6 +225,23 @@ def test_the_size_of_a_plain_jpeg_is_what_pillow_says(kind, mode, orientation, p
     else:
         with suppress(ValueError), image_files._open(bytes(data[:length])) as opened:
             assert image_files._upright_size(opened) == found
+
+
+@pytest.mark.parametrize(
+    "segment",
+    [
+        b"\xff\xe0\x00\x07JFIF\0",
+        b"\xff\xe2\x00\x0eICC_PROFILE\0",
+        b"\xff\xed\x00\x16Photoshop 3.0\x008BIM\x04\x04",
+        b"\xff\xee\x00\x07Adobe",
+    ],
+)
+def test_a_header_that_pillow_refuses_is_refused(segment, jpeg_decoder):
+    data = encode(picture(40, 56), "jpeg")
+    data = data[:2] + segment + data[2:]
+    for call in (lambda: native_size_of(data), lambda: decode_upright(data, (40, 56))):
+        with pytest.raises(ValueError, match="cannot be decoded"):
+            call()
 
 
 def test_both_jpeg_decoders_agree(monkeypatch):

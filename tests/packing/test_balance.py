@@ -113,3 +113,14 @@ def test_ranks_cost_the_same(sequences, lengths, most):
         table = np.array([stream[:steps] for stream in costs]).reshape(8 // ranks, ranks, steps)
         spread = (table.max(1) - table.min(1)) / table.mean(1)
         assert spread.mean() < most
+
+
+def test_an_item_longer_than_a_batch_is_refused():
+    dealer = Dealer(10, 4)
+    dealer.add([[("a", 40)]])
+    for refuse in (
+        lambda: Dealer(10, 2).load_state_dict(dealer.state_dict()),
+        lambda: Dealer(10, 2).add([[("b", 21)]]),
+    ):
+        with pytest.raises(ValueError, match="longer than a batch of 2 sequences of 10: raise"):
+            refuse()
