@@ -1,8 +1,8 @@
 """The papers' claims as the papers compare: at equal images, at two lengths, on two sets of pictures.
 
-`python benchmarks/equal_images.py` trains one model for each patch size and three flexible models: one from
-scratch, one that starts from the weights of a fixed model, and one that also learns from its answers. Each
-sees the same number of images in steps of as many images. The command evaluates them, and writes
+`python benchmarks/equal_images.py` trains one model for each patch size and flexible models: one from
+scratch, one that starts from the weights of a fixed model, and, on the digits, one that also learns from its
+answers instead of labels. Each sees the same number of images in steps of as many images. It writes
 benchmarks/results/equal_images.json, docs/images/equal-images.png and the tables of docs/replication.md.
 The photographs come from Debian's package dataset-fashion-mnist, or from the folder that --fashion names.
 The page is written after each seed; finished runs in --out are not repeated.
@@ -32,7 +32,9 @@ TAUGHT_AT = 64  # resolution at which the teacher sees the images of `distilled`
 # Mean tokens of an image after dropping, counted in runs of each patch size.
 TOKENS = {6: 46.8, 8: 26.1, 12: 11.6, 16: 6.5}
 SEQUENCE = 256  # most slots
-FLEXIBLE = ("flexible", "from fixed", "distilled")
+DISTILLED = "distilled"
+# The flexible models of each set; a teacher's answers are tried on the digits alone.
+FLEXIBLE = {"digits": ("flexible", "from fixed", DISTILLED), "fashion": ("flexible", "from fixed")}
 
 
 def packing(patches: Sequence[int]) -> list[str]:
@@ -42,15 +44,16 @@ def packing(patches: Sequence[int]) -> list[str]:
     return ["--packing.sequences", str(sequences), "--packing.seq-len", str(round(slots / sequences))]
 
 
-def variants(runs: Path) -> dict[str, list[str]]:
-    """Flags of every model; `runs` is the folder of the seed's runs of the longest length."""
+def variants(runs: Path, pictures: str) -> dict[str, list[str]]:
+    """Flags of every model of a set; `runs` is the folder of the seed's runs of the longest length."""
     own = ["--views.patch-sizes", *map(str, PATCHES), *packing(PATCHES)]
     fixed = {f"fixed-{p}": ["--views.patch-sizes", str(p), *packing([p])] for p in PATCHES}
     teacher = str(runs / f"fixed-{TEACHER}")
     started = [*own, "--model", teacher]
     answers = ["--distill.teachers", teacher, "--distill.patch-sizes", str(TEACHER)]
     answers += ["--distill.resolutions", str(TAUGHT_AT)]
-    return fixed | {"flexible": own, "from fixed": started, "distilled": [*started, *answers]}
+    flexible = {"flexible": own, "from fixed": started, DISTILLED: [*started, *answers]}
+    return fixed | {name: flexible[name] for name in FLEXIBLE[pictures]}
 
 
 def draw_pictures(folder: Path, pictures: str, fashion: Path) -> None:
@@ -69,7 +72,7 @@ def train_seed(out: Path, pictures: str, seed: int) -> list[dict]:
     longest = max(LENGTHS)
     for images in sorted(LENGTHS, reverse=True):
         runs = out / pictures / f"seed-{seed}"
-        for variant, flags in variants(runs / str(longest)).items():
+        for variant, flags in variants(runs / str(longest), pictures).items():
             flags = [*flags, "--train.images", str(images), "--optim.warmup", str(images // 16)]
             flags += ["--eval.resolutions", *map(str, RESOLUTIONS)]
             flags += ["--eval.patch-sizes", *map(str, PATCHES), "--eval.no-cost"]
@@ -88,7 +91,7 @@ def table(results: list[dict], pictures: str) -> list[str]:
     for images in LENGTHS:
         runs = Runs([r for r in results if r["pictures"] == pictures and r["images"] == images])
         own = [runs.of(f"fixed-{p}", (p,), RESOLUTIONS) for p in PATCHES]
-        rows = {name: [runs.of(name, (p,), RESOLUTIONS) for p in PATCHES] for name in FLEXIBLE}
+        rows = {name: [runs.of(name, (p,), RESOLUTIONS) for p in PATCHES] for name in FLEXIBLE[pictures]}
         lines.append(row("each fixed at its own p", images, own))
         for name, cells in rows.items():
             lines.append(row(name, images, cells))
@@ -130,7 +133,7 @@ def draw(results: list[dict], path: Path) -> None:
         axes = figure.add_subplot(1, len(shown), place)
         for images, style in zip(LENGTHS, ("--", "-"), strict=True):
             runs = Runs([r for r in results if r["pictures"] == pictures and r["images"] == images])
-            for number, name in enumerate(("fixed at its own p", *FLEXIBLE)):
+            for number, name in enumerate(("fixed at its own p", *FLEXIBLE[pictures])):
                 values = [
                     runs.of(f"fixed-{p}" if name.startswith("fixed") else name, (p,), RESOLUTIONS)
                     for p in PATCHES
