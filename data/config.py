@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from packvit.data.samples.augment import AugmentConfig
-from packvit.data.samples.decode import Resize
+from packvit.data.samples.decode import TRAINING, Resize
 from packvit.data.samples.mix import MixConfig
 from packvit.data.samples.targets import ClassTarget, Target, TextTarget
 from packvit.data.shards.fetch import FetchConfig
@@ -29,9 +29,9 @@ class DataConfig:
         audit: write the keys of every step's images to audit.jsonl.
         fetch: how remote and gzipped shards are fetched, for training and validation.
         max_bad_fraction: the run stops if more than this share of the samples had to be skipped.
-        resize: what resizes training images: `torch`, in a fraction of the time, or `pillow`, as `packvit
-            teach` and evaluation do. Whole images are nearly the same; with `torch` crops begin and end at
-            whole pixels of the decoded image.
+        resize: what resizes training images: `torch`, in a fraction of the time, as `packvit teach` does, or
+            `pillow`, as evaluation does. Whole images are nearly the same; with `torch` crops begin and end
+            at whole pixels of the decoded image.
         mix: mixup and cutmix between the images of a batch.
         augment: augmentation of each image, before mixing.
         label_field: field of every sample with its label: `cls`, `json:PLACE` or, with `multi_label`,
@@ -50,7 +50,7 @@ class DataConfig:
     audit: bool = field(default=False, metadata=FREE)
     fetch: FetchConfig = field(default_factory=FetchConfig, metadata=FREE)
     max_bad_fraction: float = 0.05
-    resize: Resize = "torch"
+    resize: Resize = TRAINING
     mix: MixConfig = field(default_factory=MixConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     label_field: str = "cls"

@@ -20,6 +20,7 @@ from packvit.data.shards.tar_file import AHEAD
 from packvit.packing import View, decode_whole, native_size_of
 
 Resize = Literal["pillow", "torch"]  # see DataConfig
+TRAINING: Resize = "torch"  # the default of training
 HEAD_BYTES = 16 * 1024  # enough for the header of nearly every image
 
 

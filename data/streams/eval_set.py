@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from packvit.common.engine.engine import Engine
 from packvit.data.samples.cut import cut_views
-from packvit.data.samples.decode import decode_sample, read_sample, show
+from packvit.data.samples.decode import TRAINING, decode_sample, read_sample, show
 from packvit.data.samples.sample import Decoded, Header, describe_skipped
 from packvit.data.samples.targets import Target, collate_targets
 from packvit.data.shards.class_names import read_class_names, shard_folders
@@ -75,9 +75,9 @@ class EvalSet:
         fetch: how shards that are not local tar files are fetched.
         alter: changes every image before it is shown; its repr says how. Views are drawn for the altered
             size.
-        as_training: decode a JPEG separately for each view, at the smallest scale that covers it, so that
-            images look as in training. Otherwise an image is decoded whole, and a view depends on nothing
-            else.
+        as_training: decode a JPEG separately for each view, at the smallest scale that covers it, and resize
+            as training does by default, so that images look as in training. Otherwise an image is decoded
+            whole, and a view depends on nothing else.
         engine: reads the headers, one job a shard; by default this process does.
 
     Attributes:
@@ -195,7 +195,8 @@ class EvalSet:
         shard = self.shards.open(header.reference.shard)
         if self.as_training:
             views = [way.view(header.native_size) for way in ways]
-            return cut_views(decode_sample(shard, header, views, self.targets), self.targets)
+            decoded = decode_sample(shard, header, views, self.targets, resize=TRAINING)
+            return cut_views(decoded, self.targets)
         data, values = read_sample(shard, header, self.targets)
         try:
             pixels = decode_upright(data, header.native_size)
