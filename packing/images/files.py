@@ -76,7 +76,8 @@ def decode_upright(data: bytes, native_size: tuple[int, int]) -> np.ndarray:
     Raises:
         ValueError: see `decode`.
     """
-    return np.array(decode_whole(data, native_size, native_size))
+    image = decode_whole(data, native_size, native_size)
+    return image if isinstance(image, np.ndarray) else np.array(image)
 
 
 def decode_whole(
@@ -95,7 +96,8 @@ def decode_whole(
         ValueError: the file is broken, or has another size than `native_size`.
     """
     least = needed if any_scale else _halved(needed, native_size)
-    if _plain_size(data) == native_size and (pixels := _by_simplejpeg(data, least)) is not None:
+    is_plain = _plain_size(data) == native_size
+    if is_plain and (pixels := _by_simplejpeg(data, least)) is not None:
         return pixels
     with _open(data) as image:
         if _upright_size(image) != native_size:
@@ -103,7 +105,7 @@ def decode_whole(
             raise ValueError(f"it has {found} pixels, not {expected}")
         orientation = _orientation(image)
         if image.format in ("JPEG", "MPO"):  # MPO: several pictures in a row, as some phones write
-            if orientation == 1 and image.mode in ("L", "RGB"):
+            if not is_plain and orientation == 1 and image.mode in ("L", "RGB"):
                 pixels = _by_simplejpeg(data, least)
                 if pixels is not None:
                     return pixels
