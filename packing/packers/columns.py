@@ -46,9 +46,8 @@ def _write(values: np.ndarray) -> str:
     else:
         # All lowest bytes, then all second bytes, and so on: they compress better than numbers.
         planes = (values - table[0]).astype("<i8").view(np.uint8).reshape(-1, 8).T
-        used = 1 + max(
-            place for place, plane in enumerate(planes) if plane.any()
-        )  # only highest are left out
+        # Only the highest are left out: those that are read count from the lowest.
+        used = 1 + max(place for place, plane in enumerate(planes) if plane.any())
         head, body = [-len(values), int(table[0])], b"".join(plane.tobytes() for plane in planes[:used])
     data = " ".join(map(str, head)).encode() + b"\n" + body
     return base64.b85encode(zlib.compress(data)).decode()
