@@ -17,10 +17,9 @@ from replication import (
     PATCHES,
     RESOLUTIONS,
     ROOT,
-    TEST_IMAGES,
     TRAIN,
-    TRAIN_IMAGES,
     Runs,
+    draw_digits,
     machine,
     spread,
     train_once,
@@ -28,7 +27,6 @@ from replication import (
 
 from gpu.results import replace_section, save
 from gpu.results import table as lines_of
-from packvit.data import write_digits
 
 PAGE, RESULTS = ROOT / "docs/replication.md", ROOT / "benchmarks/results/cures.json"
 BEFORE = ROOT / "benchmarks/results/replication.json"
@@ -143,9 +141,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     arguments = parser.parse_args()
-    data = arguments.out / "data"
-    if not (data / "val/classes.json").exists():  # written last
-        write_digits(data, TRAIN_IMAGES, TEST_IMAGES, seed=0)
+    draw_digits(arguments.out / "data")
     for number, seed in enumerate(arguments.seeds, 1):
         for variant in arguments.variants:
             train(arguments.out, variant, seed)

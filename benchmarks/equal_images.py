@@ -14,11 +14,10 @@ from pathlib import Path
 
 from fashion import INSTALLED, write_fashion
 from pictures import draw_line, dress
-from replication import ROOT, TRAIN_IMAGES, Runs, machine, spread, train_once
+from replication import ROOT, TRAIN_IMAGES, Runs, draw_digits, machine, spread, train_once
 
 from gpu.results import replace_section, save
 from packvit.common.plots import new_figure, save_figure
-from packvit.data import write_digits
 
 PAGE, RESULTS = ROOT / "docs/replication.md", ROOT / "benchmarks/results/equal_images.json"
 PICTURES = {"digits": "digits", "fashion": "Fashion-MNIST"}
@@ -58,11 +57,9 @@ def variants(runs: Path, pictures: str) -> dict[str, list[str]]:
 
 def draw_pictures(folder: Path, pictures: str, fashion: Path) -> None:
     """The shards of one set, unless they are there."""
-    if (folder / "val/classes.json").exists():  # written last
-        return
     if pictures == "digits":
-        write_digits(folder, TRAIN_IMAGES, TEST_IMAGES, seed=0)
-    else:
+        draw_digits(folder, TEST_IMAGES)
+    elif not (folder / "val/classes.json").exists():  # written last
         write_fashion(folder, TRAIN_IMAGES, TEST_IMAGES, 0, fashion)
 
 

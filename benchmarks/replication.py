@@ -48,11 +48,16 @@ VARIANTS: dict[str, list[str]] = {
 }
 
 
+def draw_digits(folder: Path, test_images: int = TEST_IMAGES) -> None:
+    """The shards of the demo set, unless they are there."""
+    if not (folder / "val/classes.json").exists():  # written last
+        write_digits(folder, TRAIN_IMAGES, test_images, seed=0)
+
+
 def train_all(out: Path, gflops: int, seeds: Iterable[int]) -> list[dict]:
     """All runs of these seeds, on a set that is drawn first."""
     data = out / "data"
-    if not (data / "val" / "classes.json").exists():  # written last
-        write_digits(data, TRAIN_IMAGES, TEST_IMAGES, seed=0)
+    draw_digits(data)
     return [train(out, data, variant, seed, gflops) for seed in seeds for variant in VARIANTS]
 
 
